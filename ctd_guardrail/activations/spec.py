@@ -1,0 +1,60 @@
+"""What fixes an activation: the choices that offline and online must share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["ActivationSpec", "Fingerprint"]
+
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ActivationSpec(BaseModel):
+    """Where in which model activations are read.
+
+    Attributes:
+        model: Hugging Face id, local path, or ``package:NAME`` for a model folder that an installed Python package
+            carries.
+        revision: Revision of a Hugging Face id.
+        layer: Index l of the block at which activations are read; the l blocks below it are computed.
+        site: ``input_norm``: output of block l's input norm (arXiv 2604.14251, section 4). ``residual``: the residual
+            stream that enters block l, ``hidden_states[l]``; the only choice for post-norm encoders such as BERT.
+        dtype: Data type of the weights and the forward pass.
+        window: Tokens in one forward window; None: what the model's positions allow, at most 4096. Longer
+            conversations are read in several windows, without a gap.
+        max_tokens: Conversations with more tokens are not read at all: the failure policy decides.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    layer: Annotated[int, Field(ge=1)]
+    site: Literal["input_norm", "residual"] = "input_norm"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    window: Annotated[int, Field(ge=8)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] = 32_768
+
+
+class Fingerprint(BaseModel):
+    """Hashes of what was loaded, by which a policy recognises the model that it was calibrated on.
+
+    Attributes:
+        architecture: Class name of the base model.
+        hidden_size: Width d of an activation.
+        window: Tokens in one forward window, resolved.
+        weights_sha256: Names, shapes and an even sample of the values of all loaded weights.
+        tokenizer_sha256: The serialised tokenizer.
+        template_sha256: The chat template, or the rule for plain text where there is none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str
+    hidden_size: int
+    window: int
+    weights_sha256: _Sha256
+    tokenizer_sha256: _Sha256
+    template_sha256: _Sha256

@@ -1,0 +1,103 @@
+"""What the cascade answers: a frozen value that says what was decided, by whom, why, and how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+__all__ = ["Decision", "FailurePolicy", "Reason", "Route", "Timings", "Verdict"]
+
+
+class Verdict(StrEnum):
+    """What happens to the input."""
+
+    ALLOW = "allow"
+    BLOCK = "block"
+
+
+class Route(StrEnum):
+    """Who the budget rule assigned the input to: ``expert`` if d(x) > lambda, else ``probe``."""
+
+    PROBE = "probe"
+    EXPERT = "expert"
+
+
+class Reason(StrEnum):
+    """Why the verdict is what it is.
+
+    The first four are judgements of the content. ``blank`` means that there was nothing to judge. All others mean
+    that the guard could not do its work, and that the stated failure policy chose the verdict.
+    """
+
+    PROBE_SAFE = "probe_safe"
+    PROBE_UNSAFE = "probe_unsafe"
+    EXPERT_SAFE = "expert_safe"
+    EXPERT_UNSAFE = "expert_unsafe"
+    BLANK = "blank"
+
+    EXPERT_TIMEOUT = "expert_timeout"
+    EXPERT_UNAVAILABLE = "expert_unavailable"
+    EXPERT_BAD_VERDICT = "expert_bad_verdict"
+    NON_TEXT = "non_text"
+    OVERLONG = "overlong"
+    OVERLOADED = "overloaded"
+    INTERNAL_ERROR = "internal_error"
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the guard broke, as opposed to having judged the content."""
+        return self not in _JUDGEMENTS
+
+
+_JUDGEMENTS = frozenset(
+    {Reason.PROBE_SAFE, Reason.PROBE_UNSAFE, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE, Reason.BLANK}
+)
+
+
+class FailurePolicy(StrEnum):
+    """What to do with an input when the guard cannot do its work.
+
+    ``probe`` falls back to the safety probe's own verdict, and blocks where not even the probe has run.
+    """
+
+    BLOCK = "block"
+    PROBE = "probe"
+    ALLOW = "allow"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall-clock milliseconds of one decision.
+
+    Attributes:
+        probe_ms: Tokenising, queueing, forward pass and both probes.
+        expert_ms: The expert's answer, 0 where it was not asked.
+        total_ms: All of it.
+    """
+
+    probe_ms: float = 0.0
+    expert_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcome for one conversation.
+
+    Attributes:
+        verdict: Allow or block.
+        route: Whom the budget rule assigned the input to.
+        reason: Why.
+        p: Safety probe, P(unsafe) in [0, 1]; None where it did not run.
+        d: Delegation value, the predicted improvement by the expert, in [-1, 1]; None where it did not run.
+        p_expert: Expert, P(unsafe) in [0, 1]; None where it was not asked or gave no score.
+        timings: How long it took.
+    """
+
+    verdict: Verdict
+    route: Route
+    reason: Reason
+    p: float | None = None
+    d: float | None = None
+    p_expert: float | None = None
+    timings: Timings = field(default_factory=Timings)

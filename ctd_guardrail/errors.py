@@ -1,0 +1,177 @@
+"""Every exception that this package raises on purpose.
+
+::
+
+    CtdError
+    ├── ConfigError              a YAML file or a command-line option is wrong
+    ├── DataError                a row of a data or score file is wrong
+    ├── DependencyError          an optional package is not installed
+    ├── PolicyError
+    │   ├── PolicyFormatError    the policy folder cannot be read as a policy
+    │   ├── PolicyIntegrityError its content is not what its manifest says
+    │   └── PolicyMismatchError  it was made for another base model, tokenizer, layer, dtype or expert
+    ├── InfeasibleBudgetError    the calibration scores cannot certify this alpha at this delta
+    ├── InputError               a conversation cannot be screened as it stands
+    │   ├── NonTextError         it holds content that is not text
+    │   └── OverlongError        it has more tokens than the policy allows
+    ├── ActivationError          the base model could not be loaded or run
+    │   └── OverloadedError      the queue in front of it is full
+    └── ExpertError
+        ├── ExpertTimeoutError      no answer before the deadline
+        ├── ExpertUnavailableError  refused, unreachable, rate-limited or failing
+        └── ExpertVerdictError      an answer that is not a verdict
+
+A message says what is wrong, where (file, key path or row), and what to do. None of them carries the text of a
+conversation or a secret.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = [
+    "ActivationError",
+    "ConfigError",
+    "CtdError",
+    "DataError",
+    "DependencyError",
+    "ExpertError",
+    "ExpertTimeoutError",
+    "ExpertUnavailableError",
+    "ExpertVerdictError",
+    "InfeasibleBudgetError",
+    "InputError",
+    "NonTextError",
+    "OverloadedError",
+    "OverlongError",
+    "PolicyError",
+    "PolicyFormatError",
+    "PolicyIntegrityError",
+    "PolicyMismatchError",
+]
+
+
+class CtdError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        problem: What is wrong.
+        hint: What to do about it.
+    """
+
+    def __init__(self, problem: str, *, hint: str = "") -> None:
+        self.problem = problem
+        self.hint = hint
+        super().__init__(f"{problem}. {hint}" if hint else problem)
+
+
+class ConfigError(CtdError):
+    """A configuration value is missing, unknown or wrong.
+
+    Args:
+        problem: What is wrong.
+        file: The file that holds the value, if it came from one.
+        key: Dotted path of the key inside the file, for example ``custom_data.ctd.alpha``.
+        hint: What to do about it.
+    """
+
+    def __init__(self, problem: str, *, file: Path | str | None = None, key: str = "", hint: str = "") -> None:
+        self.file = None if file is None else Path(file)
+        self.key = key
+        where = ": ".join(part for part in (str(file) if file is not None else "", key) if part)
+        super().__init__(f"{where}: {problem}" if where else problem, hint=hint)
+
+
+class DataError(CtdError):
+    """A row of an input file is missing a field, malformed, or out of range.
+
+    Args:
+        problem: What is wrong.
+        file: The file that holds the row.
+        row: Its 1-based line number, if the problem is in one row.
+        hint: What to do about it.
+    """
+
+    def __init__(
+        self, problem: str, *, file: Path | str | None = None, row: int | None = None, hint: str = ""
+    ) -> None:
+        self.file = None if file is None else Path(file)
+        self.row = row
+        where = "" if file is None else str(file)
+        if row is not None:
+            where = f"{where}, row {row}" if where else f"row {row}"
+        super().__init__(f"{where}: {problem}" if where else problem, hint=hint)
+
+
+class DependencyError(CtdError):
+    """An optional package that this step needs is not installed."""
+
+
+class PolicyError(CtdError):
+    """Base of everything that can be wrong with a policy folder."""
+
+
+class PolicyFormatError(PolicyError):
+    """The folder is not a policy, or of a format that this version does not read."""
+
+
+class PolicyIntegrityError(PolicyError):
+    """A hash, shape or dtype in the folder differs from what its manifest states."""
+
+
+class PolicyMismatchError(PolicyError):
+    """The policy was calibrated on something else than what is about to be served."""
+
+
+class InfeasibleBudgetError(CtdError):
+    """The calibration scores cannot certify the requested budget.
+
+    Args:
+        problem: What is wrong.
+        alpha: The budget that was asked for.
+        alpha_min: The smallest budget that these scores can certify at the same delta.
+        n_min: The smallest number of calibration rows that would certify ``alpha``.
+        hint: What to do about it.
+    """
+
+    def __init__(self, problem: str, *, alpha: float, alpha_min: float, n_min: int, hint: str = "") -> None:
+        self.alpha = alpha
+        self.alpha_min = alpha_min
+        self.n_min = n_min
+        super().__init__(problem, hint=hint)
+
+
+class InputError(CtdError):
+    """A conversation cannot be screened as it stands."""
+
+
+class NonTextError(InputError):
+    """A message holds content that is not text, so the probes cannot see it."""
+
+
+class OverlongError(InputError):
+    """A conversation has more tokens than the policy's stated limit."""
+
+
+class ActivationError(CtdError):
+    """The base model could not be loaded, or its forward pass failed."""
+
+
+class OverloadedError(ActivationError):
+    """The bounded queue in front of the base model is full, or it is shutting down."""
+
+
+class ExpertError(CtdError):
+    """The expert gave no usable score."""
+
+
+class ExpertTimeoutError(ExpertError):
+    """The expert did not answer before its deadline."""
+
+
+class ExpertUnavailableError(ExpertError):
+    """The expert refused the call, could not be reached, or reported a failure."""
+
+
+class ExpertVerdictError(ExpertError):
+    """The expert answered, but not with a verdict in the agreed form."""
