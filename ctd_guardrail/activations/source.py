@@ -1,0 +1,46 @@
+"""The seam to whatever computes activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
+from ctd_guardrail.conversation import Conversation
+
+if TYPE_CHECKING:
+    from ctd_guardrail.activations.ragged import Ragged
+
+__all__ = ["ActivationSource", "Windows"]
+
+Windows = tuple[tuple[int, ...], ...]
+"""Token ids of one conversation, cut into forward windows without a gap."""
+
+
+class ActivationSource(Protocol):
+    """Turns conversations into token activations of one base model at one site."""
+
+    @property
+    def spec(self) -> ActivationSpec:
+        """What was asked for."""
+        ...
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What was loaded."""
+        ...
+
+    def tokenize(self, conversation: Conversation) -> Windows:
+        """Return the conversation's windows. Thread-safe, and needs no device.
+
+        Raises:
+            OverlongError: There are more tokens than ``spec.max_tokens``.
+        """
+        ...
+
+    def activations(self, windows: Sequence[tuple[int, ...]]) -> Ragged:
+        """Return the activations of all tokens of all windows, one segment a window, in order.
+
+        Blocking, and not thread-safe: it belongs to one device thread.
+        """
+        ...

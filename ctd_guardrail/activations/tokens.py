@@ -1,0 +1,127 @@
+"""From a conversation to token windows, the same offline and online."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from tokenizers import Tokenizer
+
+from ctd_guardrail.activations.source import Windows
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.errors import ActivationError, OverlongError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ConversationTokenizer"]
+
+_PLAIN_TEXT_RULE: Final = "plain text; several turns as 'role: text' lines"
+# Some chat templates print the current date. Activations must not change with the calendar.
+_TEMPLATE_DATE: Final = dt.datetime(2024, 7, 26, tzinfo=dt.UTC)
+# Text longer than this many characters for each allowed token is refused unread: tokenising it would be the attack.
+_CHARACTERS_PER_TOKEN: Final = 16
+
+
+class ConversationTokenizer:
+    """Renders a conversation and cuts it into windows.
+
+    Models with a chat template see the conversation as the template renders it, without a generation prompt; others
+    see :meth:`Conversation.plain_text` between the model's own special tokens.
+
+    Args:
+        tokenizer: The model's tokenizer; a fast one.
+        window: Tokens in one window, special tokens included.
+        max_tokens: Largest number of tokens of a conversation, special tokens not counted.
+
+    Raises:
+        ActivationError: The tokenizer has no fast backend, or the window leaves no room for text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, window: int, max_tokens: int) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ActivationError(
+                f"{type(tokenizer).__name__} has no fast backend",
+                hint="Convert the tokenizer to tokenizer.json",
+            )
+        # A private copy without truncation and padding: the shared one changes its settings on every call, which is
+        # not thread-safe, and a leftover truncation would cut conversations in silence.
+        self._backend = Tokenizer.from_str(backend.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        serialised = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
+        self.tokenizer_sha256 = hashlib.sha256(serialised.encode()).hexdigest()
+
+        template = tokenizer.chat_template
+        self._tokenizer = tokenizer if template else None
+        self.template_sha256 = hashlib.sha256(
+            (json.dumps(template, sort_keys=True) if template else _PLAIN_TEXT_RULE).encode()
+        ).hexdigest()
+        if template:
+            self._prefix = self._window_prefix(tokenizer)
+            self._suffix: tuple[int, ...] = ()
+        else:
+            self._prefix, self._suffix = self._special_tokens()
+            # Without a template no special token in the text is ours: what a user types as one stays text.
+            self._backend.encode_special_tokens = True
+        self._max_tokens = max_tokens
+        self._stride = window - len(self._prefix) - len(self._suffix)
+        if self._stride < 1:
+            raise ActivationError(f"a window of {window} tokens leaves no room for text", hint="Raise base.window")
+
+    def __call__(self, conversation: Conversation) -> Windows:
+        """Return the windows of a conversation, at least one.
+
+        Raises:
+            OverlongError: There are more tokens than allowed.
+            ActivationError: The chat template refuses the conversation.
+        """
+        text = self._render(conversation)
+        if len(text) > self._max_tokens * _CHARACTERS_PER_TOKEN:
+            raise self._overlong()
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        if len(ids) > self._max_tokens:
+            raise self._overlong()
+        prefix = self._prefix
+        if self._tokenizer is not None:
+            # The template writes its own first special token; only later windows need it added.
+            ids = ids[len(prefix) :] if tuple(ids[: len(prefix)]) == prefix else ids
+        starts = range(0, max(len(ids), 1), self._stride)
+        return tuple((*prefix, *ids[start : start + self._stride], *self._suffix) for start in starts)
+
+    def _render(self, conversation: Conversation) -> str:
+        if self._tokenizer is None:
+            return conversation.plain_text()
+        messages = [{"role": turn.role, "content": turn.content} for turn in conversation.alternating()]
+        arguments: dict[str, Any] = {
+            "date_string": _TEMPLATE_DATE.strftime("%d %b %Y"),
+            "strftime_now": _TEMPLATE_DATE.strftime,
+        }
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=False, **arguments
+            )
+        except Exception as error:  # noqa: BLE001  # a template may raise anything
+            # The template's own message may quote the conversation, so it is not repeated here.
+            raise ActivationError(f"the chat template refused a conversation ({type(error).__name__})") from None
+        return cast("str", rendered)
+
+    def _overlong(self) -> OverlongError:
+        return OverlongError(
+            f"the conversation has more than {self._max_tokens} tokens",
+            hint="Raise base.max_tokens and calibrate again, or shorten the input; on_failure decides about it",
+        )
+
+    def _special_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        full = self._backend.encode("a", add_special_tokens=True).ids
+        at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        return tuple(full[:at]), tuple(full[at + len(bare) :])
+
+    def _window_prefix(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        first = self._backend.encode(self._render(Conversation.from_text("a")), add_special_tokens=False).ids[:1]
+        # Decoders put much of their attention on the first token; a window without it is not what they know.
+        return tuple(first) if first == [tokenizer.bos_token_id] else ()

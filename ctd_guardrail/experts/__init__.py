@@ -1,0 +1,1 @@
+"""Experts: whatever judges the inputs that the probe should not judge alone."""

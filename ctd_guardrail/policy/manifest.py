@@ -1,0 +1,87 @@
+"""policy.json: what a policy was made from, and what it may be used with."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
+
+__all__ = ["FORMAT", "CalibrationRecord", "DataRecord", "Manifest"]
+
+FORMAT: Literal[1] = 1
+
+_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class DataRecord(BaseModel):
+    """A file that went into the policy.
+
+    Attributes:
+        file: Its name, without the folder.
+        sha256: Hash of its bytes.
+        rows: Rows that were read from it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    sha256: str
+    rows: int
+
+
+class CalibrationRecord(BaseModel):
+    """The rows behind the certificate, and the budget that is used where the user states none.
+
+    Attributes:
+        rows: Number n of calibration rows, one from each cluster of dependent rows.
+        alpha: Budget at calibration.
+        delta: Error probability at calibration.
+        seed: Seed of the split.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: Annotated[int, Field(ge=1)]
+    alpha: _Share
+    delta: _Share
+    seed: int
+
+
+class Manifest(BaseModel):
+    """The content of policy.json.
+
+    Attributes:
+        format: Version of this layout.
+        created_at: When it was written, UTC.
+        versions: Versions of the packages that it was made with.
+        activations: Where activations are read.
+        fingerprint: What was loaded; a rail that loads something else refuses to start.
+        probe: Kind of the two probes.
+        decision_threshold: tau: a score of at least tau, the probe's or the expert's, blocks.
+        expert: Identity of the expert whose scores the delegation value was trained on; ``recorded:COLUMN`` for
+            scores that came with the data.
+        calibration: The rows behind the certificate.
+        data: The files that went in.
+        training: How the probes were chosen: alternatives and their cross-validated scores.
+        evaluation: Figures on the test split.
+        tensors_sha256: Hash of policy.safetensors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = FORMAT
+    created_at: datetime
+    versions: dict[str, str]
+    activations: ActivationSpec
+    fingerprint: Fingerprint
+    probe: Literal["plug_in"] = "plug_in"
+    decision_threshold: _Share = 0.5
+    expert: Annotated[str, Field(min_length=1)]
+    calibration: CalibrationRecord
+    data: list[DataRecord]
+    training: dict[str, Any]
+    evaluation: dict[str, Any]
+    tensors_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -1,0 +1,192 @@
+"""A policy folder: policy.json and policy.safetensors, read with suspicion and written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError, PolicyMismatchError
+from ctd_guardrail.policy.manifest import Manifest
+
+__all__ = ["MANIFEST_FILE", "TENSORS_FILE", "CalibrationScores", "Policy", "read_policy", "write_policy"]
+
+MANIFEST_FILE: Final = "policy.json"
+TENSORS_FILE: Final = "policy.safetensors"
+# A policy of a million calibration rows and a 16k-wide model is 33 MB.
+_LARGEST_FILE: Final = 1 << 28
+_PROBE: Final = "probe."
+_CALIBRATION: Final = "calibration."
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationScores:
+    """Scores of the calibration rows, ascending in d, row by row.
+
+    Attributes:
+        d: Delegation values, shape [n].
+        p: Safety probe, P(unsafe), shape [n].
+        expert: Expert, P(unsafe), shape [n]; None where the certificate came from unlabelled traffic.
+        label: 1 = unsafe, shape [n]; None likewise.
+    """
+
+    d: FloatArray
+    p: FloatArray
+    expert: FloatArray | None = None
+    label: FloatArray | None = None
+
+    @classmethod
+    def from_rows(
+        cls, *, d: FloatArray, p: FloatArray, expert: FloatArray | None = None, label: FloatArray | None = None
+    ) -> CalibrationScores:
+        """Sort rows by d."""
+        order = np.argsort(d, kind="stable")
+        return cls(
+            d=d[order],
+            p=p[order],
+            expert=None if expert is None else expert[order],
+            label=None if label is None else label[order],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What calibration produces and the rail reads.
+
+    Attributes:
+        manifest: What it was made from.
+        probe: Parameters of the two probes, by name.
+        calibration: Scores behind the certificate.
+    """
+
+    manifest: Manifest
+    probe: Mapping[str, NDArray[np.float32]]
+    calibration: CalibrationScores
+
+
+def write_policy(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    policy_probe: Mapping[str, NDArray[np.float32]],
+    calibration: CalibrationScores,
+) -> Policy:
+    """Write a policy folder so that a reader sees the old policy or the new one, never a mixture.
+
+    Args:
+        folder: Created where it does not exist.
+        manifest: Fields of :class:`Manifest` without ``tensors_sha256``.
+        policy_probe: Parameters of the two probes, by name.
+        calibration: Scores behind the certificate.
+
+    Returns:
+        The policy as a reader will see it.
+    """
+    tensors: dict[str, NDArray[Any]] = {_PROBE + name: array for name, array in policy_probe.items()}
+    for name in ("d", "p", "expert", "label"):
+        column = getattr(calibration, name)
+        if column is not None:
+            tensors[_CALIBRATION + name] = np.ascontiguousarray(column)
+    blob = save(tensors)
+    digest = hashlib.sha256(blob).hexdigest()
+    checked = Manifest.model_validate({**manifest, "tensors_sha256": digest})
+    folder.mkdir(parents=True, exist_ok=True)
+    # The manifest goes last: until it is in place, its hash of the tensors refuses the mixture.
+    _replace(folder / TENSORS_FILE, blob)
+    _replace(folder / MANIFEST_FILE, (checked.model_dump_json(indent=2) + "\n").encode())
+    return Policy(checked, dict(policy_probe), calibration)
+
+
+def read_policy(folder: Path) -> Policy:
+    """Read a policy folder.
+
+    Raises:
+        PolicyFormatError: The folder, a file, a field or a tensor is missing or malformed.
+        PolicyIntegrityError: The tensors are not those that the manifest was written with.
+    """
+    try:
+        manifest = Manifest.model_validate_json(_read(folder / MANIFEST_FILE))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise PolicyFormatError(
+            f"{folder / MANIFEST_FILE}: {key}: {first['msg']}",
+            hint="Calibrate again with this version, or use the version that wrote the policy",
+        ) from error
+    blob = _read(folder / TENSORS_FILE)
+    if hashlib.sha256(blob).hexdigest() != manifest.tensors_sha256:
+        raise PolicyIntegrityError(
+            f"{folder / TENSORS_FILE} is not the file that {MANIFEST_FILE} was written with",
+            hint="Copy both files of the policy again",
+        )
+    try:
+        tensors = load(blob)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise PolicyFormatError(f"{folder / TENSORS_FILE} is not a safetensors file") from error
+    probe = {name.removeprefix(_PROBE): array for name, array in tensors.items() if name.startswith(_PROBE)}
+    columns = {
+        name.removeprefix(_CALIBRATION): array for name, array in tensors.items() if name.startswith(_CALIBRATION)
+    }
+    if len(probe) + len(columns) != len(tensors):
+        raise PolicyFormatError(f"{folder / TENSORS_FILE} holds tensors that do not belong to a policy")
+    return Policy(manifest, probe, _check_calibration(folder, manifest, columns))
+
+
+def check_expert(manifest: Manifest, identity: str) -> None:
+    """Refuse an expert other than the one that the delegation value was trained on.
+
+    Scores that were recorded in the data do not say how they were made, so any expert may follow them.
+
+    Raises:
+        PolicyMismatchError: The identities differ.
+    """
+    if manifest.expert.startswith("recorded:") or manifest.expert == identity:
+        return
+    raise PolicyMismatchError(
+        f"the policy was calibrated with expert {manifest.expert!r}, and this is {identity!r}",
+        hint="Configure that expert, or calibrate again with this one",
+    )
+
+
+def _check_calibration(folder: Path, manifest: Manifest, columns: Mapping[str, NDArray[Any]]) -> CalibrationScores:
+    rows = manifest.calibration.rows
+    if not {"d", "p"} <= set(columns) <= {"d", "p", "expert", "label"}:
+        raise PolicyFormatError(f"{folder / TENSORS_FILE}: calibration columns are {sorted(columns)}")
+    for name, column in columns.items():
+        if column.shape != (rows,) or column.dtype != np.float64 or not np.isfinite(column).all():
+            raise PolicyFormatError(f"{folder / TENSORS_FILE}: calibration.{name} is not {rows} finite float64 values")
+    if (np.diff(columns["d"]) < 0).any():
+        raise PolicyFormatError(f"{folder / TENSORS_FILE}: calibration.d is not in ascending order")
+    return CalibrationScores(columns["d"], columns["p"], columns.get("expert"), columns.get("label"))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # Size first: a hostile folder must not fill the memory.
+        if path.stat().st_size > _LARGEST_FILE:
+            raise PolicyFormatError(f"{path} is larger than {_LARGEST_FILE >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise PolicyFormatError(
+            f"{path} cannot be read ({error.strerror})",
+            hint="Point `policy` at the folder that `ctd-calibrate run` wrote",
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(path.suffix + ".part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
