@@ -2,9 +2,8 @@
 
 Let d_1..d_n be the delegation values of n calibration inputs, exchangeable with the inputs of the deployment, and
 R(lambda) = P(d > lambda) the share of inputs that the rule ``delegate iff d > lambda`` (strict) sends to the expert.
-With the threshold of :func:`certify`, P(R(lambda) <= alpha) >= 1 - delta over the draw of the calibration inputs.
-
-Counts are integers throughout: ``n * rate`` in floating point is wrong in about 4% of all (k, n).
+With the threshold of :func:`certify`, P(R(lambda) <= alpha) >= 1 - delta over the draw of the calibration inputs;
+:mod:`ctd_guardrail.policy.guarantees` lists the other statements that it can be asked for.
 """
 
 from __future__ import annotations
@@ -15,11 +14,31 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, bdtrik
 
 from ctd_guardrail.errors import ConfigError, DataError
+from ctd_guardrail.policy.envelope import Simultaneous
+from ctd_guardrail.policy.guarantees import (
+    Exact,
+    Expected,
+    Guarantee,
+    NextRequests,
+    Rule,
+    check_share,
+    max_exceedances,
+    min_alpha,
+    min_rows,
+)
 
-__all__ = ["Certificate", "Status", "certify", "max_exceedances", "min_alpha", "min_rows", "sort_scores"]
+__all__ = [
+    "Certificate",
+    "Guarantee",
+    "Status",
+    "certify",
+    "max_exceedances",
+    "min_alpha",
+    "min_rows",
+    "sort_scores",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -41,11 +60,15 @@ class Certificate:
         k: Number of calibration scores that may lie above the threshold, k*; -1 where infeasible.
         n: Number of calibration scores.
         alpha: The budget: largest admissible share of delegated inputs.
-        delta: Admissible probability, over the calibration draw, that the share exceeds alpha.
+        delta: Admissible probability, over the calibration draw, that the guarantee fails; ``expected`` has none and
+            ignores it.
         mean_rate: Expected share of delegated inputs, (k + 1) / (n + 1), exact for continuous scores; 0 where
             infeasible.
-        n_min: Smallest n that can certify alpha at delta.
+        n_min: Smallest n that can certify alpha at delta. A certified ``simultaneous`` states the n that is enough
+            at its own eta, an upper bound that needs no search.
         alpha_min: Smallest alpha that n scores can certify at delta.
+        guarantee: What alpha bounds.
+        horizon: The number of inputs that ``next`` speaks of; None for the others.
     """
 
     status: Status
@@ -57,46 +80,8 @@ class Certificate:
     mean_rate: float
     n_min: int
     alpha_min: float
-
-
-def max_exceedances(n: int, alpha: float, delta: float) -> int:
-    """Return k* = max{k : P(Binomial(n, alpha) <= k) <= delta}, or -1 where even k = 0 is too likely.
-
-    With k* scores above lambda, R(lambda) > alpha has probability at most delta: for continuous scores
-    R ~ Beta(k* + 1, n - k*) and P(R > alpha) = P(Binomial(n, alpha) <= k*) exactly; ties only lower it
-    (Clopper and Pearson 1934; the closed form of the exact binomial test in Learn-then-Test, arXiv 2110.01052).
-
-    Args:
-        n: Number of calibration scores, at least 1.
-        alpha: Budget in (0, 1).
-        delta: Error probability in (0, 1).
-    """
-    _check_levels(alpha, delta)
-    # bdtrik inverts the binomial CDF in k; the neighbours settle its rounding.
-    guess = float(bdtrik(delta, n, alpha))
-    k = min(n - 1, math.floor(guess) + 1) if math.isfinite(guess) else n - 1
-    while k >= 0 and float(bdtr(k, n, alpha)) > delta:
-        k -= 1
-    return k
-
-
-def min_rows(alpha: float, delta: float) -> int:
-    """Return the smallest n for which :func:`max_exceedances` is not -1: ceil(ln delta / ln(1 - alpha))."""
-    _check_levels(alpha, delta)
-    n = math.ceil(math.log(delta) / math.log1p(-alpha))
-    # The logarithms round; (1 - alpha)^n <= delta is what counts.
-    while n > 1 and float(bdtr(0, n - 1, alpha)) <= delta:
-        n -= 1
-    while float(bdtr(0, n, alpha)) > delta:
-        n += 1
-    return n
-
-
-def min_alpha(n: int, delta: float) -> float:
-    """Return the smallest alpha that n scores can certify at delta, 1 - delta^(1/n)."""
-    if n < 1:
-        return 1.0
-    return -math.expm1(math.log(delta) / n)
+    guarantee: Guarantee = Guarantee.EXACT
+    horizon: int | None = None
 
 
 def sort_scores(scores: FloatArray) -> FloatArray:
@@ -120,10 +105,18 @@ def sort_scores(scores: FloatArray) -> FloatArray:
     return np.sort(scores)
 
 
-def certify(sorted_scores: FloatArray, alpha: float, delta: float) -> Certificate:
+def certify(
+    sorted_scores: FloatArray,
+    alpha: float,
+    delta: float,
+    *,
+    guarantee: Guarantee = Guarantee.EXACT,
+    horizon: int | None = None,
+    eta: float | None = None,
+) -> Certificate:
     """Return the smallest threshold whose delegation rate is certified to be at most alpha.
 
-    lambda is the (n - k*)-th smallest score, so that exactly k* scores lie above it when there are no ties, and fewer
+    lambda is the (n - k)-th smallest score, so that exactly k scores lie above it when there are no ties, and fewer
     when there are. Every larger threshold is certified by the same event, so choosing among those needs no
     correction.
 
@@ -132,12 +125,19 @@ def certify(sorted_scores: FloatArray, alpha: float, delta: float) -> Certificat
             them, shape [n].
         alpha: Budget in (0, 1).
         delta: Error probability in (0, 1).
+        guarantee: What alpha bounds.
+        horizon: For ``next``, the number of inputs that the statement covers.
+        eta: For ``simultaneous``, :func:`ctd_guardrail.policy.envelope.critical_eta` of these n and delta where it
+            is stored; otherwise it is computed, once per process.
 
     Raises:
-        ConfigError: alpha or delta lies outside (0, 1).
+        ConfigError: alpha or delta lies outside (0, 1), alpha outside the range of ``simultaneous``, or ``horizon``
+            and ``guarantee`` do not belong together.
     """
+    check_share("delta", delta)
+    rule = _rule(guarantee, delta, horizon, eta)
     n = int(sorted_scores.size)
-    k = max_exceedances(n, alpha, delta)
+    k = rule.exceedances(n, alpha)
     feasible = k >= 0
     return Certificate(
         status=Status.CERTIFIED if feasible else Status.INFEASIBLE,
@@ -147,12 +147,30 @@ def certify(sorted_scores: FloatArray, alpha: float, delta: float) -> Certificat
         alpha=alpha,
         delta=delta,
         mean_rate=(k + 1) / (n + 1) if feasible else 0.0,
-        n_min=min_rows(alpha, delta),
-        alpha_min=min_alpha(n, delta),
+        n_min=rule.rows(n, alpha),
+        alpha_min=rule.budget(n),
+        guarantee=guarantee,
+        horizon=horizon,
     )
 
 
-def _check_levels(alpha: float, delta: float) -> None:
-    for name, value in (("alpha", alpha), ("delta", delta)):
-        if not 0.0 < value < 1.0:
-            raise ConfigError(f"{value!r} is not between 0 and 1", key=name, hint=f"Set {name} to a share such as 0.1")
+def _rule(guarantee: Guarantee, delta: float, horizon: int | None, eta: float | None) -> Rule:
+    if guarantee is Guarantee.NEXT:
+        if horizon is None or horizon < 1:
+            raise ConfigError(
+                f"guarantee 'next' speaks of the next T inputs, and T is {horizon}",
+                key="horizon",
+                hint="Set horizon to a number of inputs, for example 1000",
+            )
+        return NextRequests(delta, horizon)
+    if horizon is not None:
+        raise ConfigError(
+            f"guarantee {guarantee.value!r} has no horizon", key="horizon", hint="Leave it out, or use guarantee: next"
+        )
+    match guarantee:
+        case Guarantee.SIMULTANEOUS:
+            return Simultaneous(delta, eta)
+        case Guarantee.EXPECTED:
+            return Expected()
+        case _:
+            return Exact(delta)
