@@ -1,0 +1,52 @@
+# make demo   the whole method on a laptop: data, expert, calibration, and messages through NeMo Guardrails
+# make test   the tests
+# Both create .venv and install what they need. Other targets: make lint, make test-statistics, make clean.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Models come from installed packages here, and nothing reports home.
+export HF_HUB_OFFLINE := 1
+export DO_NOT_TRACK := 1
+
+.PHONY: demo test test-statistics lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+
+demo: $(VENV)/.demo
+	$(BIN)/ctd-calibrate demo --to demo-output
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-statistics: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/statistics -m "slow or not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo-output build dist *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	# torch first, and alone: whatever depends on it then finds it and does not bring a build for another device.
+	@echo "Installing torch (a minute or so)..."
+	$(PIP) torch
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing ctd-guardrail and what it needs (a minute or two)..."
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing ctd-guardrail and its development tools (a minute or two)..."
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.demo
