@@ -92,9 +92,7 @@ class DataError(CtdError):
         hint: What to do about it.
     """
 
-    def __init__(
-        self, problem: str, *, file: Path | str | None = None, row: int | None = None, hint: str = ""
-    ) -> None:
+    def __init__(self, problem: str, *, file: Path | str | None = None, row: int | None = None, hint: str = "") -> None:
         self.file = None if file is None else Path(file)
         self.row = row
         where = "" if file is None else str(file)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError, PolicyMismatchError
+from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
 from ctd_guardrail.policy.manifest import Manifest
 
 __all__ = ["MANIFEST_FILE", "TENSORS_FILE", "CalibrationScores", "Policy", "read_policy", "write_policy"]
@@ -140,22 +140,6 @@ def read_policy(folder: Path) -> Policy:
     if len(probe) + len(columns) != len(tensors):
         raise PolicyFormatError(f"{folder / TENSORS_FILE} holds tensors that do not belong to a policy")
     return Policy(manifest, probe, _check_calibration(folder, manifest, columns))
-
-
-def check_expert(manifest: Manifest, identity: str) -> None:
-    """Refuse an expert other than the one that the delegation value was trained on.
-
-    Scores that were recorded in the data do not say how they were made, so any expert may follow them.
-
-    Raises:
-        PolicyMismatchError: The identities differ.
-    """
-    if manifest.expert.startswith("recorded:") or manifest.expert == identity:
-        return
-    raise PolicyMismatchError(
-        f"the policy was calibrated with expert {manifest.expert!r}, and this is {identity!r}",
-        hint="Configure that expert, or calibrate again with this one",
-    )
 
 
 def _check_calibration(folder: Path, manifest: Manifest, columns: Mapping[str, NDArray[Any]]) -> CalibrationScores:

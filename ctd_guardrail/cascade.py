@@ -1,0 +1,193 @@
+"""Calibrate-Then-Delegate for one input (arXiv 2604.14251, algorithm 1).
+
+Activations, both probes, the threshold, and the expert only where d(x) > lambda. Nothing escapes
+:meth:`Cascade.check` but a decision: an exception in an action would be logged by the host together with the user's
+text, and could open the gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Timings, Verdict
+from ctd_guardrail.errors import (
+    ActivationError,
+    ExpertError,
+    ExpertTimeoutError,
+    ExpertUnavailableError,
+    ExpertVerdictError,
+    InputError,
+    NonTextError,
+    OverloadedError,
+    OverlongError,
+)
+from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.policy.budget import Certificate
+from ctd_guardrail.tally import Tally
+
+if TYPE_CHECKING:  # torch stays out of the import of the package
+    from ctd_guardrail.activations.engine import ActivationEngine, Head
+
+__all__ = ["Cascade"]
+
+log = logging.getLogger(__name__)
+
+_REASONS: Final[tuple[tuple[type[BaseException], Reason], ...]] = (
+    (ExpertTimeoutError, Reason.EXPERT_TIMEOUT),
+    (ExpertUnavailableError, Reason.EXPERT_UNAVAILABLE),
+    (ExpertVerdictError, Reason.EXPERT_BAD_VERDICT),
+    (ExpertError, Reason.EXPERT_UNAVAILABLE),
+    (OverlongError, Reason.OVERLONG),
+    (NonTextError, Reason.NON_TEXT),
+    (InputError, Reason.NON_TEXT),
+    (OverloadedError, Reason.OVERLOADED),
+)
+
+
+class Cascade:
+    """The guard: probe, threshold, expert.
+
+    Args:
+        engine: Base model.
+        probes: Maps token activations to (p, d).
+        certificate: Carries lambda.
+        decision_threshold: tau: a score of at least tau blocks.
+        expert: Asked where d > lambda.
+        on_failure: What to do where the guard cannot do its work.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: ActivationEngine,
+        probes: Head,
+        certificate: Certificate,
+        decision_threshold: float,
+        expert: Expert,
+        on_failure: FailurePolicy,
+    ) -> None:
+        self._engine = engine
+        self._probes = probes
+        self._decision_threshold = decision_threshold
+        self._expert = expert
+        self._on_failure = on_failure
+        self.certificate = certificate
+        self.tally = Tally()
+
+    async def check(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
+        """Decide about a conversation.
+
+        Args:
+            messages: Chat messages in the OpenAI form, oldest first, the input to screen last.
+
+        Returns:
+            The decision, also where something went wrong. The only exception that leaves this method is the
+            cancellation of the calling task itself.
+        """
+        screening = _Screening()
+        try:
+            await self._screen(messages, screening)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Something inside was cancelled, not the caller. Hosts take a cancellation that leaves an action for
+            # the end of the request and may answer without the guard.
+            self._fail(screening, Reason.INTERNAL_ERROR, "a part of the guard was cancelled")
+        except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
+            reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.INTERNAL_ERROR)
+            self._fail(screening, reason, type(error).__name__)
+        decision = screening.decision()
+        self.tally.count(decision)
+        return decision
+
+    async def aclose(self) -> None:
+        """Release the expert. The base model belongs to the process and stays."""
+        await self._expert.aclose()
+
+    async def _screen(self, messages: Iterable[Mapping[str, Any]], screening: _Screening) -> None:
+        conversation = Conversation.from_messages(messages)
+        if conversation.is_blank:
+            screening.conclude(Verdict.ALLOW, Reason.BLANK)
+            return
+
+        p, d = (float(score) for score in await self._engine.run(conversation, self._probes))
+        if not (math.isfinite(p) and math.isfinite(d)):
+            # Every comparison with NaN is false: it would pass for safe.
+            raise ActivationError("the probes gave a score that is not a number", hint="Use a wider dtype")
+        screening.probed(p, d)
+        if not d > self.certificate.threshold:
+            unsafe = p >= self._decision_threshold
+            screening.conclude(_verdict(unsafe), Reason.PROBE_UNSAFE if unsafe else Reason.PROBE_SAFE)
+            return
+
+        screening.route = Route.EXPERT
+        try:
+            score = await self._expert.score(conversation)
+        except BaseException:
+            self.tally.count_expert_attempts(1)
+            raise
+        self.tally.count_expert_attempts(score.attempts)
+        if not 0.0 <= score.p_unsafe <= 1.0:
+            raise ExpertVerdictError("the expert's score is not a probability")
+        screening.p_expert = score.p_unsafe
+        unsafe = score.p_unsafe >= self._decision_threshold
+        screening.conclude(_verdict(unsafe), Reason.EXPERT_UNSAFE if unsafe else Reason.EXPERT_SAFE)
+
+    def _fail(self, screening: _Screening, reason: Reason, cause: str) -> None:
+        # The cause is a type's name or a fixed phrase: an exception's message might quote the conversation.
+        log.warning("guard failure %s (%s): policy %s applies", reason, cause, self._on_failure)
+        if self._on_failure is FailurePolicy.ALLOW:
+            verdict = Verdict.ALLOW
+        elif self._on_failure is FailurePolicy.PROBE and screening.p is not None:
+            verdict = _verdict(screening.p >= self._decision_threshold)
+        else:
+            verdict = Verdict.BLOCK
+        screening.conclude(verdict, reason)
+
+
+class _Screening:
+    """What is known so far about the input under check."""
+
+    def __init__(self) -> None:
+        self.route = Route.PROBE
+        self.p: float | None = None
+        self.d: float | None = None
+        self.p_expert: float | None = None
+        self._start = self._probe_end = perf_counter()
+        # Closed until something says otherwise.
+        self._verdict, self._reason = Verdict.BLOCK, Reason.INTERNAL_ERROR
+
+    def probed(self, p: float, d: float) -> None:
+        self.p, self.d = p, d
+        self._probe_end = perf_counter()
+
+    def conclude(self, verdict: Verdict, reason: Reason) -> None:
+        self._verdict, self._reason = verdict, reason
+
+    def decision(self) -> Decision:
+        end = perf_counter()
+        probe_end = self._probe_end if self.p is not None else end
+        return Decision(
+            verdict=self._verdict,
+            route=self.route,
+            reason=self._reason,
+            p=self.p,
+            d=self.d,
+            p_expert=self.p_expert,
+            timings=Timings(
+                probe_ms=1000 * (probe_end - self._start),
+                expert_ms=1000 * (end - probe_end) if self.route is Route.EXPERT else 0.0,
+                total_ms=1000 * (end - self._start),
+            ),
+        )
+
+
+def _verdict(unsafe: bool) -> Verdict:  # noqa: FBT001  # a predicate, not an option
+    return Verdict.BLOCK if unsafe else Verdict.ALLOW

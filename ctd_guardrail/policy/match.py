@@ -1,0 +1,50 @@
+"""Whether a policy belongs to what is about to be served.
+
+The certificate holds for the distribution of d(x) that calibration saw. Another base model, tokenizer, template,
+layer, dtype or expert gives another distribution, and the certificate is void.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ctd_guardrail.activations.spec import Fingerprint
+from ctd_guardrail.errors import PolicyMismatchError
+from ctd_guardrail.policy.manifest import Manifest
+
+__all__ = ["RECORDED", "check_expert", "check_fingerprint"]
+
+RECORDED: Final = "recorded:"
+"""Prefix of the identity of expert scores that came with the data."""
+
+
+def check_fingerprint(manifest: Manifest, loaded: Fingerprint) -> None:
+    """Refuse a base model other than the one that the policy was calibrated on.
+
+    Raises:
+        PolicyMismatchError: A hash, the architecture, the width or the window differs; it is named.
+    """
+    for field in Fingerprint.model_fields:
+        expected, found = getattr(manifest.fingerprint, field), getattr(loaded, field)
+        if expected != found:
+            raise PolicyMismatchError(
+                f"the policy was calibrated on base model {manifest.activations.model!r} with {field} "
+                f"{expected!r}, and the loaded model has {found!r}",
+                hint="Serve the model that the policy was calibrated on, or calibrate again on this one",
+            )
+
+
+def check_expert(manifest: Manifest, identity: str) -> None:
+    """Refuse an expert other than the one that the delegation value was trained on.
+
+    Scores that were recorded in the data do not say how they were made, so any expert may follow them.
+
+    Raises:
+        PolicyMismatchError: The identities differ.
+    """
+    if manifest.expert.startswith(RECORDED) or manifest.expert == identity:
+        return
+    raise PolicyMismatchError(
+        f"the policy was calibrated with expert {manifest.expert!r}, and this is {identity!r}",
+        hint="Configure that expert, or calibrate again with this one",
+    )

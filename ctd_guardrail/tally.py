@@ -1,0 +1,63 @@
+"""Counts of what the cascade decided, for operators and for the budget."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+
+from ctd_guardrail.decision import Decision, Reason, Route, Verdict
+
+__all__ = ["Tally", "TallySnapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class TallySnapshot:
+    """Counts since start.
+
+    Attributes:
+        decisions: Number of decisions for each (verdict, route, reason) that occurred.
+        expert_attempts: Calls that were made to the expert, failed ones included.
+    """
+
+    decisions: dict[tuple[Verdict, Route, Reason], int]
+    expert_attempts: int
+
+    @property
+    def total(self) -> int:
+        """Number of decisions."""
+        return sum(self.decisions.values())
+
+    @property
+    def delegated(self) -> int:
+        """Number of inputs that the budget rule assigned to the expert."""
+        return sum(count for (_, route, _), count in self.decisions.items() if route is Route.EXPERT)
+
+    @property
+    def failures(self) -> int:
+        """Number of decisions that the failure policy made."""
+        return sum(count for (_, _, reason), count in self.decisions.items() if reason.is_failure)
+
+
+class Tally:
+    """Thread-safe counters of one cascade."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._decisions: Counter[tuple[Verdict, Route, Reason]] = Counter()
+        self._expert_attempts = 0
+
+    def count(self, decision: Decision) -> None:
+        """Count a decision."""
+        with self._lock:
+            self._decisions[decision.verdict, decision.route, decision.reason] += 1
+
+    def count_expert_attempts(self, attempts: int) -> None:
+        """Count calls to the expert: a budget in calls pays for each of them, answered or not."""
+        with self._lock:
+            self._expert_attempts += attempts
+
+    def snapshot(self) -> TallySnapshot:
+        """Return the counts so far."""
+        with self._lock:
+            return TallySnapshot(dict(self._decisions), self._expert_attempts)

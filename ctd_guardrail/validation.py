@@ -1,0 +1,194 @@
+"""From a YAML file to a checked model, with errors that name the file, the dotted key path and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ctd_guardrail.errors import ConfigError
+
+__all__ = ["config_error", "load_yaml", "validate"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_MISSING: Final = object()
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping.
+
+    Plain YAML types only. A key that is written twice is refused: YAML parsers keep the last one in silence.
+
+    Raises:
+        ConfigError: The file cannot be read, is not YAML or not UTF-8, repeats a key, or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", file=path, hint="Check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("is not UTF-8", file=path, hint="Save it as UTF-8") from error
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        _refuse_repeated_keys(node, (), set(), path)
+        content = None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"is not valid YAML{_position(error)}", file=path, hint="Check the indentation") from error
+    finally:
+        loader.dispose()
+    if not isinstance(content, dict):
+        raise ConfigError("does not hold a mapping of keys to values", file=path, hint="Write `key: value` lines")
+    return content
+
+
+def validate(
+    model: type[Model],
+    content: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    prefix: str = "",
+    context: Mapping[str, Any] | None = None,
+) -> Model:
+    """Check a mapping against a pydantic model.
+
+    Args:
+        model: The model.
+        content: What was read.
+        file: The file it was read from.
+        prefix: Dotted path of the mapping inside the file, for example ``custom_data.ctd``.
+        context: Passed on to the model's validators.
+
+    Raises:
+        ConfigError: A key is unknown, missing, or has a wrong value.
+    """
+    try:
+        return model.model_validate(content, context=None if context is None else dict(context))
+    except ValidationError as error:
+        # The chain is cut: pydantic's own message quotes the value, which may be a secret.
+        raise config_error(error, model, content, file=file, prefix=prefix) from None
+
+
+def config_error(
+    error: ValidationError,
+    model: type[BaseModel],
+    content: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    prefix: str = "",
+) -> ConfigError:
+    """Return the first of pydantic's complaints as a :class:`ConfigError` that does not quote the value.
+
+    Args:
+        error: What pydantic raised.
+        model: The model that raised it.
+        content: The mapping that was checked.
+        file: The file it was read from.
+        prefix: Dotted path of the mapping inside the file.
+    """
+    # An unknown key explains a missing one better than the other way round.
+    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    path, known = _locate(first["loc"], model, content)
+    key = ".".join([prefix, *path] if prefix else path)
+    name = path[-1] if path else ""
+    if first["type"] == "extra_forbidden":
+        return ConfigError("this key is unknown", file=file, key=key, hint=_suggest(name, known))
+    if first["type"] == "missing":
+        return ConfigError("this key is missing", file=file, key=key, hint=f"Add `{name}: ...`")
+    reason = first.get("ctx", {}).get("error")
+    if isinstance(reason, ConfigError):
+        return ConfigError(reason.problem, file=file, key=key, hint=reason.hint)
+    if first["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        tags = first["ctx"].get("expected_tags", "")
+        return ConfigError(
+            "the type is missing" if first["type"] == "union_tag_not_found" else "the type is unknown",
+            file=file,
+            key=f"{key}.{str(first['ctx']['discriminator']).strip(chr(39))}",
+            hint=f"Use one of {tags}" if tags else "",
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(message[:1].lower() + message[1:], file=file, key=key)
+
+
+def _locate(
+    location: Sequence[int | str], model: type[BaseModel], content: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Return the keys on the way to an error as they stand in the file, and the keys known where it happened.
+
+    Pydantic's locations also name the chosen member of a union, which is no key of the file.
+    """
+    path: list[str] = []
+    models: list[type[BaseModel]] = [model]
+    known = _fields(models)
+    value: Any = content
+    for depth, part in enumerate(location):
+        inside = _child(value, part)
+        is_last = depth == len(location) - 1
+        if inside is _MISSING and not (is_last and isinstance(value, Mapping)):
+            models = [m for m in models if any(part in get_args(f.annotation) for f in m.model_fields.values())]
+            known = _fields(models)
+            continue
+        path.append(str(part))
+        value = inside
+        if not is_last:
+            annotations = [f.annotation for m in models for name, f in m.model_fields.items() if name == part]
+            models = [found for annotation in annotations for found in _models(annotation)] or models
+            known = _fields(models)
+    return path, known
+
+
+def _child(value: Any, part: int | str) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(part, _MISSING)
+    if isinstance(value, list) and isinstance(part, int) and part < len(value):
+        return value[part]
+    return _MISSING
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _fields(models: Sequence[type[BaseModel]]) -> list[str]:
+    return list(dict.fromkeys(f.alias or name for m in models for name, f in m.model_fields.items()))
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"Did you mean `{close[0]}`?"
+    return f"Known keys here: {', '.join(sorted(known))}"
+
+
+def _refuse_repeated_keys(node: yaml.Node | None, path: tuple[str, ...], seen: set[int], file: Path) -> None:
+    if node is None or id(node) in seen:  # an alias leads back to a node that was looked at already
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            _refuse_repeated_keys(item, (*path, str(number)), seen, file)
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key in keys:
+                raise ConfigError(
+                    f"this key is written twice (line {key_node.start_mark.line + 1})",
+                    file=file,
+                    key=".".join((*path, key)),
+                    hint="Keep one of them",
+                )
+            keys.add(key)
+            _refuse_repeated_keys(value_node, (*path, key), seen, file)
+
+
+def _position(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"

@@ -1,0 +1,153 @@
+import asyncio
+import threading
+import time
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from ctd_guardrail.activations.batcher import MicroBatcher
+from ctd_guardrail.errors import OverloadedError
+
+
+class Device:
+    """Doubles numbers, and can be held so that a queue builds up."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.busy = threading.Event()
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.busy.set()
+        self.gate.wait()
+        self.batches.append(list(items))
+        self.threads.add(threading.get_ident())
+        if any(item < 0 for item in items):
+            raise ValueError("negative")
+        return [2 * item for item in items]
+
+    def hold(self, batcher: MicroBatcher[int, int]) -> Future[int]:
+        """Occupy the device thread with one item until the gate opens."""
+        self.gate.clear()
+        self.busy.clear()
+        first = batcher.submit(0)
+        self.busy.wait()
+        return first
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+def batcher(device: Device) -> Iterator[MicroBatcher[int, int]]:
+    batcher = MicroBatcher(device, cost=lambda item: max(item, 1), max_batch_cost=10, max_queue=8)
+    yield batcher
+    device.gate.set()
+    batcher.close()
+
+
+async def test_each_caller_gets_its_own_result(batcher: MicroBatcher[int, int]) -> None:
+    assert await asyncio.gather(*(batcher(i) for i in range(8))) == [2 * i for i in range(8)]
+
+
+def test_what_queued_while_the_device_was_busy_is_one_batch(batcher: MicroBatcher[int, int], device: Device) -> None:
+    first = device.hold(batcher)
+    rest = [batcher.submit(i) for i in (1, 2, 3)]
+    device.gate.set()
+    assert [future.result() for future in (first, *rest)] == [0, 2, 4, 6]
+    assert device.batches == [[0], [1, 2, 3]]
+
+
+def test_a_batch_closes_before_it_exceeds_its_cost(batcher: MicroBatcher[int, int], device: Device) -> None:
+    device.hold(batcher)
+    futures = [batcher.submit(i) for i in (6, 4, 1, 50, 2)]
+    device.gate.set()
+    assert [future.result() for future in futures] == [12, 8, 2, 100, 4]
+    assert device.batches == [[0], [6, 4], [1], [50], [2]]
+
+
+def test_a_full_queue_refuses_instead_of_growing(batcher: MicroBatcher[int, int], device: Device) -> None:
+    device.hold(batcher)
+    waiting = [batcher.submit(1) for _ in range(8)]
+    with pytest.raises(OverloadedError, match="8 inputs are already waiting"):
+        batcher.submit(1)
+    device.gate.set()
+    assert [future.result() for future in waiting] == [2] * 8
+
+
+def test_a_cancelled_item_never_reaches_the_device(batcher: MicroBatcher[int, int], device: Device) -> None:
+    device.hold(batcher)
+    cancelled, kept = batcher.submit(3), batcher.submit(4)
+    assert cancelled.cancel()
+    device.gate.set()
+    assert kept.result() == 8
+    assert device.batches == [[0], [4]]
+    with pytest.raises(CancelledError):
+        cancelled.result()
+
+
+async def test_cancelling_the_waiting_task_takes_its_item_out(batcher: MicroBatcher[int, int], device: Device) -> None:
+    device.hold(batcher)
+    task = asyncio.create_task(batcher(3))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    device.gate.set()
+    assert await batcher(4) == 8
+    assert [3] not in device.batches
+
+
+def test_an_error_reaches_everyone_in_the_batch_and_nobody_else(
+    batcher: MicroBatcher[int, int], device: Device
+) -> None:
+    device.hold(batcher)
+    bad, neighbour = batcher.submit(-1), batcher.submit(1)
+    device.gate.set()
+    for future in (bad, neighbour):
+        with pytest.raises(ValueError, match="negative"):
+            future.result()
+    assert batcher.submit(5).result() == 10
+
+
+def test_closing_fails_those_who_wait_with_an_error_and_not_a_cancellation(
+    batcher: MicroBatcher[int, int], device: Device
+) -> None:
+    running = device.hold(batcher)
+    waiting = batcher.submit(1)
+    closer = threading.Thread(target=batcher.close)
+    closer.start()
+    with pytest.raises(OverloadedError, match="shutting down"):
+        waiting.result()
+    device.gate.set()
+    closer.join()
+    assert running.result() == 0
+    with pytest.raises(OverloadedError):
+        batcher.submit(1)
+
+
+def test_many_event_loops_in_many_threads_share_one_device_thread(
+    batcher: MicroBatcher[int, int], device: Device
+) -> None:
+    async def client(i: int) -> list[int]:
+        return [await batcher(i) for _ in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda i: asyncio.run(client(i)), range(8)))
+    assert results == [[2 * i] * 20 for i in range(8)]
+    assert len(device.threads) == 1
+
+
+def test_a_forgotten_batcher_keeps_nothing_alive_after_close() -> None:
+    before = threading.active_count()
+    batcher = MicroBatcher(lambda items: list(items), cost=lambda _: 1, max_batch_cost=4)
+    batcher.close()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
