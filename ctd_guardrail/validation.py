@@ -93,53 +93,49 @@ def config_error(
     """
     # An unknown key explains a missing one better than the other way round.
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    path, known = _locate(first["loc"], model, content)
+    path, parents = _locate(first["loc"], model, content)
     key = ".".join([prefix, *path] if prefix else path)
     name = path[-1] if path else ""
-    if first["type"] == "extra_forbidden":
-        return ConfigError("this key is unknown", file=file, key=key, hint=_suggest(name, known))
-    if first["type"] == "missing":
-        return ConfigError("this key is missing", file=file, key=key, hint=f"Add `{name}: ...`")
     reason = first.get("ctx", {}).get("error")
-    if isinstance(reason, ConfigError):
-        return ConfigError(reason.problem, file=file, key=key, hint=reason.hint)
-    if first["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        tags = first["ctx"].get("expected_tags", "")
-        return ConfigError(
-            "the type is missing" if first["type"] == "union_tag_not_found" else "the type is unknown",
-            file=file,
-            key=f"{key}.{str(first['ctx']['discriminator']).strip(chr(39))}",
-            hint=f"Use one of {tags}" if tags else "",
-        )
-    message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(message[:1].lower() + message[1:], file=file, key=key)
+    hint = ""
+    match first["type"]:
+        case "extra_forbidden":
+            problem, hint = "this key is unknown", _suggest(name, _fields(parents))
+        case "missing":
+            problem, hint = "this key is missing", f"Add `{name}: ...`"
+        case "union_tag_not_found" | "union_tag_invalid":
+            tag = first["ctx"]["discriminator"].strip("'")
+            key = f"{key}.{tag}"
+            problem = "this key is missing" if first["type"] == "union_tag_not_found" else "this value is unknown"
+            hint = f"Use one of {', '.join(_tags(_children(parents, name), tag))}"
+        case _ if isinstance(reason, ConfigError):
+            problem, hint = reason.problem, reason.hint
+        case _:
+            problem = first["msg"].removeprefix("Value error, ")
+    return ConfigError(problem, file=file, key=key, hint=hint)
 
 
 def _locate(
     location: Sequence[int | str], model: type[BaseModel], content: Mapping[str, Any]
-) -> tuple[list[str], list[str]]:
-    """Return the keys on the way to an error as they stand in the file, and the keys known where it happened.
+) -> tuple[list[str], list[type[BaseModel]]]:
+    """Return the keys on the way to an error as they stand in the file, and the models that hold the last of them.
 
     Pydantic's locations also name the chosen member of a union, which is no key of the file.
     """
     path: list[str] = []
     models: list[type[BaseModel]] = [model]
-    known = _fields(models)
     value: Any = content
     for depth, part in enumerate(location):
-        inside = _child(value, part)
         is_last = depth == len(location) - 1
+        inside = _child(value, part)
         if inside is _MISSING and not (is_last and isinstance(value, Mapping)):
             models = [m for m in models if any(part in get_args(f.annotation) for f in m.model_fields.values())]
-            known = _fields(models)
             continue
         path.append(str(part))
         value = inside
-        if not is_last:
-            annotations = [f.annotation for m in models for name, f in m.model_fields.items() if name == part]
-            models = [found for annotation in annotations for found in _models(annotation)] or models
-            known = _fields(models)
-    return path, known
+        if not is_last and isinstance(part, str):
+            models = _children(models, part)
+    return path, models
 
 
 def _child(value: Any, part: int | str) -> Any:
@@ -150,10 +146,19 @@ def _child(value: Any, part: int | str) -> Any:
     return _MISSING
 
 
+def _children(models: Sequence[type[BaseModel]], name: str) -> list[type[BaseModel]]:
+    """Return the models that the field may hold."""
+    return [found for m in models if name in m.model_fields for found in _models(m.model_fields[name].annotation)]
+
+
 def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _tags(models: Sequence[type[BaseModel]], discriminator: str) -> list[str]:
+    return [str(tag) for m in models for tag in get_args(m.model_fields[discriminator].annotation)]
 
 
 def _fields(models: Sequence[type[BaseModel]]) -> list[str]:
