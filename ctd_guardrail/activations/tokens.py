@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -20,7 +19,8 @@ __all__ = ["ConversationTokenizer"]
 
 _PLAIN_TEXT_RULE: Final = "plain text; several turns as 'role: text' lines"
 # Some chat templates print the current date. Activations must not change with the calendar.
-_TEMPLATE_DATE: Final = dt.datetime(2024, 7, 26, tzinfo=dt.UTC)
+_TEMPLATE_DATE: Final = "26 Jul 2024"
+_FIXED_CLOCK: Final = f"{{%- macro strftime_now(format) -%}}{_TEMPLATE_DATE}{{%- endmacro -%}}"
 # Text longer than this many characters for each allowed token is refused unread: tokenising it would be the attack.
 _CHARACTERS_PER_TOKEN: Final = 16
 
@@ -55,11 +55,10 @@ class ConversationTokenizer:
         serialised = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
         self.tokenizer_sha256 = hashlib.sha256(serialised.encode()).hexdigest()
 
-        template = tokenizer.chat_template
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         self._tokenizer = tokenizer if template else None
-        self.template_sha256 = hashlib.sha256(
-            (json.dumps(template, sort_keys=True) if template else _PLAIN_TEXT_RULE).encode()
-        ).hexdigest()
+        self._template = _FIXED_CLOCK + template if template else ""
+        self.template_sha256 = hashlib.sha256((template or _PLAIN_TEXT_RULE).encode()).hexdigest()
         if template:
             self._prefix = self._window_prefix(tokenizer)
             self._suffix: tuple[int, ...] = ()
@@ -96,10 +95,7 @@ class ConversationTokenizer:
         if self._tokenizer is None:
             return conversation.plain_text()
         messages = [{"role": turn.role, "content": turn.content} for turn in conversation.alternating()]
-        arguments: dict[str, Any] = {
-            "date_string": _TEMPLATE_DATE.strftime("%d %b %Y"),
-            "strftime_now": _TEMPLATE_DATE.strftime,
-        }
+        arguments: dict[str, Any] = {"chat_template": self._template, "date_string": _TEMPLATE_DATE}
         try:
             rendered = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=False, **arguments

@@ -1,8 +1,8 @@
 import asyncio
 import threading
 import time
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import pytest
 
@@ -145,7 +145,7 @@ def test_many_event_loops_in_many_threads_share_one_device_thread(
 
 def test_a_forgotten_batcher_keeps_nothing_alive_after_close() -> None:
     before = threading.active_count()
-    batcher = MicroBatcher(lambda items: list(items), cost=lambda _: 1, max_batch_cost=4)
+    batcher = MicroBatcher(list, cost=lambda _: 1, max_batch_cost=4)
     batcher.close()
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:

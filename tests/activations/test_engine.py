@@ -1,0 +1,251 @@
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, Gemma3TextConfig, Gemma3TextModel, Qwen3Config, Qwen3Model
+
+from ctd_guardrail.activations.engine import ActivationEngine, get_engine
+from ctd_guardrail.activations.huggingface import HuggingFaceSource
+from ctd_guardrail.activations.ragged import Ragged, segment_mean
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.errors import ActivationError, ConfigError, DependencyError, OverlongError
+
+TEXTS = ["a", "how are you", "one two three four five six", "x" * 300, "longer words " * 40, ""]
+CONVERSATIONS = [Conversation.from_text(text) for text in TEXTS]
+
+
+def spread_of(rows: np.ndarray) -> np.ndarray:
+    return rows.std(axis=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_qwen3")
+    config = Qwen3Config(
+        vocab_size=259, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, intermediate_size=64, max_position_embeddings=256, initializer_range=0.3,
+    )  # fmt: skip
+    return _save(Qwen3Model(config), tiny_llama, folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_gemma3")
+    config = Gemma3TextConfig(
+        vocab_size=259, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1,
+        head_dim=8, intermediate_size=64, max_position_embeddings=256, sliding_window=16, initializer_range=0.3,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    return _save(Gemma3TextModel(config), tiny_llama, folder)
+
+
+def _save(model: Any, tokenizer: Path, folder: Path) -> Path:
+    torch.manual_seed(0)
+    model.init_weights()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return folder
+
+
+def source(folder: Path, **options: Any) -> HuggingFaceSource:
+    return HuggingFaceSource(ActivationSpec(model=str(folder), **{"layer": 1, "site": "residual"} | options))
+
+
+@pytest.mark.parametrize("family", ["tiny_bert", "tiny_llama", "tiny_qwen3", "tiny_gemma3"])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_residual_equals_the_full_models_hidden_state(family: str, layer: int, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(family)
+    truncated = source(folder, layer=layer)
+    windows = truncated.tokenize(Conversation.from_text("how do I kill a process"))
+    full = AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        expected = full(torch.tensor([windows[0]]), output_hidden_states=True).hidden_states[layer][0]
+    assert torch.equal(truncated.activations(windows).values, expected)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen3", "tiny_gemma3"])
+def test_input_norm_equals_the_full_models_norm_output(family: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(family)
+    truncated = source(folder, layer=1, site="input_norm")
+    windows = truncated.tokenize(Conversation.from_text("how do I kill a process"))
+    full = AutoModel.from_pretrained(folder).eval()
+    seen: list[torch.Tensor] = []
+    full.layers[1].input_layernorm.register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.inference_mode():
+        full(torch.tensor([windows[0]]))
+    assert torch.equal(truncated.activations(windows).values, seen[0][0])
+
+
+def test_blocks_above_the_probe_are_not_kept(tiny_llama: Path) -> None:
+    for site in ("residual", "input_norm"):
+        truncated = source(tiny_llama, layer=1, site=site)
+        assert len(truncated._model.layers) == 1
+
+
+@pytest.mark.parametrize("family", ["tiny_bert", "tiny_llama", "tiny_qwen3", "tiny_gemma3"])
+def test_a_conversation_pools_the_same_alone_and_in_a_batch(family: str, request: pytest.FixtureRequest) -> None:
+    engine = ActivationEngine(source(request.getfixturevalue(family), layer=2))
+    batched = engine.run_many(CONVERSATIONS, segment_mean)
+    alone = np.concatenate([engine.run_many([conversation], segment_mean) for conversation in CONVERSATIONS])
+    engine.close()
+    assert (np.abs(batched - alone) <= 1e-4 * spread_of(batched)).all()
+
+
+def test_online_and_offline_give_the_same_rows(tiny_bert: Path) -> None:
+    engine = ActivationEngine(source(tiny_bert))
+    offline = engine.run_many(CONVERSATIONS, segment_mean)
+
+    async def online() -> list[np.ndarray]:
+        return await asyncio.gather(*(engine.run(conversation, segment_mean) for conversation in CONVERSATIONS))
+
+    assert np.allclose(offline, asyncio.run(online()), atol=1e-5)
+    with ThreadPoolExecutor(4) as pool:
+        for rows in pool.map(lambda _: asyncio.run(online()), range(8)):
+            assert np.allclose(offline, rows, atol=1e-5)
+    engine.close()
+
+
+def test_policies_with_different_heads_share_a_forward_pass(tiny_bert: Path) -> None:
+    engine = ActivationEngine(source(tiny_bert))
+
+    def first_token(ragged: Ragged) -> torch.Tensor:
+        starts = np.cumsum([0, *ragged.lengths[:-1]])
+        return ragged.values[starts]
+
+    async def both() -> list[np.ndarray]:
+        calls = [engine.run(c, head) for c in CONVERSATIONS[:3] for head in (segment_mean, first_token)]
+        return await asyncio.gather(*calls)
+
+    mixed = asyncio.run(both())
+    assert np.allclose(mixed[0::2], engine.run_many(CONVERSATIONS[:3], segment_mean), atol=1e-5)
+    assert np.allclose(mixed[1::2], engine.run_many(CONVERSATIONS[:3], first_token), atol=1e-5)
+    engine.close()
+
+
+@pytest.mark.parametrize("family", ["tiny_bert", "tiny_llama"])
+@pytest.mark.parametrize("length", [1, 125, 126, 127, 253, 700])
+def test_windows_hold_every_token_once(family: str, length: int, request: pytest.FixtureRequest) -> None:
+    tokenize = source(request.getfixturevalue(family), window=64).tokenize
+    whole = source(request.getfixturevalue(family)).tokenize
+    text = " ".join("abcdefghij"[i % 10] for i in range(length))
+    windows = tokenize(Conversation.from_text(text))
+    assert max(map(len, windows)) <= 64
+    added = {1, 2, 3}  # [CLS], [SEP], <s>, </s>
+    tokens = [token for window in windows for token in window if token not in added]
+    assert tokens == [t for window in whole(Conversation.from_text(text)) for t in window if t not in added]
+    if family == "tiny_llama":
+        assert all(window[0] == 1 for window in windows)
+
+
+def test_too_many_tokens_are_refused_and_never_cut(tiny_bert: Path) -> None:
+    tokenize = source(tiny_bert, max_tokens=50).tokenize
+    assert sum(map(len, tokenize(Conversation.from_text("a " * 50)))) == 52
+    for text in ("a " * 51, "a" * 10_000, " " * 10_000_000):
+        with pytest.raises(OverlongError, match="more than 50 tokens"):
+            tokenize(Conversation.from_text(text))
+
+
+def test_what_a_user_types_as_a_special_token_stays_text(tiny_bert: Path) -> None:
+    tokenize = source(tiny_bert).tokenize
+    (window,) = tokenize(Conversation.from_text("a [SEP] b [CLS]"))
+    assert window.count(3) == 1
+    assert window.count(2) == 1
+
+
+def test_the_chat_template_sees_alternating_turns_beginning_with_the_user(tiny_llama: Path) -> None:
+    tokenize = source(tiny_llama)._tokenize
+    conversation = Conversation.from_messages(
+        [
+            {"role": "system", "content": "secret"},
+            {"role": "assistant", "content": "hello"},
+            {"role": "user", "content": "a"},
+            {"role": "user", "content": "b"},
+        ]
+    )
+    assert tokenize._render(conversation) == "<s><|user|></s><|assistant|>hello</s><|user|>a\n\nb</s>"
+
+
+def test_the_calendar_does_not_change_activations(tiny_llama: Path, tmp_path: Path) -> None:
+    AutoModel.from_pretrained(tiny_llama).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}{{ date_string }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path)
+    rendered = source(tmp_path)._tokenize._render(Conversation.from_text("a"))
+    assert rendered.startswith("26 Jul 202426 Jul 2024<s>")
+
+
+def test_a_template_that_refuses_does_not_quote_the_conversation(tiny_llama: Path, tmp_path: Path) -> None:
+    AutoModel.from_pretrained(tiny_llama).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.chat_template = (
+        "{% if messages[0]['content'] == 'canary' %}{{ raise_exception(messages[0]['content']) }}{% endif %}x"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ActivationError, match="chat template refused") as error:
+        source(tmp_path).tokenize(Conversation.from_text("canary"))
+    assert "canary" not in str(error.value)
+
+
+def test_the_registry_loads_a_model_once_for_all_threads(tiny_bert: Path) -> None:
+    spec = ActivationSpec(model=str(tiny_bert), layer=1, site="residual", max_tokens=777)
+    barrier = threading.Barrier(6)
+
+    def load(_: int) -> ActivationEngine:
+        barrier.wait()
+        return get_engine(spec, device="cpu")
+
+    with ThreadPoolExecutor(6) as pool:
+        engines: Sequence[ActivationEngine] = list(pool.map(load, range(6)))
+    assert len({id(engine) for engine in engines}) == 1
+
+
+def test_fingerprints_tell_weights_tokenizers_and_templates_apart(tiny_llama: Path, tmp_path: Path) -> None:
+    base = source(tiny_llama).fingerprint
+    assert source(tiny_llama).fingerprint == base
+
+    model, tokenizer = AutoModel.from_pretrained(tiny_llama), AutoTokenizer.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        model.layers[0].mlp.up_proj.weight.mul_(1.001)
+    model.save_pretrained(tmp_path)
+    tokenizer.chat_template += " "
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(tmp_path)
+    changed = source(tmp_path).fingerprint
+    assert changed.weights_sha256 != base.weights_sha256
+    assert changed.tokenizer_sha256 != base.tokenizer_sha256
+    assert changed.template_sha256 != base.template_sha256
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"layer": 3}, ConfigError, "layer 3 does not exist"),
+        ({"layer": 2, "site": "input_norm"}, ConfigError, "layer 2 does not exist"),
+        ({"site": "input_norm"}, ConfigError, "has no input norm"),
+        ({"window": 4096}, ConfigError, "exceeds the model's 128 positions"),
+        ({"model": "/nowhere/at/all"}, ActivationError, "cannot be opened"),
+        ({"model": "package:not_a_package_at_all"}, DependencyError, "pip install not-a-package-at-all"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_plainly(
+    tiny_bert: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    spec = ActivationSpec.model_validate({"model": str(tiny_bert), "layer": 1, "site": "residual"} | options)
+    with pytest.raises(error, match=message):
+        HuggingFaceSource(spec)
+
+
+def test_missing_weights_are_an_error_and_not_random_numbers(tiny_llama: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(tiny_llama)
+    state = {name: weight for name, weight in model.state_dict().items() if "layers.0.mlp" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)
+    with pytest.raises(ActivationError, match="lack 3 weights"):
+        source(tmp_path)
