@@ -1,0 +1,1 @@
+"""Guards of the running rail: monitors of its rate, its scores and its misses, and caps on its spend."""

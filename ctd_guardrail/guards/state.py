@@ -1,0 +1,95 @@
+"""Saved states of the monitors: plain dictionaries that survive JSON, checked when they come back."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import DataError
+
+__all__ = ["SavedState", "State", "fingerprint"]
+
+State = dict[str, Any]
+
+
+def fingerprint(scores: NDArray[np.float64]) -> int:
+    """Return a checksum that tells the calibration scores of one policy from those of another."""
+    return zlib.crc32(scores.tobytes())
+
+
+class SavedState:
+    """Reads the fields of a saved state, each as the type that its monitor needs.
+
+    Args:
+        state: What ``state()`` returned.
+        monitor: Name of the monitor, for the error message.
+        fields: The names that the state must have, no more and no fewer.
+
+    Raises:
+        DataError: A field is missing or unknown. The readers raise it for a value that cannot be.
+    """
+
+    def __init__(self, state: Mapping[str, Any], monitor: str, fields: tuple[str, ...]) -> None:
+        self._state = state
+        self._monitor = monitor
+        for name in fields:
+            if name not in state:
+                raise self._error(f"lacks the field {name!r}")
+        for name in state:
+            if name not in fields:
+                raise self._error(f"has the unknown field {name!r}")
+
+    def integer(self, name: str, *, minimum: int = 0) -> int:
+        """Return a whole number of at least ``minimum``."""
+        value = self._state[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise self._error(f"has {value!r} for {name!r}, not a whole number of at least {minimum}")
+        return value
+
+    def optional_integer(self, name: str) -> int | None:
+        """Return a whole number of at least 1, or None."""
+        return None if self._state[name] is None else self.integer(name, minimum=1)
+
+    def number(self, name: str) -> float:
+        """Return a finite number of at least 0."""
+        value = self._state[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+            raise self._error(f"has {value!r} for {name!r}, not a finite number of at least 0")
+        return float(value)
+
+    def share(self, name: str) -> float:
+        """Return a number in (0, 1)."""
+        value = self.number(name)
+        if not 0.0 < value < 1.0:
+            raise self._error(f"has {value!r} for {name!r}, not a number between 0 and 1")
+        return value
+
+    def numbers(self, name: str, shape: tuple[int, ...] | None = None) -> NDArray[np.float64]:
+        """Return an array of finite numbers, of the given shape or else one column."""
+        try:
+            values = np.array(self._state[name], dtype=np.float64)
+        except (TypeError, ValueError):
+            raise self._error(f"has something else than numbers in {name!r}") from None
+        if not np.isfinite(values).all() or (values.ndim != 1 if shape is None else values.shape != shape):
+            raise self._error(f"has numbers of the wrong shape, or not finite, in {name!r}")
+        return values
+
+    def check_scores(self, name: str, expected: int) -> None:
+        """Refuse a state that was saved beside other calibration scores than those with this fingerprint."""
+        if self._state[name] != expected:
+            raise self._error("was saved beside other calibration scores")
+
+    def nested(self, name: str) -> Mapping[str, Any]:
+        """Return the saved state of a part."""
+        value = self._state[name]
+        if not isinstance(value, Mapping):
+            raise self._error(f"has no state in {name!r}")
+        return value
+
+    def _error(self, problem: str) -> DataError:
+        return DataError(f"saved state of the {self._monitor} {problem}", hint="Start the monitor anew")
