@@ -1,0 +1,187 @@
+import datetime as dt
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
+from ctd_guardrail.errors import PolicyError, PolicyFormatError, PolicyIntegrityError, PolicyMismatchError
+from ctd_guardrail.policy.match import check_expert, check_fingerprint
+from ctd_guardrail.policy.store import CalibrationScores, Policy, read_policy, write_policy
+
+N = 50
+
+
+def fingerprint(**changes: Any) -> Fingerprint:
+    fields = {
+        "architecture": "BertModel",
+        "hidden_size": 3,
+        "window": 128,
+        "weights_sha256": "a" * 64,
+        "tokenizer_sha256": "b" * 64,
+        "template_sha256": "c" * 64,
+    }
+    return Fingerprint.model_validate(fields | changes)
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "created_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        "versions": {},
+        "activations": ActivationSpec(model="m", layer=1, site="residual"),
+        "fingerprint": fingerprint(),
+        "expert": "judge-1",
+        "calibration": {"rows": N, "alpha": 0.1, "delta": 0.1, "seed": 0},
+        "data": [],
+        "training": {},
+        "evaluation": {},
+    }
+    return fields | changes
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    return write(tmp_path)
+
+
+def write(folder: Path) -> Policy:
+    rng = np.random.default_rng(0)
+    scores = CalibrationScores.from_rows(
+        d=rng.normal(size=N), p=rng.uniform(size=N), expert=rng.uniform(size=N), label=np.repeat([0.0, 1.0], N // 2)
+    )
+    return write_policy(folder, manifest(), {"weight": np.ones((4, 3), np.float32)}, scores)
+
+
+def test_what_is_read_is_what_was_written(policy: Policy, tmp_path: Path) -> None:
+    again = read_policy(tmp_path)
+    assert again.manifest == policy.manifest
+    assert np.array_equal(again.probe["weight"], policy.probe["weight"])
+    for column in ("d", "p", "expert", "label"):
+        assert np.array_equal(getattr(again.calibration, column), getattr(policy.calibration, column))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
+
+
+def test_rows_are_sorted_together() -> None:
+    scores = CalibrationScores.from_rows(d=np.array([3.0, 1.0, 2.0]), p=np.array([0.3, 0.1, 0.2]))
+    assert scores.d.tolist() == [1, 2, 3]
+    assert scores.p.tolist() == [0.1, 0.2, 0.3]
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "policy.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def retensor(folder: Path, **changes: Any) -> None:
+    """Replace tensors and give the manifest their hash, as a careful attacker would."""
+    import hashlib  # noqa: PLC0415
+
+    path = folder / "policy.safetensors"
+    tensors = load_file(path)
+    for name, value in changes.items():
+        key = name.replace("__", ".")
+        if value is None:
+            del tensors[key]
+        else:
+            tensors[key] = value
+    save_file(tensors, path)
+    edit(folder, tensors_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def rehash(folder: Path, blob: bytes) -> None:
+    import hashlib  # noqa: PLC0415
+
+    (folder / "policy.safetensors").write_bytes(blob)
+    edit(folder, tensors_sha256=hashlib.sha256(blob).hexdigest())
+
+
+HOSTILE = {
+    "no folder": lambda f: [path.unlink() for path in f.iterdir()],
+    "no tensors": lambda f: (f / "policy.safetensors").unlink(),
+    "manifest is not JSON": lambda f: (f / "policy.json").write_text("{"),
+    "manifest is a list": lambda f: (f / "policy.json").write_text("[]"),
+    "manifest is YAML with an object": lambda f: (f / "policy.json").write_text("!!python/object:os.system x"),
+    "unknown field": lambda f: edit(f, surprise=1),
+    "later format": lambda f: edit(f, format=2),
+    "unknown probe": lambda f: edit(f, probe="pickle"),
+    "threshold out of range": lambda f: edit(f, decision_threshold=1.5),
+    "flipped byte": lambda f: (f / "policy.safetensors").write_bytes(
+        (f / "policy.safetensors").read_bytes()[:-1] + b"\x7f"
+    ),
+    "truncated tensors": lambda f: rehash(f, (f / "policy.safetensors").read_bytes()[:-9]),
+    "pickle instead of safetensors": lambda f: rehash(f, b"\x80\x04\x95canary."),
+    "zip instead of safetensors": lambda f: rehash(f, b"PK\x03\x04" + bytes(100)),
+    "4 GB header": lambda f: rehash(f, struct.pack("<Q", 4 << 30) + b"{}"),
+    "overlapping offsets": lambda f: rehash(
+        f,
+        struct.pack("<Q", 134)
+        + b'{"probe.a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'.ljust(67)
+        + b'"probe.b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}'.ljust(67)
+        + bytes(12),
+    ),
+    "foreign tensor": lambda f: retensor(f, other__thing=np.zeros(1)),
+    "NaN score": lambda f: retensor(f, calibration__d=np.full(N, np.nan)),
+    "infinite score": lambda f: retensor(f, calibration__p=np.full(N, np.inf)),
+    "wrong number of rows": lambda f: retensor(f, calibration__d=np.arange(N - 1.0)),
+    "wrong dtype": lambda f: retensor(f, calibration__d=np.arange(N, dtype=np.float32)),
+    "wrong shape": lambda f: retensor(f, calibration__d=np.zeros((N, 1))),
+    "scores out of order": lambda f: retensor(f, calibration__d=np.arange(N, 0.0, -1)),
+    "no scores": lambda f: retensor(f, calibration__d=None),
+    "unknown column": lambda f: retensor(f, calibration__q=np.zeros(N)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.usefixtures("policy")
+def test_hostile_folders_are_refused(name: str, tmp_path: Path) -> None:
+    HOSTILE[name](tmp_path)
+    with pytest.raises(PolicyError) as error:
+        read_policy(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.usefixtures("policy")
+def test_a_changed_tensor_file_is_an_integrity_error(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_policy(
+        other, manifest(), {"weight": np.zeros((4, 3), np.float32)}, CalibrationScores(np.arange(N / 1), np.zeros(N))
+    )
+    (tmp_path / "policy.safetensors").write_bytes((other / "policy.safetensors").read_bytes())
+    with pytest.raises(PolicyIntegrityError):
+        read_policy(tmp_path)
+
+
+def test_huge_files_are_refused_unread(policy: Policy, tmp_path: Path) -> None:
+    with (tmp_path / "policy.json").open("r+b") as file:
+        file.truncate(10 << 30)
+    with pytest.raises(PolicyFormatError, match="larger than 256 MiB"):
+        read_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("architecture", "LlamaModel"),
+        ("hidden_size", 4),
+        ("window", 64),
+        ("weights_sha256", "d" * 64),
+        ("tokenizer_sha256", "d" * 64),
+        ("template_sha256", "d" * 64),
+    ],
+)
+def test_another_base_model_is_refused_by_name_of_what_differs(policy: Policy, field: str, value: Any) -> None:
+    check_fingerprint(policy.manifest, fingerprint())
+    with pytest.raises(PolicyMismatchError, match=field):
+        check_fingerprint(policy.manifest, fingerprint(**{field: value}))
+
+
+def test_another_expert_is_refused_unless_scores_were_recorded(policy: Policy) -> None:
+    check_expert(policy.manifest, "judge-1")
+    with pytest.raises(PolicyMismatchError, match="judge-2"):
+        check_expert(policy.manifest, "judge-2")
+    recorded = policy.manifest.model_copy(update={"expert": "recorded:expert_strong"})
+    check_expert(recorded, "judge-2")
