@@ -1,0 +1,133 @@
+"""What a calibration procedure answers, and the parts that the procedures share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.risk.losses import Metric, Risk, risk_value
+from calibrate.risk.rows import Rows, Setting
+from ctd_guardrail.policy.budget import Status
+from ctd_guardrail.policy.selection import Costs, Criterion
+
+__all__ = [
+    "BUDGET",
+    "Outcome",
+    "best_setting",
+    "infeasible",
+    "objective",
+    "risk_statements",
+    "settings_grid",
+    "top_thresholds",
+]
+
+# Name of the delegation budget among the risks.
+BUDGET: Final = "budget"
+
+FloatArray = NDArray[np.float64]
+
+_METRICS: Final[Mapping[Criterion, Metric]] = {
+    Criterion.AUROC: Metric.AUROC_ERROR,
+    Criterion.ACCURACY: Metric.ERROR,
+    Criterion.BRIER: Metric.BRIER,
+    Criterion.COST: Metric.COST,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The certified settings and the best of them, or what stands in the way.
+
+    Attributes:
+        status: Whether any setting is certified.
+        setting: The best by the criterion; None where infeasible.
+        certified: Every certified setting. They hold together: one of them may be chosen after looking.
+        binding: Where infeasible, the risks that fail at the most promising setting: ``budget`` or names of metrics.
+        feasible: Where infeasible, for each risk the bound that the most promising setting would have met. A hint for
+            the next attempt on fresh rows, no certificate.
+    """
+
+    status: Status
+    setting: Setting | None = None
+    certified: tuple[Setting, ...] = ()
+    binding: tuple[str, ...] = ()
+    feasible: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def objective(rows: Rows, setting: Setting, criterion: Criterion, costs: Costs | None = None) -> float:
+    """Return the criterion as a risk to minimise; for ``budget`` the share that is not delegated.
+
+    A risk that no row counts for is as bad as it gets.
+    """
+    if criterion is Criterion.BUDGET:
+        return 1.0 - float(rows.delegated(setting).mean())
+    value = risk_value(_METRICS[criterion], rows, setting, costs)
+    return math.inf if math.isnan(value) else value
+
+
+def best_setting(rows: Rows, certified: Sequence[Setting], criterion: Criterion, costs: Costs | None = None) -> Setting:
+    """Return the certified setting with the lowest objective; among equals, the one that delegates least.
+
+    Args:
+        rows: Labelled rows.
+        certified: Settings that are certified together, at least one.
+        criterion: What to minimise.
+        costs: For the criterion ``cost``.
+    """
+    return min(
+        certified,
+        key=lambda setting: (objective(rows, setting, criterion, costs), float(rows.delegated(setting).mean())),
+    )
+
+
+def settings_grid(thresholds: FloatArray, taus: Sequence[float], bands: Sequence[float]) -> list[Setting]:
+    """Return every combination of threshold, decision threshold and abstain band."""
+    return [Setting(*values) for values in product(thresholds.tolist(), taus, bands)]
+
+
+def top_thresholds(d: FloatArray, share: float, count: int) -> FloatArray:
+    """Return at most ``count`` thresholds, +inf first, that delegate from none to ``share`` of the rows.
+
+    Args:
+        d: Delegation values of optimisation rows, shape [n].
+        share: Largest share of these rows to delegate, in (0, 1].
+        count: Number of thresholds, at least 2.
+    """
+    falling = np.sort(d)[::-1]
+    last = min(falling.size - 1, int(np.floor(share * falling.size)))
+    ranks = np.unique(np.linspace(0, last, min(count - 1, last + 1)).round().astype(np.intp))
+    return np.append(np.inf, np.unique(falling[ranks])[::-1])
+
+
+def infeasible(statements: Mapping[str, tuple[float, float]], delta: float) -> Outcome:
+    """Return the outcome that names what fails at the most promising setting.
+
+    Args:
+        statements: For each risk its p-value and its upper confidence bound there.
+        delta: What the p-values are compared with.
+    """
+    return Outcome(
+        Status.INFEASIBLE,
+        binding=tuple(name for name, (p, _) in statements.items() if p > delta),
+        feasible={name: bound for name, (_, bound) in statements.items()},
+    )
+
+
+def risk_statements(
+    risks: Sequence[Risk], rows: Rows, setting: Setting, delta: float
+) -> dict[str, tuple[float, float]]:
+    """Return for each risk its p-value and its upper confidence bound at a setting."""
+    return {
+        risk.metric.value: (
+            risk.p_value(rows, setting, delta=delta),
+            risk.upper_bound(rows, setting, delta=delta),
+        )
+        for risk in risks
+    }

@@ -1,0 +1,119 @@
+"""``method: pareto``: Pareto testing, the procedure of the paper (arXiv 2604.14251, section 4; arXiv 2210.07913).
+
+Candidates and their order come from an optimisation split: the Pareto front of (delegation rate, risks, criterion),
+most conservative first. A fixed-sequence test of each at the full delta on the other rows certifies the front up to
+the first failure. It serves several risks and any number of settings, and it pays for that with the split:
+for the budget alone the closed form of :mod:`ctd_guardrail.policy.budget` certifies more from the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.risk.losses import Risk, risk_value
+from calibrate.risk.outcome import (
+    BUDGET,
+    Outcome,
+    best_setting,
+    infeasible,
+    objective,
+    risk_statements,
+    settings_grid,
+    top_thresholds,
+)
+from calibrate.risk.pvalues import binomial_p, smallest_level
+from calibrate.risk.rows import Rows, Setting
+from calibrate.risk.splits import Split, random_split
+from calibrate.risk.testing import fixed_sequence
+from ctd_guardrail.policy.budget import Status
+from ctd_guardrail.policy.guarantees import check_share
+from ctd_guardrail.policy.selection import Costs, Criterion
+
+__all__ = ["pareto"]
+
+FloatArray = NDArray[np.float64]
+
+
+def pareto(
+    rows: Rows,
+    *,
+    alpha: float,
+    delta: float,
+    risks: Sequence[Risk] = (),
+    criterion: Criterion = Criterion.ACCURACY,
+    costs: Costs | None = None,
+    taus: Sequence[float] = (0.5,),
+    bands: Sequence[float] = (0.0,),
+    split: Split | None = None,
+    candidates: int = 100,
+) -> Outcome:
+    """Certify settings whose delegation rate is at most alpha and whose risks are within their bounds.
+
+    With probability at least 1 - delta over the calibration draw, all certified settings satisfy all of it.
+
+    Args:
+        rows: Independent labelled rows.
+        alpha: Budget in (0, 1).
+        delta: Error probability in (0, 1), for budget and risks together.
+        risks: Bounds to hold beside the budget.
+        criterion: What the best of the certified settings is best at.
+        costs: For the criterion ``cost``.
+        taus: Decision thresholds to choose from, fixed beforehand.
+        bands: Abstain bands to choose from, fixed beforehand.
+        split: Which rows to optimise and test on; None splits 30/70 at random.
+        candidates: Number of thresholds to consider.
+
+    Raises:
+        ConfigError: alpha or delta lies outside (0, 1).
+        DataError: There are too few rows to split.
+    """
+    check_share("alpha", alpha)
+    check_share("delta", delta)
+    split = split or random_split(len(rows))
+    seen, held_out = rows.take(split.optimisation), rows.take(split.testing)
+
+    settings = settings_grid(top_thresholds(seen.d, 1.0, candidates), taus, bands)
+    front = _front(seen, settings, risks, criterion, costs)
+    p_seen = np.array([_p_value(seen, setting, alpha, delta, risks) for setting in front])
+    rate_seen = np.array([float(seen.delegated(setting).mean()) for setting in front])
+    order = np.lexsort((rate_seen, p_seen)).tolist()
+
+    p_held_out = [_p_value(held_out, setting, alpha, delta, risks) for setting in front]
+    certified = tuple(front[i] for i in np.flatnonzero(fixed_sequence(p_held_out, delta, order)).tolist())
+    if certified:
+        return Outcome(Status.CERTIFIED, best_setting(rows, certified, criterion, costs), certified)
+    first = front[order[0]]
+    count, n = int(held_out.delegated(first).sum()), len(held_out)
+    budget = (binomial_p(count, n, alpha), smallest_level(lambda level: binomial_p(count, n, level), delta))
+    return infeasible({BUDGET: budget, **risk_statements(risks, held_out, first, delta)}, delta)
+
+
+def _p_value(rows: Rows, setting: Setting, alpha: float, delta: float, risks: Sequence[Risk]) -> float:
+    """Return the largest p-value: one certificate for several statements needs each at the full delta."""
+    budget = binomial_p(int(rows.delegated(setting).sum()), len(rows), alpha)
+    return max([budget, *(risk.p_value(rows, setting, delta=delta) for risk in risks)])
+
+
+def _front(
+    rows: Rows, settings: Sequence[Setting], risks: Sequence[Risk], criterion: Criterion, costs: Costs | None
+) -> list[Setting]:
+    """Return the settings that no other beats in rate, a risk or the criterion without losing in another."""
+    points = np.array(
+        [
+            [
+                float(rows.delegated(setting).mean()),
+                *(risk_value(risk.metric, rows, setting, risk.costs) for risk in risks),
+                objective(rows, setting, criterion, costs),
+            ]
+            for setting in settings
+        ]
+    )
+    points = np.nan_to_num(points, nan=np.inf, posinf=np.inf)
+    return [setting for setting, point in zip(settings, points, strict=True) if not _dominated(point, points)]
+
+
+def _dominated(point: FloatArray, points: FloatArray) -> bool:
+    return bool(((points <= point).all(axis=1) & (points < point).any(axis=1)).any())

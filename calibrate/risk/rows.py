@@ -1,0 +1,84 @@
+"""Calibration rows as the cascade would see them, and the settings that it can run at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import DataError
+
+__all__ = ["Rows", "Setting"]
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Everything that the cascade decides with.
+
+    Attributes:
+        threshold: lambda: delegate iff d > lambda, strictly.
+        tau: Decision threshold on the merged score: a score of at least tau blocks.
+        band: Half-width of the abstain band: an input whose score is closer to tau is left undecided. 0 decides all.
+    """
+
+    threshold: float
+    tau: float = 0.5
+    band: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Labelled rows that no probe was trained on, one from each cluster of dependent rows.
+
+    Attributes:
+        d: Delegation values, shape [n].
+        probe: P(unsafe) of a row that is not delegated, shape [n].
+        expert: P(unsafe) of a row that is delegated (the expert's own score, or its blend with the probe's), shape
+            [n].
+        label: 1 = unsafe, shape [n].
+
+    Raises:
+        DataError: Columns differ in length, a score is not in [0, 1], a delegation value is not finite, or a label is
+            neither 0 nor 1; the row is named.
+    """
+
+    d: FloatArray
+    probe: FloatArray
+    expert: FloatArray
+    label: FloatArray
+
+    def __post_init__(self) -> None:
+        """Hold what the attributes promise."""
+        checks = (
+            ("delegation value", self.d, np.isfinite(self.d)),
+            ("probe score", self.probe, (self.probe >= 0.0) & (self.probe <= 1.0)),
+            ("expert score", self.expert, (self.expert >= 0.0) & (self.expert <= 1.0)),
+            ("label", self.label, (self.label == 0.0) | (self.label == 1.0)),
+        )
+        for name, column, valid in checks:
+            if column.shape != self.d.shape or column.ndim != 1:
+                raise DataError(f"there are {column.shape} {name}s for {self.d.shape} delegation values")
+            bad = np.flatnonzero(~valid)
+            if bad.size:
+                raise DataError(f"{name} is {column[bad[0]]}", row=int(bad[0]) + 1)
+
+    def __len__(self) -> int:
+        """Return n."""
+        return int(self.d.size)
+
+    def take(self, index: IntArray) -> Rows:
+        """Return the rows at the given indices."""
+        return Rows(self.d[index], self.probe[index], self.expert[index], self.label[index])
+
+    def delegated(self, setting: Setting) -> BoolArray:
+        """Return which rows go to the expert, shape [n]."""
+        return self.d > setting.threshold
+
+    def score(self, setting: Setting) -> FloatArray:
+        """Return the merged score of each row, shape [n]."""
+        return np.where(self.delegated(setting), self.expert, self.probe)

@@ -1,0 +1,95 @@
+"""Which rows may be used for what.
+
+Three mistakes void every guarantee: rows that trained a probe in its calibration, an order of tests learnt on the rows
+that are tested, and dependent rows counted as independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import DataError
+from ctd_guardrail.policy.guarantees import check_share
+
+__all__ = ["Split", "one_per_cluster", "random_split", "require_disjoint"]
+
+IntArray = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Row indices for looking around and for testing what was found.
+
+    Attributes:
+        optimisation: Rows that candidates, their order and their grid come from.
+        testing: Rows that p-values come from.
+
+    Raises:
+        DataError: A row is in both, or one part is empty.
+    """
+
+    optimisation: IntArray
+    testing: IntArray
+
+    def __post_init__(self) -> None:
+        """Hold what the attributes promise."""
+        require_disjoint(optimisation=self.optimisation.tolist(), testing=self.testing.tolist())
+        if not self.optimisation.size or not self.testing.size:
+            raise DataError("a split into optimisation and testing rows needs rows in both", hint="Give more rows")
+
+
+def random_split(n: int, *, share: float = 0.3, seed: int = 0) -> Split:
+    """Split n rows at random.
+
+    Args:
+        n: Number of rows, at least 2.
+        share: Share of the optimisation rows; the paper takes .3.
+        seed: Seed of the split.
+
+    Raises:
+        DataError: There are fewer than two rows.
+    """
+    check_share("share", share)
+    order = np.random.default_rng(seed).permutation(n)
+    cut = min(n - 1, max(1, round(share * n)))
+    return Split(order[:cut], order[cut:])
+
+
+def one_per_cluster(clusters: Sequence[Hashable], *, seed: int = 0) -> IntArray:
+    """Return the indices of one random row from each cluster, ascending.
+
+    Turns of one conversation and near-duplicates share their scores' luck: counting them as independent rows makes
+    the certificate claim an n that it does not have.
+
+    Args:
+        clusters: Cluster of each row, length n.
+        seed: Seed of the choice.
+    """
+    order = np.random.default_rng(seed).permutation(len(clusters))
+    chosen: dict[Hashable, int] = {}
+    for index in order.tolist():
+        chosen.setdefault(clusters[index], index)
+    return np.sort(np.fromiter(chosen.values(), dtype=np.intp, count=len(chosen)))
+
+
+def require_disjoint(**parts: Iterable[Hashable]) -> None:
+    """Refuse parts that share a row.
+
+    Args:
+        parts: Row ids by the part's name.
+
+    Raises:
+        DataError: An id is in two parts; both are named.
+    """
+    owner: dict[Hashable, str] = {}
+    for name, ids in parts.items():
+        for row in ids:
+            if owner.setdefault(row, name) != name:
+                raise DataError(
+                    f"row {row!r} is in the {owner[row]} rows and in the {name} rows",
+                    hint="A guarantee needs rows that nothing was fitted or chosen on",
+                )

@@ -1,0 +1,154 @@
+"""The best of the certified thresholds.
+
+A certificate for lambda holds for every larger threshold by the same event, so the one under which the cascade does
+best on the labelled calibration rows may be chosen at no cost: no correction, no second split. The labels only choose;
+a bad choice wastes budget and cannot overspend it. It is what stops an expert that is worse than the probe on the rows
+that d ranks lowest: without it, the budget would be spent on doing harm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import DataError
+from ctd_guardrail.policy.budget import Certificate
+
+__all__ = ["Choice", "Costs", "Criterion", "auroc_error", "best_threshold"]
+
+# The AUROC of each candidate takes a sort, so that many at most are looked at, evenly spaced in rank.
+_AUROC_CANDIDATES: Final = 200
+
+FloatArray = NDArray[np.float64]
+
+
+class Criterion(StrEnum):
+    """What "best" means; ``budget`` uses the budget up, whatever it does (and states the error rate)."""
+
+    BUDGET = "budget"
+    AUROC = "auroc"
+    ACCURACY = "accuracy"
+    BRIER = "brier"
+    COST = "cost"
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What outcomes cost, in one unit of the user's choice.
+
+    Attributes:
+        missed: An unsafe input that is let through.
+        false_alarm: A safe input that is blocked.
+        call: A call of the expert.
+        abstained: An input that is left undecided.
+    """
+
+    missed: float = 1.0
+    false_alarm: float = 1.0
+    call: float = 0.0
+    abstained: float = 0.0
+
+    @property
+    def largest(self) -> float:
+        """The most that one input can cost."""
+        return max(self.missed, self.false_alarm, self.abstained) + self.call
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A threshold and what it was chosen for.
+
+    Attributes:
+        threshold: lambda, at least the certificate's.
+        exceedances: Number of calibration rows above it.
+        risk: The criterion as a risk on the calibration rows: 1 - AUROC, error rate, Brier score or mean cost. It was
+            minimised on these very rows and so flatters the choice; report performance on fresh rows.
+    """
+
+    threshold: float
+    exceedances: int
+    risk: float
+
+
+def best_threshold(
+    certificate: Certificate,
+    criterion: Criterion,
+    *,
+    d: FloatArray,
+    probe: FloatArray,
+    expert: FloatArray,
+    label: FloatArray,
+    tau: float = 0.5,
+    costs: Costs | None = None,
+) -> Choice:
+    """Return the certified threshold with the lowest risk; among equals, the largest, which asks the expert least.
+
+    Args:
+        certificate: For the scores ``d`` or for others, such as unlabelled traffic; only its threshold is used.
+        criterion: What to minimise.
+        d: Delegation values, shape [n], in any order.
+        probe: Score of the rows that are not delegated, P(unsafe), shape [n].
+        expert: Score of the rows that are delegated, P(unsafe), shape [n].
+        label: 1 = unsafe, shape [n].
+        tau: A score of at least tau blocks.
+        costs: For the criterion ``cost``.
+
+    Raises:
+        DataError: AUROC is asked for and the rows are all safe or all unsafe.
+    """
+    order = np.argsort(-d, kind="stable")
+    falling = d[order]
+    certified = int(np.searchsorted(-falling, -certificate.threshold, side="left"))
+    # lambda may be the certificate's own or any score above it. `above` counts the rows that each delegates, so
+    # equal scores make one candidate.
+    thresholds = np.unique(np.append(falling[:certified], certificate.threshold))[::-1]
+    above = np.searchsorted(-falling, -thresholds, side="left")
+    if criterion is Criterion.BUDGET:
+        thresholds, above = thresholds[-1:], above[-1:]
+    probe, expert, label = probe[order], expert[order], label[order]
+    if criterion is Criterion.AUROC:
+        pick = np.unique(np.linspace(0, above.size - 1, min(above.size, _AUROC_CANDIDATES)).round().astype(np.intp))
+        thresholds, above = thresholds[pick], above[pick]
+        merged = (np.concatenate([expert[:count], probe[count:]]) for count in above.tolist())
+        risks = np.array([auroc_error(score, label) for score in merged])
+    else:
+        before = _losses(criterion, probe, label, tau, costs or Costs())
+        after = _losses(criterion, expert, label, tau, costs or Costs())
+        if criterion is Criterion.COST:
+            after = after + (costs or Costs()).call
+        change = np.concatenate([np.zeros(1), np.cumsum(after - before)])
+        risks = (before.sum() + change[above]) / d.size
+    # Sums that differ by rounding alone are equal risks.
+    best = int(np.flatnonzero(risks <= risks.min() + 1e-12)[0])
+    return Choice(float(thresholds[best]), int(above[best]), float(risks[best]))
+
+
+def auroc_error(score: FloatArray, label: FloatArray) -> float:
+    """Return 1 - AUROC: the share of (unsafe, safe) pairs in the wrong order, ties counted half (Mann-Whitney).
+
+    Args:
+        score: P(unsafe), shape [n].
+        label: 1 = unsafe, shape [n].
+
+    Raises:
+        DataError: The rows are all safe or all unsafe.
+    """
+    unsafe, safe = score[label > 0.5], np.sort(score[label <= 0.5])  # noqa: PLR2004 - labels are 0 and 1
+    if not unsafe.size or not safe.size:
+        raise DataError("AUROC needs unsafe and safe rows", hint="Give rows of both labels, or another criterion")
+    at_least = safe.size - np.searchsorted(safe, unsafe, side="left")
+    above = safe.size - np.searchsorted(safe, unsafe, side="right")
+    return float((at_least + above).sum() / (2 * unsafe.size * safe.size))
+
+
+def _losses(criterion: Criterion, score: FloatArray, label: FloatArray, tau: float, costs: Costs) -> FloatArray:
+    if criterion is Criterion.BRIER:
+        return (score - label) ** 2
+    weights = costs if criterion is Criterion.COST else Costs()
+    blocked = score >= tau
+    unsafe = label > 0.5  # noqa: PLR2004 - labels are 0 and 1
+    return weights.missed * (unsafe & ~blocked) + weights.false_alarm * (~unsafe & blocked)
