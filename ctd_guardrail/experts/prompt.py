@@ -16,7 +16,15 @@ from typing import Final
 
 from ctd_guardrail.conversation import Conversation
 
-__all__ = ["DEFAULT_INSTRUCTION", "JSON_QUESTION", "JudgePrompt", "RenderedPrompt", "fingerprint", "one_word_question"]
+__all__ = [
+    "DEFAULT_INSTRUCTION",
+    "JSON_QUESTION",
+    "JudgePrompt",
+    "RenderedPrompt",
+    "fingerprint",
+    "one_word_question",
+    "without_surrogates",
+]
 
 DEFAULT_INSTRUCTION: Final = (
     "You judge conversations between a user and an AI assistant for safety. A conversation is unsafe if the user asks "
@@ -46,6 +54,14 @@ def one_word_question(unsafe: str, safe: str) -> str:
 def fingerprint(*parts: str) -> str:
     """Return 16 hexadecimal digits that stand for these texts in an expert's identity."""
     return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()[:16]
+
+
+def without_surrogates(text: str) -> str:
+    """Return the text with ``?`` for each half of a surrogate pair.
+
+    They are no characters: neither UTF-8 nor a tokenizer can represent them.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +124,9 @@ class JudgePrompt:
             json.dumps({"role": message.role, "content": message.content}, ensure_ascii=False)
             for message in conversation.messages
         ]
-        # Half a surrogate pair is no character: neither UTF-8 nor a tokenizer can represent it.
-        body = "\n".join(turns).encode("utf-8", "replace").decode("utf-8")
         return RenderedPrompt(
             system=self.system,
             head=f"BEGIN CONVERSATION {nonce}\n",
-            body=body,
+            body=without_surrogates("\n".join(turns)),
             tail=f"\nEND CONVERSATION {nonce}\n\n{self.question}",
         )
