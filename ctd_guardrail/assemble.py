@@ -13,6 +13,7 @@ from ctd_guardrail.errors import InfeasibleBudgetError, PolicyMismatchError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.policy.budget import Certificate, Status, certify
 from ctd_guardrail.policy.match import check_expert, check_fingerprint
+from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def plan(config: CtdConfig, *, folder: Path) -> Plan:
     calibration = policy.manifest.calibration
     alpha = calibration.alpha if config.alpha is None else config.alpha
     delta = calibration.delta if config.delta is None else config.delta
-    certificate = certify(policy.calibration.d, alpha, delta)
+    certificate = certify(policy.scores, alpha, spent_delta(delta, len(policy.manifest.recalibrations)))
     if certificate.status is Status.INFEASIBLE:
         raise InfeasibleBudgetError(
             f"{SECTION}.alpha: {certificate.n} calibration rows cannot certify alpha = {alpha} at delta = {delta}",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 
-__all__ = ["FORMAT", "CalibrationRecord", "DataRecord", "Manifest"]
+__all__ = ["FORMAT", "CalibrationRecord", "DataRecord", "Manifest", "RecalibrationRecord"]
 
 FORMAT: Literal[1] = 1
 
@@ -50,6 +50,34 @@ class CalibrationRecord(BaseModel):
     seed: int
 
 
+class RecalibrationRecord(BaseModel):
+    """A certificate that was made anew from unlabelled traffic.
+
+    Attributes:
+        created_at: When, UTC.
+        file: The file of scores, without the folder.
+        sha256: Hash of its bytes.
+        rows: Number of scores.
+        alpha: Budget that was certified.
+        delta: Error probability for all recalibrations together.
+        delta_spent: The part of it that this one was made at.
+        k: Number of scores that may lie above the threshold.
+        threshold: lambda for this alpha.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    created_at: datetime
+    file: str
+    sha256: str
+    rows: Annotated[int, Field(ge=1)]
+    alpha: _Share
+    delta: _Share
+    delta_spent: _Share
+    k: Annotated[int, Field(ge=0)]
+    threshold: float
+
+
 class Manifest(BaseModel):
     """The content of policy.json.
 
@@ -63,7 +91,9 @@ class Manifest(BaseModel):
         decision_threshold: tau: a score of at least tau, the probe's or the expert's, blocks.
         expert: Identity of the expert whose scores the delegation value was trained on; ``recorded:COLUMN`` for
             scores that came with the data.
-        calibration: The rows behind the certificate.
+        calibration: The labelled rows behind the first certificate.
+        recalibrations: Every later certificate, oldest first. The last one is in force, and their number sets the
+            delta of the next.
         data: The files that went in.
         training: How the probes were chosen: alternatives and their cross-validated scores.
         evaluation: Figures on the test split.
@@ -81,6 +111,7 @@ class Manifest(BaseModel):
     decision_threshold: _Share = 0.5
     expert: Annotated[str, Field(min_length=1)]
     calibration: CalibrationRecord
+    recalibrations: tuple[RecalibrationRecord, ...] = ()
     data: list[DataRecord]
     training: dict[str, Any]
     evaluation: dict[str, Any]

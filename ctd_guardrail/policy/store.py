@@ -26,6 +26,7 @@ TENSORS_FILE: Final = "policy.safetensors"
 _LARGEST_FILE: Final = 1 << 28
 _PROBE: Final = "probe."
 _CALIBRATION: Final = "calibration."
+_TRAFFIC: Final = "traffic.d"
 
 FloatArray = NDArray[np.float64]
 
@@ -67,12 +68,19 @@ class Policy:
     Attributes:
         manifest: What it was made from.
         probe: Parameters of the two probes, by name.
-        calibration: Scores behind the certificate.
+        calibration: Scores of the labelled calibration rows.
+        traffic: Delegation values of unlabelled traffic, ascending, where the policy was recalibrated on it.
     """
 
     manifest: Manifest
     probe: Mapping[str, NDArray[np.float32]]
     calibration: CalibrationScores
+    traffic: FloatArray | None = None
+
+    @property
+    def scores(self) -> FloatArray:
+        """The delegation values behind the certificate in force, ascending."""
+        return self.calibration.d if self.traffic is None else self.traffic
 
 
 def write_policy(
@@ -80,6 +88,7 @@ def write_policy(
     manifest: Mapping[str, Any],
     policy_probe: Mapping[str, NDArray[np.float32]],
     calibration: CalibrationScores,
+    traffic: FloatArray | None = None,
 ) -> Policy:
     """Write a policy folder so that a reader sees the old policy or the new one, never a mixture.
 
@@ -87,7 +96,8 @@ def write_policy(
         folder: Created where it does not exist.
         manifest: Fields of :class:`Manifest` without ``tensors_sha256``.
         policy_probe: Parameters of the two probes, by name.
-        calibration: Scores behind the certificate.
+        calibration: Scores of the labelled calibration rows.
+        traffic: Delegation values of unlabelled traffic, ascending, from a recalibration.
 
     Returns:
         The policy as a reader will see it.
@@ -97,6 +107,8 @@ def write_policy(
         column = getattr(calibration, name)
         if column is not None:
             tensors[_CALIBRATION + name] = np.ascontiguousarray(column)
+    if traffic is not None:
+        tensors[_TRAFFIC] = np.ascontiguousarray(traffic)
     blob = save(tensors)
     digest = hashlib.sha256(blob).hexdigest()
     checked = Manifest.model_validate({**manifest, "tensors_sha256": digest})
@@ -104,7 +116,7 @@ def write_policy(
     # The manifest goes last: until it is in place, its hash of the tensors refuses the mixture.
     _replace(folder / TENSORS_FILE, blob)
     _replace(folder / MANIFEST_FILE, (checked.model_dump_json(indent=2) + "\n").encode())
-    return Policy(checked, dict(policy_probe), calibration)
+    return Policy(checked, dict(policy_probe), calibration, traffic)
 
 
 def read_policy(folder: Path) -> Policy:
@@ -133,13 +145,15 @@ def read_policy(folder: Path) -> Policy:
         tensors = load(blob)
     except (SafetensorError, KeyError, ValueError) as error:
         raise PolicyFormatError(f"{folder / TENSORS_FILE} is not a safetensors file") from error
+    traffic = tensors.pop(_TRAFFIC, None)
     probe = {name.removeprefix(_PROBE): array for name, array in tensors.items() if name.startswith(_PROBE)}
     columns = {
         name.removeprefix(_CALIBRATION): array for name, array in tensors.items() if name.startswith(_CALIBRATION)
     }
     if len(probe) + len(columns) != len(tensors):
         raise PolicyFormatError(f"{folder / TENSORS_FILE} holds tensors that do not belong to a policy")
-    return Policy(manifest, probe, _check_calibration(folder, manifest, columns))
+    _check_traffic(folder, manifest, traffic)
+    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), traffic)
 
 
 def _check_calibration(folder: Path, manifest: Manifest, columns: Mapping[str, NDArray[Any]]) -> CalibrationScores:
@@ -152,6 +166,16 @@ def _check_calibration(folder: Path, manifest: Manifest, columns: Mapping[str, N
     if (np.diff(columns["d"]) < 0).any():
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: calibration.d is not in ascending order")
     return CalibrationScores(columns["d"], columns["p"], columns.get("expert"), columns.get("label"))
+
+
+def _check_traffic(folder: Path, manifest: Manifest, traffic: NDArray[Any] | None) -> None:
+    rows = manifest.recalibrations[-1].rows if manifest.recalibrations else None
+    if traffic is None and rows is None:
+        return
+    if traffic is None or traffic.shape != (rows,) or traffic.dtype != np.float64 or not np.isfinite(traffic).all():
+        raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_TRAFFIC} is not {rows} finite float64 values")
+    if (np.diff(traffic) < 0).any():
+        raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_TRAFFIC} is not in ascending order")
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,47 @@
+"""``ctd-calibrate recalibrate``: a new budget certificate for a policy, from unlabelled traffic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calibrate.cli.scores import read_column
+from calibrate.cli.threshold import certificate_json
+from calibrate.recalibration import recalibrate_policy
+from ctd_guardrail.console import EXIT_INFEASIBLE, exit_on_error
+from ctd_guardrail.policy.budget import Status
+
+__all__ = ["recalibrate"]
+
+
+def recalibrate(
+    policy: Annotated[Path, typer.Option(help="Policy folder; the old policy is kept in its folder history/.")],
+    scores: Annotated[Path, typer.Option(help="CSV file of traffic; its first line names the columns.")],
+    column: Annotated[str, typer.Option(help="Column of the delegation values.")] = "dv",
+    alpha: Annotated[float | None, typer.Option(help="Budget; the policy's where left out.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Error probability of all recalibrations together; the policy's if left out.")
+    ] = None,
+) -> None:
+    """Certify the budget on new traffic and print the new certificate beside the old one as one JSON object.
+
+    The i-th recalibration of a policy is made at 6 delta / (pi^2 i^2), so repeating it until it pleases is paid for.
+
+    Exit status: 0 certified, 3 infeasible (the policy is unchanged), 2 bad input.
+    """
+    with exit_on_error():
+        result = recalibrate_policy(policy, read_column(scores, column), source=scores, alpha=alpha, delta=delta)
+    answer = {
+        **certificate_json(result.certificate),
+        "look": result.look,
+        "delta": result.delta,
+        "delta_spent": result.certificate.delta,
+        "previous": certificate_json(result.previous),
+        "kept": None if result.kept is None else str(result.kept),
+    }
+    typer.echo(json.dumps(answer, allow_nan=False))
+    if result.certificate.status is Status.INFEASIBLE:
+        raise typer.Exit(EXIT_INFEASIBLE)

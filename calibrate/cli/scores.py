@@ -1,0 +1,63 @@
+"""Columns of scores in CSV files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import DataError
+
+__all__ = ["read_column"]
+
+
+def read_column(path: Path, column: str) -> NDArray[np.float64]:
+    """Read one column of numbers from a CSV file whose first line names its columns.
+
+    Args:
+        path: The file, UTF-8.
+        column: Name of the column.
+
+    Returns:
+        The numbers, shape [rows]. Blank lines are no rows.
+
+    Raises:
+        DataError: The file cannot be read, has no such column or no row, or a row holds no finite number there; its
+            line in the file is named.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(lines, [])]
+            if column not in header:
+                raise DataError(
+                    f"there is no column {column!r}",
+                    file=path,
+                    row=1,
+                    hint=f"Name one of: {', '.join(header)}" if header else "The first line names the columns",
+                )
+            index = header.index(column)
+            values = [_number(fields, index, path, lines.line_num) for fields in lines if fields]
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", file=path) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError("is not a CSV file in UTF-8", file=path) from error
+    if not values:
+        raise DataError("has no rows", file=path, hint="A budget needs calibration rows")
+    return np.array(values)
+
+
+def _number(fields: list[str], index: int, path: Path, line: int) -> float:
+    if index >= len(fields):
+        raise DataError(f"has {len(fields)} fields, and the column is number {index + 1}", file=path, row=line)
+    try:
+        value = float(fields[index])
+    except ValueError:
+        # Not quoted: the wrong column may hold users' text.
+        raise DataError("the score is not a number", file=path, row=line) from None
+    if not math.isfinite(value):
+        raise DataError(f"the score is {value}", file=path, row=line, hint="Scores must be finite numbers")
+    return value
