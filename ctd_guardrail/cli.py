@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -20,8 +20,12 @@ from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.console import exit_on_error
 from ctd_guardrail.decision import Decision, Verdict
 from ctd_guardrail.errors import DataError
+from ctd_guardrail.experts.config import RailExpertConfig
 from ctd_guardrail.inputs import InputFormat, InputRow, read_inputs
-from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.nemo.folder import RailFolder, read_folder
+
+if TYPE_CHECKING:
+    from ctd_guardrail.experts.rail import RailCollaborators
 
 __all__ = ["app"]
 
@@ -83,12 +87,21 @@ def check(
         rail = read_folder(config)
         screen = Console(stderr=as_json)
         with screen.status("Loading the base model"):
-            cascade = assemble(rail.config, folder=rail.path)
+            cascade = assemble(rail.config, folder=rail.path, rail_collaborators=_collaborators(rail))
         report = _JsonReport(scores=scores) if as_json else _ScreenReport(Console(), scores=scores)
         with _open(file) as stream:
             rows = read_inputs(stream, form=form, file=file or "standard input")
             asyncio.run(_check_all(cascade, rows, report, concurrency))
     _print_summary(screen, cascade)
+
+
+def _collaborators(rail: RailFolder) -> RailCollaborators | None:
+    """Return the folder's own models and prompts where the expert is one of its rails."""
+    if not isinstance(rail.config.expert, RailExpertConfig) or rail.config.expert.config is not None:
+        return None
+    from ctd_guardrail.experts.rail import RailCollaborators  # noqa: PLC0415  # NeMo takes seconds to import
+
+    return RailCollaborators.from_folder(rail.path)
 
 
 async def _check_all(

@@ -1,15 +1,26 @@
-"""Tiny base models with random weights, made on the spot: tests need no download and no network."""
+"""Tiny base models with random weights, made on the spot, and a whole rail around one of them.
+
+Tests need no download, and no network but loopback.
+"""
 
 # Only tests that use a model pay for importing torch; tokens such as [PAD] are no passwords.
 # ruff: noqa: PLC0415, S106
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import os
 import string
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 # Before anything imports torch or transformers.
 os.environ.update(HF_HUB_OFFLINE="1", DO_NOT_TRACK="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -95,3 +106,130 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ).save_pretrained(folder)
     return folder
+
+
+class LoopbackJudge:
+    """An OpenAI-compatible expert that finds texts with the word `harmful` unsafe, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.is_down = False
+        judge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                judge.calls += 1
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                p = 0.98 if "harmful" in body else 0.02
+                alternatives = [{"token": "Yes", "logprob": np.log(p)}, {"token": "No", "logprob": np.log1p(-p)}]
+                token = {"token": "No", "logprob": 0.0, "top_logprobs": alternatives}
+                choice = {"index": 0, "message": {"content": "No"}, "logprobs": {"content": [token]}}
+                reply = json.dumps({"choices": [choice]}).encode()
+                self.send_response(503 if judge.is_down else 200)
+                self.send_header("Content-Length", str(len(reply)))
+                self.end_headers()
+                self.wfile.write(reply)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def judge() -> Iterator[LoopbackJudge]:
+    server = LoopbackJudge()
+    yield server
+    server.close()
+
+
+# Text -> (p, d) of the policy that `make_rail_folder` writes; its threshold lies between the two values of d.
+RAIL_TEXTS = {
+    "a plain question": (0.1, 0.0),
+    "a plain threat": (0.9, 0.0),
+    "an odd question": (0.9, 0.9),
+    "an odd and harmful wish": (0.1, 0.9),
+}
+
+
+@pytest.fixture(scope="session")
+def rail_policy(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy on `tiny_bert` whose probes give the scores of RAIL_TEXTS exactly: one linear head fits few texts."""
+    from ctd_guardrail.activations.engine import get_engine
+    from ctd_guardrail.activations.ragged import segment_mean
+    from ctd_guardrail.activations.spec import ActivationSpec
+    from ctd_guardrail.conversation import Conversation
+    from ctd_guardrail.policy.store import CalibrationScores, write_policy
+
+    spec = ActivationSpec(model=str(tiny_bert), layer=1, site="residual")
+    engine = get_engine(spec, device="cpu")
+    pooled = engine.run_many([Conversation.from_text(text) for text in RAIL_TEXTS], segment_mean)
+    wanted = []
+    for p, d in RAIL_TEXTS.values():
+        unsafe = float(p < 0.5)
+        # d = eta (e1 - p) + (1 - eta)(p - e0): the expert is right where d is large, and agrees with p elsewhere.
+        wanted.append([np.log(p / (1 - p)), unsafe, 1.0, 0.0] if d else [np.log(p / (1 - p)), 0.5, p, p])
+    augmented = np.hstack([pooled, np.ones((len(pooled), 1))]).astype(np.float64)
+    solution = np.linalg.lstsq(augmented, np.array(wanted), rcond=None)[0].T
+    probe = {
+        "weight": solution[:, :-1].astype(np.float32),
+        "bias": solution[:, -1].astype(np.float32),
+        "feature_weight": np.zeros((3, 5), np.float32),
+    }
+    n = 200
+    folder = tmp_path_factory.mktemp("policy")
+    write_policy(
+        folder,
+        {
+            "created_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+            "versions": {},
+            "activations": spec,
+            "fingerprint": engine.fingerprint,
+            "expert": "recorded:expert",
+            "calibration": {"rows": n, "alpha": 0.2, "delta": 0.1, "seed": 0},
+            "data": [],
+            "training": {},
+            "evaluation": {},
+        },
+        probe,
+        CalibrationScores.from_rows(d=np.linspace(-0.5, 0.6, n), p=np.linspace(0, 1, n)),
+    )
+    return folder
+
+
+@pytest.fixture
+def make_rail_folder(rail_policy: Path, tmp_path: Path, judge: LoopbackJudge) -> Callable[..., Path]:
+    """Write a NeMo Guardrails folder with the rail; keyword arguments change `custom_data.ctd`, `config` the rest."""
+
+    def make(*, config: dict[str, Any] | None = None, **changes: Any) -> Path:
+        section = {
+            "policy": os.path.relpath(rail_policy, tmp_path / "rails"),
+            "alpha": 0.2,
+            "delta": 0.1,
+            "expert": {"type": "openai", "base_url": judge.base_url, "model": "judge", "timeout_s": 5},
+            "device": "cpu",
+        }
+        content = {
+            "import_paths": ["ctd_guardrail/nemo"],
+            "custom_data": {"ctd": section | changes},
+            "rails": {"input": {"flows": ["ctd check input"]}},
+        }
+        folder = tmp_path / "rails"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yml").write_text(yaml.safe_dump(content | (config or {})))
+        return folder
+
+    return make

@@ -102,7 +102,10 @@ def write_policy(
     Returns:
         The policy as a reader will see it.
     """
-    tensors: dict[str, NDArray[Any]] = {_PROBE + name: array for name, array in policy_probe.items()}
+    # safetensors writes the bytes as they lie in memory: a transposed array would come back scrambled.
+    tensors: dict[str, NDArray[Any]] = {
+        _PROBE + name: np.ascontiguousarray(array) for name, array in policy_probe.items()
+    }
     for name in ("d", "p", "expert", "label"):
         column = getattr(calibration, name)
         if column is not None:

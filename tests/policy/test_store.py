@@ -65,6 +65,13 @@ def test_what_is_read_is_what_was_written(policy: Policy, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
 
 
+def test_arrays_in_any_memory_layout_come_back_as_they_were(tmp_path: Path) -> None:
+    probe = {"weight": np.arange(12, dtype=np.float32).reshape(3, 4).T, "strided": np.arange(9, dtype=np.float32)[::2]}
+    write_policy(tmp_path, manifest(), probe, CalibrationScores(np.arange(2.0 * N)[::2], np.zeros(N)))
+    again = read_policy(tmp_path)
+    assert all(np.array_equal(again.probe[name], probe[name]) for name in probe)
+
+
 def test_rows_are_sorted_together() -> None:
     scores = CalibrationScores.from_rows(d=np.array([3.0, 1.0, 2.0]), p=np.array([0.3, 0.1, 0.2]))
     assert scores.d.tolist() == [1, 2, 3]

@@ -1,0 +1,200 @@
+"""The rail in a real NeMo Guardrails app: Colang 1.0, a stand-in for the main LLM, an expert on loopback."""
+
+import asyncio
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nemoguardrails import LLMRails, RailsConfig
+from nemoguardrails.rails.llm.options import GenerationResponse
+from nemoguardrails.testing import FakeLLMModel
+
+REFUSED = "I'm sorry, I can't respond to that."
+UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
+ANSWER = "the main LLM's answer"
+
+
+@pytest.fixture(autouse=True)
+def _installed_package_on_the_import_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # NeMo resolves import_paths against the current folder and site-packages; a checkout is the former.
+    monkeypatch.chdir(Path(__file__).parents[2])
+    yield
+    sys.modules.pop("config", None)
+
+
+@pytest.fixture(autouse=True)
+def _loops_that_the_host_forgets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # NeMo's synchronous calls make an event loop for each thread and never close it.
+    loops: list[asyncio.AbstractEventLoop] = []
+    make = asyncio.new_event_loop
+
+    def remember() -> asyncio.AbstractEventLoop:
+        loops.append(make())
+        return loops[-1]
+
+    monkeypatch.setattr(asyncio, "new_event_loop", remember)
+    yield
+    for loop in loops:
+        if not loop.is_running():
+            loop.close()
+
+
+def app_for(folder: Path) -> tuple[LLMRails, FakeLLMModel]:
+    llm = FakeLLMModel(responses=[ANSWER] * 1000)
+    return LLMRails(RailsConfig.from_path(str(folder)), llm=llm), llm
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expert_calls"),
+    [
+        ("a plain question", ANSWER, 0),
+        ("a plain threat", REFUSED, 0),
+        ("an odd question", ANSWER, 1),
+        ("an odd and harmful wish", REFUSED, 1),
+    ],
+)
+async def test_verdicts_reach_the_chat_and_the_expert_is_asked_only_where_it_pays(
+    make_rail_folder: Callable[..., Path], judge: Any, text: str, answer: str, expert_calls: int
+) -> None:
+    app, llm = app_for(make_rail_folder())
+    reply = await app.generate_async(messages=[{"role": "user", "content": text}])
+    assert reply == {"role": "assistant", "content": answer}
+    assert judge.calls == expert_calls
+    assert llm.inference_count == (answer == ANSWER)
+
+
+@pytest.mark.parametrize(("policy", "answer"), [("block", UNAVAILABLE), ("probe", UNAVAILABLE), ("allow", ANSWER)])
+async def test_a_broken_guard_is_told_apart_from_a_refusal(
+    make_rail_folder: Callable[..., Path], judge: Any, policy: str, answer: str
+) -> None:
+    judge.is_down = True
+    app, llm = app_for(make_rail_folder(on_failure=policy))
+    reply = await app.generate_async(messages=[{"role": "user", "content": "an odd question"}])
+    assert reply["content"] == answer
+    assert llm.inference_count == (answer == ANSWER)
+
+
+async def test_the_log_tells_route_and_reason_but_no_score(make_rail_folder: Callable[..., Path]) -> None:
+    app, _ = app_for(make_rail_folder())
+    response = await app.generate_async(
+        messages=[{"role": "user", "content": "an odd and harmful wish"}], options={"log": {"activated_rails": True}}
+    )
+    assert isinstance(response, GenerationResponse)
+    assert response.log is not None
+    (rail,) = [rail for rail in response.log.activated_rails if rail.name == "ctd check input"]
+    (action,) = [action for action in rail.executed_actions if action.action_name == "ctd_check_input"]
+    assert action.return_value.metadata == {"route": "expert", "reason": "expert_unsafe"}
+    assert rail.stop
+
+
+async def test_an_earlier_turn_is_part_of_what_is_screened(make_rail_folder: Callable[..., Path]) -> None:
+    app, _ = app_for(make_rail_folder())
+    seen: list[Any] = []
+    action = app.runtime.action_dispatcher.get_action("ctd_check_input")
+    cascade = next(cell.cell_contents for cell in action.__closure__ if hasattr(cell.cell_contents, "check"))
+    check = cascade.check
+
+    async def spy(messages: Any) -> Any:
+        seen.extend(messages)
+        return await check(messages)
+
+    cascade.check = spy
+    history = [
+        {"role": "user", "content": "first"},
+        {"role": "user", "content": "second"},
+        {"role": "assistant", "content": "reply"},
+        {"role": "user", "content": "third"},
+    ]
+    await app.generate_async(messages=history)
+    assert seen == history
+
+
+async def test_exceptions_name_a_refusal_and_an_outage_differently(
+    make_rail_folder: Callable[..., Path], judge: Any
+) -> None:
+    app, _ = app_for(make_rail_folder(config={"enable_rails_exceptions": True}))
+    refused = await app.generate_async(messages=[{"role": "user", "content": "a plain threat"}])
+    judge.is_down = True
+    broken = await app.generate_async(messages=[{"role": "user", "content": "an odd question"}])
+    assert refused["content"]["type"] == "CtdCheckInputException"
+    assert broken["content"]["type"] == "CtdGuardUnavailableException"
+
+
+def test_synchronous_calls_from_many_threads(make_rail_folder: Callable[..., Path], judge: Any) -> None:
+    app, llm = app_for(make_rail_folder())
+    texts = ["an odd question", "an odd and harmful wish", "a plain question", "a plain threat"] * 4
+
+    def ask(text: str) -> str:
+        return str(app.generate(messages=[{"role": "user", "content": text}])["content"])
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, texts))
+    assert answers == [ANSWER, REFUSED, ANSWER, REFUSED] * 4
+    assert judge.calls == 8
+    assert llm.inference_count == 8
+
+
+async def test_many_at_once_on_one_loop(make_rail_folder: Callable[..., Path], judge: Any) -> None:
+    app, _ = app_for(make_rail_folder())
+    texts = ["an odd question", "a plain threat"] * 16
+    replies = await asyncio.gather(*(app.generate_async(messages=[{"role": "user", "content": t}]) for t in texts))
+    assert [reply["content"] for reply in replies] == [ANSWER, REFUSED] * 16
+    assert judge.calls == 16
+
+
+async def test_nothing_is_logged_of_the_text_by_this_package(
+    make_rail_folder: Callable[..., Path], judge: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    judge.is_down = True
+    app, _ = app_for(make_rail_folder())
+    await app.generate_async(messages=[{"role": "user", "content": "an odd question"}])
+    own = [record.getMessage() for record in caplog.records if record.name.startswith("ctd_guardrail")]
+    assert any("guard failure expert_unavailable" in message for message in own)
+    assert not any("odd question" in message for message in own)
+
+
+async def test_a_refusal_of_the_users_own_wording_wins(make_rail_folder: Callable[..., Path]) -> None:
+    folder = make_rail_folder()
+    (folder / "rails.co").write_text('define bot refuse to respond\n  "Not here."\n')
+    app, _ = app_for(folder)
+    reply = await app.generate_async(messages=[{"role": "user", "content": "a plain threat"}])
+    assert reply["content"] == "Not here."
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"alpha": 0.001}, "smallest alpha"),
+        ({"alfa": 0.1}, "custom_data.ctd.alfa: this key is unknown"),
+        ({"policy": "nowhere"}, "policy.json cannot be read"),
+        ({"base_model": "changed"}, "weights_sha256"),
+    ],
+)
+def test_what_does_not_fit_refuses_to_start(
+    make_rail_folder: Callable[..., Path], tiny_bert: Path, tmp_path: Path, damage: dict[str, Any], message: str
+) -> None:
+    if "base_model" in damage:
+        import torch  # noqa: PLC0415
+        from transformers import BertModel  # noqa: PLC0415
+
+        shutil.copytree(tiny_bert, tmp_path / "changed")
+        model = BertModel.from_pretrained(tiny_bert)
+        with torch.no_grad():
+            model.embeddings.word_embeddings.weight.mul_(1.5)
+        model.save_pretrained(tmp_path / "changed")
+        damage = {"base_model": str(tmp_path / "changed")}
+    with pytest.raises(RuntimeError) as error:
+        app_for(make_rail_folder(**damage))
+    assert message in str(error.value.__cause__)
+
+
+def test_a_missing_section_refuses_to_start(make_rail_folder: Callable[..., Path]) -> None:
+    with pytest.raises(RuntimeError) as error:
+        app_for(make_rail_folder(config={"custom_data": {}}))
+    assert "custom_data.ctd: the section is missing" in str(error.value.__cause__)
