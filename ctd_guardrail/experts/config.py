@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 __all__ = ["Completions", "ExpertConfig", "LocalExpertConfig", "OpenAIExpertConfig", "RailExpertConfig"]
 
@@ -46,14 +47,22 @@ class OpenAIExpertConfig(_Section):
     @field_validator("base_url")
     @classmethod
     def _check_base_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("not an address: write http://HOST:PORT/v1 or https://HOST/v1")
+        try:
+            parts = urlsplit(value)
+            complete = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:  # brackets or port
+            complete = False
+        if not complete:
+            raise _bad_address("not an address", "Write http://HOST:PORT/v1 or https://HOST/v1")
         if parts.username is not None or parts.password is not None:
-            raise ValueError("an address must not hold credentials: use api_key_env")
+            raise _bad_address("an address must not hold credentials", "Put the key into the variable of api_key_env")
         if parts.query or parts.fragment:
-            raise ValueError("an address must end with its path, without ? or #")
+            raise _bad_address("an address must end with its path", "Leave out ? and #")
         return value.rstrip("/")
+
+
+def _bad_address(problem: str, hint: str) -> PydanticCustomError:
+    return PydanticCustomError("address", "{problem}", {"problem": problem, "hint": hint})
 
 
 class RailExpertConfig(_Section):

@@ -1,0 +1,60 @@
+"""From the ``expert`` section of a configuration to the expert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
+from ctd_guardrail.experts.protocol import Expert
+
+if TYPE_CHECKING:
+    from ctd_guardrail.experts.rail import RailCollaborators
+
+__all__ = ["build_expert"]
+
+
+def build_expert(
+    config: ExpertConfig, *, rail_collaborators: RailCollaborators | None = None, base_dir: Path | None = None
+) -> Expert:
+    """Build the expert that a configuration names. A local one is loaded, which blocks.
+
+    Each kind is imported only where it is used: one needs torch, another NeMo Guardrails, the third neither.
+
+    Args:
+        config: The ``expert`` section.
+        rail_collaborators: Models and prompts of the host, for a ``rail`` that names no folder of its own.
+        base_dir: Folder that relative paths start from; None: the current one.
+
+    Raises:
+        ConfigError: A value is wrong, or something that it names is not there.
+        DependencyError: ``package:NAME`` is not installed.
+    """
+    folder = base_dir or Path()
+    match config:
+        case OpenAIExpertConfig():
+            from ctd_guardrail.experts.openai import OpenAIExpert  # noqa: PLC0415  # see above
+
+            return OpenAIExpert(config)
+        case LocalExpertConfig():
+            from ctd_guardrail.experts.local import LocalExpert  # noqa: PLC0415  # see above
+
+            path = folder / config.model
+            return LocalExpert(config.model_copy(update={"model": str(path)}) if path.is_dir() else config)
+        case RailExpertConfig():
+            return _build_rail(config, rail_collaborators, folder)
+
+
+def _build_rail(config: RailExpertConfig, collaborators: RailCollaborators | None, folder: Path) -> Expert:
+    from ctd_guardrail.experts.rail import RailCollaborators, RailExpert  # noqa: PLC0415  # see above
+
+    if config.config is not None:
+        collaborators = RailCollaborators.from_folder(folder / config.config)
+    if collaborators is None:
+        raise ConfigError(
+            "a rail needs the models and prompts of a NeMo Guardrails configuration",
+            key="expert.config",
+            hint="Name the folder of that configuration",
+        )
+    return RailExpert(config, collaborators)
