@@ -179,15 +179,14 @@ def rail_policy(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     pooled = engine.run_many([Conversation.from_text(text) for text in RAIL_TEXTS], segment_mean)
     wanted = []
     for p, d in RAIL_TEXTS.values():
-        unsafe = float(p < 0.5)
+        unsafe = 20.0 if p < 0.5 else -20.0
         # d = eta (e1 - p) + (1 - eta)(p - e0): the expert is right where d is large, and agrees with p elsewhere.
-        wanted.append([np.log(p / (1 - p)), unsafe, 1.0, 0.0] if d else [np.log(p / (1 - p)), 0.5, p, p])
+        wanted.append([np.log(p / (1 - p)), unsafe, 1.0, 0.0] if d else [np.log(p / (1 - p)), 0.0, p, p])
     augmented = np.hstack([pooled, np.ones((len(pooled), 1))]).astype(np.float64)
     solution = np.linalg.lstsq(augmented, np.array(wanted), rcond=None)[0].T
     probe = {
         "weight": solution[:, :-1].astype(np.float32),
         "bias": solution[:, -1].astype(np.float32),
-        "feature_weight": np.zeros((3, 5), np.float32),
     }
     n = 200
     folder = tmp_path_factory.mktemp("policy")

@@ -4,8 +4,8 @@ With h the mean over a conversation's token activations:
 
 - Safety probe: logistic, p = sigmoid(w_p . h + b_p).
 - Delegation value: the expert's gain v = P_expert(y|x) - P_probe(y|x) = (2y - 1)(e - p) (arXiv 2604.14251,
-  section 3). p is known when v is predicted, so only what is unknown is learnt: eta = P(y=1|x), e1 = E[e | x, y=1]
-  and e0 = E[e | x, y=0], each linear in [h, u] and clipped to [0, 1], where u = features of p. Plugged in,
+  section 3). p is known when v is predicted, so only what is unknown is learnt: eta = P(y=1|x), logistic in h, and
+  e1 = E[e | x, y=1] and e0 = E[e | x, y=0], linear in h and clipped to [0, 1]. Plugged in,
   d = eta (e1 - p) + (1 - eta)(p - e0).
 """
 
@@ -21,30 +21,28 @@ from numpy.typing import NDArray
 from ctd_guardrail.activations.ragged import Ragged, segment_mean
 from ctd_guardrail.errors import PolicyFormatError
 
-__all__ = ["FEATURES", "PlugInProbes", "probe_features"]
+__all__ = ["PlugInProbes", "delegation_value"]
 
-FEATURES: Final = 5
-_LARGEST_LOGIT: Final = 10.0
 _HEADS: Final = ("p", "eta", "e1", "e0")
 
 
-def probe_features(logit: torch.Tensor) -> torch.Tensor:
-    """Return u = (logit, |logit|, p, |p - 1/2|, p^2) of the safety probe, shape [..., 5].
+def delegation_value(p: torch.Tensor, eta: torch.Tensor, e1: torch.Tensor, e0: torch.Tensor) -> torch.Tensor:
+    """Return d = eta (e1 - p) + (1 - eta)(p - e0), all of one shape.
 
     Args:
-        logit: Safety probe's logit, shape [...]; clipped to [-10, 10], where p has long saturated.
+        p: Safety probe, P(unsafe).
+        eta: P(y=1|x).
+        e1: E[e | x, y=1] as regression gives it; clipped to [0, 1] here.
+        e0: E[e | x, y=0], likewise.
     """
-    logit = logit.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
-    p = torch.sigmoid(logit)
-    return torch.stack([logit, logit.abs(), p, (p - 0.5).abs(), p.square()], dim=-1)
+    return eta * (e1.clamp(0.0, 1.0) - p) + (1.0 - eta) * (p - e0.clamp(0.0, 1.0))
 
 
 class PlugInProbes:
     """Both probes as one :data:`~ctd_guardrail.activations.engine.Head` of width 2.
 
     Args:
-        tensors: ``weight`` [4, width] and ``bias`` [4] of the heads p (logit), eta, e1 and e0 on h, and
-            ``feature_weight`` [3, 5] of eta, e1 and e0 on u.
+        tensors: ``weight`` [4, width] and ``bias`` [4] of the heads p (logit), eta (logit), e1 and e0.
 
     Raises:
         PolicyFormatError: A tensor is missing, surplus, of the wrong shape, or not finite.
@@ -54,7 +52,7 @@ class PlugInProbes:
 
     def __init__(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
         width = tensors["weight"].shape[-1] if "weight" in tensors else 0
-        expected = {"weight": (len(_HEADS), width), "bias": (len(_HEADS),), "feature_weight": (3, FEATURES)}
+        expected = {"weight": (len(_HEADS), width), "bias": (len(_HEADS),)}
         found = {name: array.shape for name, array in tensors.items()}
         if found != expected:
             raise PolicyFormatError(f"plug-in probes need tensors of shapes {expected}, not {found}")
@@ -89,8 +87,6 @@ class PlugInProbes:
             # Once: the probes move to the device that the base model turns out to be on.
             self._tensors = {name: tensor.to(pooled.device) for name, tensor in self._tensors.items()}
         heads = torch.nn.functional.linear(pooled, self._tensors["weight"], self._tensors["bias"])
-        logit = heads[:, 0]
-        p = torch.sigmoid(logit)
-        unknown = heads[:, 1:] + probe_features(logit) @ self._tensors["feature_weight"].T
-        eta, e1, e0 = unknown.clamp(0.0, 1.0).unbind(dim=1)
-        return torch.stack([p, eta * (e1 - p) + (1.0 - eta) * (p - e0)], dim=1)
+        p, eta = torch.sigmoid(heads[:, :2]).unbind(dim=1)
+        e1, e0 = heads[:, 2:].unbind(dim=1)
+        return torch.stack([p, delegation_value(p, eta, e1, e0)], dim=1)

@@ -6,26 +6,23 @@ from hypothesis import strategies as st
 
 from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.errors import PolicyFormatError
-from ctd_guardrail.probes.plug_in import FEATURES, PlugInProbes, probe_features
+from ctd_guardrail.probes.plug_in import PlugInProbes
 
 WIDTH = 6
 
 
 def tensors(seed: int = 0, scale: float = 1.0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    shapes = {"weight": (4, WIDTH), "bias": (4,), "feature_weight": (3, FEATURES)}
+    shapes = {"weight": (4, WIDTH), "bias": (4,)}
     return {name: (scale * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
 def test_d_is_the_formula_written_out() -> None:
     parameters = tensors(scale=0.2)
     h = np.random.default_rng(1).normal(size=WIDTH)
-    logit = float(parameters["weight"][0] @ h + parameters["bias"][0])
-    p = 1 / (1 + np.exp(-logit))
-    u = np.array([logit, abs(logit), p, abs(p - 0.5), p * p])
-    eta, e1, e0 = np.clip(
-        parameters["weight"][1:] @ h + parameters["bias"][1:] + parameters["feature_weight"] @ u, 0, 1
-    )
+    logit_p, logit_eta, e1, e0 = parameters["weight"] @ h + parameters["bias"]
+    p, eta = 1 / (1 + np.exp(-logit_p)), 1 / (1 + np.exp(-logit_eta))
+    e1, e0 = np.clip([e1, e0], 0, 1)
     expected = [p, eta * (e1 - p) + (1 - eta) * (p - e0)]
     assert np.allclose(PlugInProbes(parameters).from_pooled(torch.tensor(h[None], dtype=torch.float32)), expected)
 
@@ -58,7 +55,6 @@ def test_tensors_survive_a_round_trip() -> None:
     [
         {"bias": np.zeros(3, np.float32)},
         {"weight": np.zeros(4, np.float32)},
-        {"feature_weight": np.zeros((3, 4), np.float32)},
         {"extra": np.zeros(1, np.float32)},
         {"bias": np.array([0, 0, np.nan, 0], np.float32)},
         {"weight": np.full((4, WIDTH), np.inf, np.float32)},
@@ -69,7 +65,3 @@ def test_odd_tensors_are_refused(change: dict[str, np.ndarray]) -> None:
         PlugInProbes(tensors() | change)
     with pytest.raises(PolicyFormatError):
         PlugInProbes({name: array for name, array in tensors().items() if name not in change} | {"x": np.zeros(1)})
-
-
-def test_features_saturate_instead_of_overflowing() -> None:
-    assert torch.isfinite(probe_features(torch.tensor([-1e30, 0.0, 1e30]))).all()

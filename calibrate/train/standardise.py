@@ -1,0 +1,43 @@
+"""Zero mean and unit variance, and the way back to raw features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Standardiser"]
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Standardiser:
+    """The affine map z = (x - mean) / scale, in float64.
+
+    Some activation dimensions of language models are a thousand times larger than the others; a penalty on weights
+    means the same for all of them only after this map.
+
+    Attributes:
+        mean: Column means, shape [d].
+        scale: Column standard deviations, 1 for constant columns, shape [d].
+    """
+
+    mean: FloatArray
+    scale: FloatArray
+
+    @classmethod
+    def fit(cls, features: FloatArray) -> Standardiser:
+        """Measure the columns of features, shape [n, d]."""
+        scale = features.std(axis=0)
+        return cls(features.mean(axis=0), np.where(scale > 0.0, scale, 1.0))
+
+    def __call__(self, features: FloatArray) -> FloatArray:
+        """Return standardised features, shape [n, d]."""
+        return (features - self.mean) / self.scale
+
+    def fold(self, weight: FloatArray, bias: float) -> tuple[FloatArray, float]:
+        """Return the weights and the bias on x that give the same value as these on z."""
+        raw = weight / self.scale
+        return raw, float(bias - raw @ self.mean)
