@@ -47,10 +47,10 @@ def build_expert(
 
 
 def _build_rail(config: RailExpertConfig, collaborators: RailCollaborators | None, folder: Path) -> Expert:
-    from ctd_guardrail.experts.rail import RailCollaborators, RailExpert  # noqa: PLC0415  # see above
+    from ctd_guardrail.experts.rail import RailExpert  # noqa: PLC0415  # see above
 
     if config.config is not None:
-        collaborators = RailCollaborators.from_folder(folder / config.config)
+        return RailExpert.from_folder(config, folder / config.config)
     if collaborators is None:
         raise ConfigError(
             "a rail needs the models and prompts of a NeMo Guardrails configuration",

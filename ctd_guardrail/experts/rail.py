@@ -6,7 +6,6 @@ and runs the same on both of NeMo's engines and offline.
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from nemoguardrails.llm.prompts import get_prompt
 from nemoguardrails.llm.taskmanager import LLMTaskManager
 from nemoguardrails.logging.processing_log import processing_log_var
 from nemoguardrails.manifests import RailDirection, default_rail_catalog, parse_configured_surface
+from nemoguardrails.rails.llm.config import Model
 from pydantic import ValidationError
 
 from ctd_guardrail.conversation import Conversation
@@ -38,8 +38,6 @@ from ctd_guardrail.experts.protocol import ExpertScore
 
 __all__ = ["RailCollaborators", "RailExpert"]
 
-# Models of these types are no language models; NeMo does not build them either.
-_NOT_LANGUAGE_MODELS: Final = frozenset({"embeddings", "jailbreak_detection"})
 # Settings that say where a rail's service is, not what it answers.
 _ADDRESSES: Final = ("url", "endpoint", "key", "key_env_var", "token", "timeout")
 
@@ -58,25 +56,6 @@ class RailCollaborators:
     config: RailsConfig
     llms: Callable[[], Mapping[str, Any]]
     llm_task_manager: LLMTaskManager
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> RailCollaborators:
-        """Build them from a NeMo configuration folder, without building its rails.
-
-        Raises:
-            ConfigError: The folder cannot be read as a NeMo configuration.
-        """
-        if not folder.is_dir():
-            raise ConfigError(f"{folder} is not a folder", key="expert.config", hint="Name a NeMo Guardrails folder")
-        try:
-            config = RailsConfig.from_path(str(folder))
-        except Exception as error:
-            raise ConfigError(
-                f"NeMo Guardrails cannot read the configuration ({type(error).__name__}: {_first_problem(error)})",
-                file=folder,
-                key="expert.config",
-            ) from error
-        return cls(config, functools.cache(lambda: _build_llms(config)), LLMTaskManager(config))
 
 
 class RailExpert:
@@ -111,6 +90,20 @@ class RailExpert:
         _check_requirements(config.flow, collaborators.config)
         self._rail = rail
         self._identity = f"rail:{config.flow}:{_fingerprint(rail, collaborators.config)}"
+
+    @classmethod
+    def from_folder(cls, config: RailExpertConfig, folder: Path) -> RailExpert:
+        """Build the expert outside of NeMo Guardrails, with the models and prompts of a configuration folder.
+
+        Raises:
+            ConfigError: As above, or the folder is not a NeMo configuration, or a model cannot be built.
+        """
+        rails_config = _read_folder(folder)
+        llms: dict[str, Any] = {}
+        expert = cls(config, RailCollaborators(rails_config, lambda: llms, LLMTaskManager(rails_config)))
+        # Only the rail's own models: others in the folder may need packages that are not installed here.
+        llms.update({model.type: _build_llm(model) for model in _models(expert._rail, rails_config)})
+        return expert
 
     @property
     def identity(self) -> str:
@@ -167,17 +160,33 @@ def _report(execution: RailExecution) -> None:
         log.extend({"type": "llm_call_info", "timestamp": time.time(), "data": call} for call in execution.llm_calls)
 
 
-def _build_llms(config: RailsConfig) -> dict[str, Any]:
-    llms = {}
-    for model in config.models:
-        if model.type in _NOT_LANGUAGE_MODELS or not model.model:
-            continue
-        arguments = dict(model.parameters or {})
-        key = os.environ.get(model.api_key_env_var) if model.api_key_env_var else None
-        if key:
-            arguments["api_key"] = key
-        llms[model.type] = init_llm_model(model.model, model.engine, arguments, mode=model.mode)
-    return llms
+def _read_folder(folder: Path) -> RailsConfig:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder", key="expert.config", hint="Name a NeMo Guardrails folder")
+    try:
+        config: RailsConfig = RailsConfig.from_path(str(folder))
+    except Exception as error:
+        raise ConfigError(
+            f"NeMo Guardrails cannot read the configuration ({type(error).__name__}: {_first_problem(error)})",
+            file=folder,
+            key="expert.config",
+        ) from error
+    return config
+
+
+def _build_llm(model: Model) -> Any:
+    arguments = dict(model.parameters or {})
+    key = os.environ.get(model.api_key_env_var) if model.api_key_env_var else None
+    if key:
+        arguments["api_key"] = key
+    try:
+        return init_llm_model(model.model or "", model.engine, arguments, mode=model.mode)
+    except Exception as error:
+        raise ConfigError(
+            f"NeMo Guardrails cannot build the model of type {model.type!r} ({type(error).__name__})",
+            key="expert.config",
+            hint="Check its engine and parameters in the NeMo configuration",
+        ) from error
 
 
 def _check_requirements(flow: str, config: RailsConfig) -> None:
@@ -198,25 +207,35 @@ def _first_problem(error: Exception) -> str:
     return error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
 
 
-def _fingerprint(rail: CompiledRail, config: RailsConfig) -> str:
-    """Return a hash of what the rail's verdict depends on: prompts, models and settings, but no addresses."""
+def _tasks(rail: CompiledRail, config: RailsConfig) -> list[str]:
+    """Return the rail's prompt tasks: named after it, or by a parameter of the flow."""
     name, parameters = parse_configured_surface(rail.flow)
-    task = name.replace(" ", "_")
-    tasks = {
-        prompt.task
-        for prompt in config.prompts or []
-        if prompt.task.split(" ")[0] == task or prompt.task in parameters.values()
-    }
-    prompts = [get_prompt(config, prompt).model_dump_json() for prompt in sorted(tasks)]
+    tasks = {prompt.task for prompt in config.prompts or []}
+    return sorted(t for t in tasks if t.split(" ")[0] == name.replace(" ", "_") or t in parameters.values())
+
+
+def _models(rail: CompiledRail, config: RailsConfig) -> list[Model]:
+    """Return the models that the rail asks."""
+    name, parameters = parse_configured_surface(rail.flow)
     bound = [
-        str(binding.value if binding.kind == "literal" else parameters.get(str(binding.key)))
+        binding.value if binding.kind == "literal" else parameters.get(str(binding.key))
         for binding in rail.surface.bindings
         if binding.resource == "model"
     ]
-    # Rails that name no model take one of their task's type, or the main one.
-    candidates = bound or [*parameters.values(), task, "main"]
-    models = [model.model or "" for kind in candidates for model in config.models if model.type == kind]
-    return fingerprint(*prompts, *models[: max(1, len(bound))], _settings(rail, config))
+    if bound:
+        return [model for model in config.models if model.type in bound]
+    if not _tasks(rail, config):
+        return []
+    # A rail with a prompt that names no model takes the first of these.
+    fallbacks = [*parameters.values(), name.replace(" ", "_"), "main"]
+    return [model for kind in fallbacks for model in config.models if model.type == kind][:1]
+
+
+def _fingerprint(rail: CompiledRail, config: RailsConfig) -> str:
+    """Return a hash of what the rail's verdict depends on: prompts, models and settings, but no addresses."""
+    prompts = [get_prompt(config, task).model_dump_json() for task in _tasks(rail, config)]
+    models = [model.model or "" for model in _models(rail, config)]
+    return fingerprint(*prompts, *models, _settings(rail, config))
 
 
 def _settings(rail: CompiledRail, config: RailsConfig) -> str:

@@ -127,12 +127,12 @@ class Judge:
         await asyncio.wait({reply, gone}, return_when=asyncio.FIRST_COMPLETED)
         if reply.done():
             gone.cancel()
-            await asyncio.wait({gone})
+            await asyncio.gather(gone, return_exceptions=True)
             reply.result()
             return True
         self.disconnected.set()
         reply.cancel()
-        await asyncio.wait({reply})
+        await asyncio.gather(gone, reply, return_exceptions=True)
         return False
 
 

@@ -260,10 +260,34 @@ async def test_offline_it_is_built_from_a_folder(tmp_path: Path, judges: Any) ->
     await expert.aclose()
 
 
+def test_offline_only_the_rails_own_models_are_built(tmp_path: Path) -> None:
+    section = RailExpertConfig(type="rail", flow=FLOW, config=tmp_path)
+    other = CONFIG.replace("engine: openai\n    model: main-70b", "engine: not_installed\n    model: main-70b")
+    (tmp_path / "config.yml").write_text(other)
+    assert build_expert(section).identity == _expert().identity
+    broken = CONFIG.replace("engine: openai\n    model: guard-8b", "engine: not_installed\n    model: guard-8b")
+    (tmp_path / "config.yml").write_text(broken.replace('base_url: "http://127.0.0.1:1/v1", ', ""))
+    with pytest.raises(ConfigError, match="content_safety") as raised:
+        build_expert(section)
+    assert "canary" not in str(raised.value)
+
+
 def test_a_folder_that_is_no_nemo_configuration_is_refused(tmp_path: Path) -> None:
+    section = RailExpertConfig(type="rail", flow=FLOW)
     with pytest.raises(ConfigError, match="not a folder"):
-        RailCollaborators.from_folder(tmp_path / "nowhere")
+        RailExpert.from_folder(section, tmp_path / "nowhere")
     (tmp_path / "config.yml").write_text("models: 3\ncanary: canary-key\n")
     with pytest.raises(ConfigError, match="cannot read") as raised:
-        RailCollaborators.from_folder(tmp_path)
+        RailExpert.from_folder(section, tmp_path)
     assert "canary" not in str(raised.value)
+
+
+def test_a_rail_without_model_pins_its_settings_but_no_address() -> None:
+    flow = 'hf classifier check input $classifier="guard"'
+    config = CONFIG + (
+        "rails: {config: {hf_classifier: {guard: {engine: vllm, model: guard, threshold: 0.5, "
+        "blocked_labels: [unsafe], base_url: 'http://127.0.0.1:1'}}}}"
+    )
+    identity = _expert(flow=flow, config=config).identity
+    assert _expert(flow=flow, config=config.replace("127.0.0.1", "guard.example")).identity == identity
+    assert _expert(flow=flow, config=config.replace("0.5", "0.6")).identity != identity
