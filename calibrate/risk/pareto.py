@@ -75,7 +75,8 @@ def pareto(
     split = split or random_split(len(rows))
     seen, held_out = rows.take(split.optimisation), rows.take(split.testing)
 
-    settings = settings_grid(top_thresholds(seen.d, 1.0, candidates), taus, bands)
+    # Thresholds that are over budget here have next to no chance there: the grid is finer without them.
+    settings = settings_grid(top_thresholds(seen.d, alpha, candidates), taus, bands)
     front = _front(seen, settings, risks, criterion, costs)
     p_seen = np.array([_p_value(seen, setting, alpha, delta, risks) for setting in front])
     rate_seen = np.array([float(seen.delegated(setting).mean()) for setting in front])
