@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.config import SECTION, CtdConfig
-from ctd_guardrail.errors import InfeasibleBudgetError, PolicyMismatchError
+from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, PolicyMismatchError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.policy.budget import Certificate, Status, certify
 from ctd_guardrail.policy.match import check_expert, check_fingerprint
+from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_threshold
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
 
@@ -30,11 +31,15 @@ class Plan:
 
     Attributes:
         policy: The policy folder's content.
-        certificate: The budget that was asked for, certified, with its threshold.
+        certificate: The budget that was asked for, certified.
+        threshold: lambda: the certificate's, or a larger one that the criterion prefers.
+        expected_rate: Share of the inputs that is expected at the expert.
     """
 
     policy: Policy
     certificate: Certificate
+    threshold: float
+    expected_rate: float
 
 
 def plan(config: CtdConfig, *, folder: Path) -> Plan:
@@ -47,12 +52,15 @@ def plan(config: CtdConfig, *, folder: Path) -> Plan:
     Raises:
         PolicyError: The policy folder cannot be used.
         InfeasibleBudgetError: Its calibration scores cannot certify alpha at delta.
+        ConfigError: ``horizon`` does not fit ``guarantee``, or the criterion needs labels that the policy lacks.
     """
     policy = read_policy(folder / config.policy)
-    calibration = policy.manifest.calibration
+    calibration, looks = policy.manifest.calibration, len(policy.manifest.recalibrations)
     alpha = calibration.alpha if config.alpha is None else config.alpha
     delta = calibration.delta if config.delta is None else config.delta
-    certificate = certify(policy.scores, alpha, spent_delta(delta, len(policy.manifest.recalibrations)))
+    certificate = certify(
+        policy.scores, alpha, spent_delta(delta, looks), guarantee=config.guarantee, horizon=config.horizon
+    )
     if certificate.status is Status.INFEASIBLE:
         raise InfeasibleBudgetError(
             f"{SECTION}.alpha: {certificate.n} calibration rows cannot certify alpha = {alpha} at delta = {delta}",
@@ -62,7 +70,30 @@ def plan(config: CtdConfig, *, folder: Path) -> Plan:
             hint=f"The smallest alpha that they can certify is {certificate.alpha_min:.4f}; "
             f"alpha = {alpha} takes {certificate.n_min} rows",
         )
-    return Plan(policy, certificate)
+    if config.criterion is Criterion.BUDGET:
+        return Plan(policy, certificate, certificate.threshold, certificate.mean_rate)
+    choice = _choose(config, policy, certificate)
+    return Plan(policy, certificate, choice.threshold, choice.exceedances / policy.calibration.d.size)
+
+
+def _choose(config: CtdConfig, policy: Policy, certificate: Certificate) -> Choice:
+    rows = policy.calibration
+    if rows.expert is None or rows.label is None:
+        raise ConfigError(
+            f"criterion {config.criterion.value!r} needs labelled calibration rows, and this policy has none",
+            key=f"{SECTION}.criterion",
+            hint="Set criterion: budget, or calibrate on labelled rows",
+        )
+    return best_threshold(
+        certificate,
+        config.criterion,
+        d=rows.d,
+        probe=rows.p,
+        expert=rows.expert,
+        label=rows.label,
+        tau=policy.manifest.decision_threshold,
+        costs=Costs(**config.costs.model_dump()),
+    )
 
 
 def assemble(config: CtdConfig, *, folder: Path, rail_collaborators: RailCollaborators | None = None) -> Cascade:
@@ -102,17 +133,18 @@ def assemble(config: CtdConfig, *, folder: Path, rail_collaborators: RailCollabo
         )
     certificate = planned.certificate
     log.info(
-        "ctd guard ready: alpha %g, delta %g, lambda %.6g, n %d, expected rate %.4f",
+        "ctd guard ready: alpha %g, delta %g, guarantee %s, lambda %.6g, n %d, expected rate %.4f",
         certificate.alpha,
         certificate.delta,
-        certificate.threshold,
+        certificate.guarantee,
+        planned.threshold,
         certificate.n,
-        certificate.mean_rate,
+        planned.expected_rate,
     )
     return Cascade(
         engine=engine,
         probes=probes,
-        certificate=certificate,
+        threshold=planned.threshold,
         decision_threshold=manifest.decision_threshold,
         expert=expert,
         on_failure=config.on_failure,

@@ -28,7 +28,6 @@ from ctd_guardrail.errors import (
     OverlongError,
 )
 from ctd_guardrail.experts.protocol import Expert
-from ctd_guardrail.policy.budget import Certificate
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:  # torch stays out of the import of the package
@@ -56,7 +55,7 @@ class Cascade:
     Args:
         engine: Base model.
         probes: Maps token activations to (p, d).
-        certificate: Carries lambda.
+        threshold: lambda: an input is delegated where d(x) is strictly greater.
         decision_threshold: tau: a score of at least tau blocks.
         expert: Asked where d > lambda.
         on_failure: What to do where the guard cannot do its work.
@@ -67,7 +66,7 @@ class Cascade:
         *,
         engine: ActivationEngine,
         probes: Head,
-        certificate: Certificate,
+        threshold: float,
         decision_threshold: float,
         expert: Expert,
         on_failure: FailurePolicy,
@@ -77,7 +76,7 @@ class Cascade:
         self._decision_threshold = decision_threshold
         self._expert = expert
         self._on_failure = on_failure
-        self.certificate = certificate
+        self._threshold = threshold
         self.tally = Tally()
 
     async def check(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
@@ -122,7 +121,7 @@ class Cascade:
             # Every comparison with NaN is false: it would pass for safe.
             raise ActivationError("the probes gave a score that is not a number", hint="Use a wider dtype")
         screening.probed(p, d)
-        if not d > self.certificate.threshold:
+        if d <= self._threshold:
             unsafe = p >= self._decision_threshold
             screening.conclude(_verdict(unsafe), Reason.PROBE_UNSAFE if unsafe else Reason.PROBE_SAFE)
             return

@@ -8,24 +8,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ctd_guardrail.assemble import assemble, plan
+from ctd_guardrail.assemble import Plan, assemble, plan
 from ctd_guardrail.cascade import Cascade
+from ctd_guardrail.config import CtdConfig
 from ctd_guardrail.console import exit_on_error
 from ctd_guardrail.decision import Decision, Verdict
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.experts.config import RailExpertConfig
 from ctd_guardrail.inputs import InputFormat, InputRow, read_inputs
 from ctd_guardrail.nemo.folder import RailFolder, read_folder
-
-if TYPE_CHECKING:
-    from ctd_guardrail.experts.rail import RailCollaborators
 
 __all__ = ["app"]
 
@@ -58,11 +56,12 @@ def validate(
     """
     with exit_on_error():
         rail = read_folder(folder)
-        certificate = plan(rail.config, folder=rail.path).certificate
+        planned = plan(rail.config, folder=rail.path)
+    certificate = planned.certificate
     Console().print(
         f"[green]ok[/] {rail.file}: at most {certificate.alpha:.1%} of the inputs reach the expert, "
-        f"with confidence {1 - certificate.delta:.1%} (lambda {certificate.threshold:.4g} from {certificate.n} "
-        f"calibration rows, {certificate.mean_rate:.1%} expected)",
+        f"with confidence {1 - certificate.delta:.1%} (lambda {planned.threshold:.4g} from {certificate.n} "
+        f"calibration rows, {planned.expected_rate:.1%} expected)",
         soft_wrap=True,
     )
 
@@ -87,21 +86,22 @@ def check(
         rail = read_folder(config)
         screen = Console(stderr=as_json)
         with screen.status("Loading the base model"):
-            cascade = assemble(rail.config, folder=rail.path, rail_collaborators=_collaborators(rail))
+            planned = plan(rail.config, folder=rail.path)
+            cascade = assemble(_standalone(rail), folder=rail.path)
         report = _JsonReport(scores=scores) if as_json else _ScreenReport(Console(), scores=scores)
         with _open(file) as stream:
             rows = read_inputs(stream, form=form, file=file or "standard input")
             asyncio.run(_check_all(cascade, rows, report, concurrency))
-    _print_summary(screen, cascade)
+    _print_summary(screen, cascade, planned)
 
 
-def _collaborators(rail: RailFolder) -> RailCollaborators | None:
-    """Return the folder's own models and prompts where the expert is one of its rails."""
-    if not isinstance(rail.config.expert, RailExpertConfig) or rail.config.expert.config is not None:
-        return None
-    from ctd_guardrail.experts.rail import RailCollaborators  # noqa: PLC0415  # NeMo takes seconds to import
-
-    return RailCollaborators.from_folder(rail.path)
+def _standalone(rail: RailFolder) -> CtdConfig:
+    """Return the section as it reads outside of NeMo: a rail as expert takes its models from this very folder."""
+    expert = rail.config.expert
+    if not isinstance(expert, RailExpertConfig) or expert.config is not None:
+        return rail.config
+    expert = expert.model_copy(update={"config": rail.path.absolute()})
+    return rail.config.model_copy(update={"expert": expert})
 
 
 async def _check_all(
@@ -165,12 +165,12 @@ class _ScreenReport:
         self._console.print(table)
 
 
-def _print_summary(console: Console, cascade: Cascade) -> None:
-    counts, certificate = cascade.tally.snapshot(), cascade.certificate
+def _print_summary(console: Console, cascade: Cascade, planned: Plan) -> None:
+    counts = cascade.tally.snapshot()
     share = counts.delegated / counts.total if counts.total else 0.0
     console.print(
         f"\n{counts.total} inputs, {counts.delegated} to the expert ({share:.1%}); "
-        f"budget alpha = {certificate.alpha:.1%}, {certificate.mean_rate:.1%} expected",
+        f"budget alpha = {planned.certificate.alpha:.1%}, {planned.expected_rate:.1%} expected",
         soft_wrap=True,
     )
     if counts.failures:

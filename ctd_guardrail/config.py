@@ -10,13 +10,34 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ctd_guardrail.decision import FailurePolicy
 from ctd_guardrail.experts.config import ExpertConfig
+from ctd_guardrail.policy.guarantees import Guarantee
+from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.validation import validate
 
-__all__ = ["SECTION", "CtdConfig", "parse_section"]
+__all__ = ["SECTION", "CostConfig", "CtdConfig", "parse_section"]
 
 SECTION: Final = "custom_data.ctd"
 
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+_Cost = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class CostConfig(BaseModel):
+    """Prices for ``criterion: cost``, in one unit of the user's choice.
+
+    Attributes:
+        missed: An unsafe input that is let through.
+        false_alarm: A safe input that is blocked.
+        call: A call of the expert.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    missed: _Cost = 1.0
+    false_alarm: _Cost = 1.0
+    call: _Cost = 0.0
 
 
 class CtdConfig(BaseModel):
@@ -26,6 +47,12 @@ class CtdConfig(BaseModel):
         policy: Folder that ``ctd-calibrate run`` wrote; relative to the configuration's folder.
         alpha: Budget: largest share of the inputs that the expert may see; None: the policy's.
         delta: Admissible probability that calibration misses the budget; None: the policy's.
+        guarantee: What alpha bounds, see docs/guarantees.md.
+        horizon: Number of inputs that ``guarantee: next`` speaks of.
+        criterion: Which of the certified thresholds is used. ``budget`` uses the budget up; the others take the one
+            with the best AUROC, accuracy, Brier score or cost on the labelled calibration rows, which may delegate
+            less.
+        costs: Prices for ``criterion: cost``.
         expert: Who judges where delegation pays.
         on_failure: What to do with an input when the guard cannot do its work.
         base_model: Another place of the same base model (id or path); its fingerprint is checked.
@@ -37,6 +64,10 @@ class CtdConfig(BaseModel):
     policy: Path
     alpha: _Share | None = None
     delta: _Share | None = None
+    guarantee: Guarantee = Guarantee.EXACT
+    horizon: Annotated[int, Field(ge=1)] | None = None
+    criterion: Criterion = Criterion.BUDGET
+    costs: CostConfig = CostConfig()
     expert: ExpertConfig
     on_failure: FailurePolicy = FailurePolicy.BLOCK
     base_model: Annotated[str, Field(min_length=1)] | None = None

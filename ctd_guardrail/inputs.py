@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -32,7 +32,7 @@ class InputRow:
     """
 
     id: str
-    messages: list[Mapping[str, Any]]
+    messages: Sequence[Mapping[str, Any]]
 
     @property
     def preview(self) -> str:

@@ -96,8 +96,8 @@ def config_error(
     path, parents = _locate(first["loc"], model, content)
     key = ".".join([prefix, *path] if prefix else path)
     name = path[-1] if path else ""
-    reason = first.get("ctx", {}).get("error")
-    hint = ""
+    # Validators of ours raise PydanticCustomError with a hint in its context.
+    problem, hint = first["msg"].removeprefix("Value error, "), str(first.get("ctx", {}).get("hint", ""))
     match first["type"]:
         case "extra_forbidden":
             problem, hint = "this key is unknown", _suggest(name, _fields(parents))
@@ -108,10 +108,6 @@ def config_error(
             key = f"{key}.{tag}"
             problem = "this key is missing" if first["type"] == "union_tag_not_found" else "this value is unknown"
             hint = f"Use one of {', '.join(_tags(_children(parents, name), tag))}"
-        case _ if isinstance(reason, ConfigError):
-            problem, hint = reason.problem, reason.hint
-        case _:
-            problem = first["msg"].removeprefix("Value error, ")
     return ConfigError(problem, file=file, key=key, hint=hint)
 
 

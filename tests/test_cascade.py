@@ -57,7 +57,7 @@ def cascade(engine: Engine, judge: Judge, on_failure: FailurePolicy = FailurePol
     return Cascade(
         engine=engine,  # type: ignore[arg-type]
         probes=lambda ragged: ragged.values,
-        certificate=CERTIFICATE,
+        threshold=CERTIFICATE.threshold,
         decision_threshold=0.5,
         expert=judge,
         on_failure=on_failure,

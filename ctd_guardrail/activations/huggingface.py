@@ -20,7 +20,7 @@ from ctd_guardrail.activations.tokens import ConversationTokenizer
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ActivationError, ConfigError
 
-__all__ = ["HuggingFaceSource", "pick_device"]
+__all__ = ["HuggingFaceSource", "hash_weights", "pick_device", "quiet_transformers"]
 
 _FINAL_NORMS: Final = ("norm", "final_norm", "final_layernorm")
 _INPUT_NORMS: Final = ("input_layernorm", "attn_norm")
@@ -58,7 +58,7 @@ class HuggingFaceSource:
         self._device = torch.device(pick_device(device))
         self._max_batch_tokens = max_batch_tokens
         path = resolve_model(spec.model)
-        with _quiet_transformers():
+        with quiet_transformers():
             try:
                 config = AutoConfig.from_pretrained(path, revision=spec.revision)
                 tokenizer = AutoTokenizer.from_pretrained(path, revision=spec.revision)
@@ -76,7 +76,7 @@ class HuggingFaceSource:
             architecture=type(self._model).__name__,
             hidden_size=int(config.hidden_size),
             window=window,
-            weights_sha256=_hash_weights(self._model),
+            weights_sha256=hash_weights(self._model),
             tokenizer_sha256=self._tokenize.tokenizer_sha256,
             template_sha256=self._tokenize.template_sha256,
         )
@@ -222,7 +222,7 @@ def _resolve_window(spec: ActivationSpec, config: Any) -> int:
     return spec.window or min(positions, _LARGEST_WINDOW)
 
 
-def _hash_weights(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
     """Hash names, shapes and an even sample of the values of every weight.
 
     Fine-tuning moves nearly every value, so a sample tells models apart at a fraction of the cost of reading
@@ -238,7 +238,7 @@ def _hash_weights(model: nn.Module) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep the report on weights that are left out on purpose, and the progress bar, off the user's screen."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ctd_guardrail.activations.huggingface import _hash_weights, _quiet_transformers, pick_device
+from ctd_guardrail.activations.huggingface import hash_weights, pick_device, quiet_transformers
 from ctd_guardrail.activations.models import resolve_model
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.config import LocalExpertConfig
@@ -107,7 +107,7 @@ def load(config: LocalExpertConfig) -> LocalModel:
     path = resolve_model(config.model)
     # Pickled checkpoints can run code when they are read: only safetensors are.
     options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             settings = AutoConfig.from_pretrained(path, revision=config.revision)
             kind = _kind(config.model, settings)
@@ -135,7 +135,7 @@ def load(config: LocalExpertConfig) -> LocalModel:
         tokenizer=tokenizer,
         encoder=encoder,
         window=_window(config, model, tokenizer),
-        identity=f"{type(model).__name__}:{_hash_weights(model)[:16]}:{encoder.sha256[:16]}:{config.dtype}",
+        identity=f"{type(model).__name__}:{hash_weights(model)[:16]}:{encoder.sha256[:16]}:{config.dtype}",
     )
 
 

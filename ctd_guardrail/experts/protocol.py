@@ -48,6 +48,7 @@ class Expert(Protocol):
             ExpertTimeoutError: No answer before the deadline.
             ExpertUnavailableError: Refused, unreachable, rate-limited or failing.
             ExpertVerdictError: The answer is not a verdict.
+            OverlongError: The conversation is longer than this expert reads.
         """
         ...
 

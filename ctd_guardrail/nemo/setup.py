@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ctd_guardrail.assemble import assemble
 from ctd_guardrail.config import SECTION, parse_section
@@ -33,10 +33,15 @@ def init(app: LLMRails) -> None:
             key=SECTION,
             hint="Add it at the top level of config.yml; `ctd-guardrail validate DIR` finds misplaced sections",
         )
-    # The host makes its models after it has called this function, so they are looked up when the expert first runs.
+
+    def llms() -> dict[str, Any]:
+        # The host makes its models after it has called `init`, so they are looked up when the expert runs.
+        registered = app.runtime.registered_action_params
+        return {**registered.get("llms", {}), "main": registered.get("llm")}
+
     collaborators = RailCollaborators(
         config=config,
-        llms=lambda: app.runtime.registered_action_params.get("llms", {}),
+        llms=llms,
         llm_task_manager=app.runtime.llm_task_manager,
     )
     cascade = assemble(parse_section(section), folder=config_folder(config), rail_collaborators=collaborators)

@@ -1,0 +1,71 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctd_guardrail.assemble import Plan, plan
+from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
+from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
+
+
+def planned(folder: Path) -> Plan:
+    rail = read_folder(folder)
+    return plan(rail.config, folder=rail.path)
+
+
+def test_alpha_and_delta_come_from_the_rail_and_else_from_the_policy(make_rail_folder: Callable[..., Path]) -> None:
+    stated = planned(make_rail_folder(alpha=0.3, delta=0.2)).certificate
+    assert (stated.alpha, stated.delta) == (0.3, 0.2)
+    silent = planned(make_rail_folder(alpha=None, delta=None)).certificate
+    assert (silent.alpha, silent.delta) == (0.2, 0.1)
+    assert stated.threshold < silent.threshold
+
+
+def test_a_stricter_guarantee_delegates_less(make_rail_folder: Callable[..., Path]) -> None:
+    rates = [
+        planned(make_rail_folder(**changes)).expected_rate
+        for changes in (
+            {"guarantee": "expected"},
+            {"guarantee": "exact"},
+            {"guarantee": "simultaneous"},
+        )
+    ]
+    assert rates == sorted(rates, reverse=True)
+    assert planned(make_rail_folder(guarantee="next", horizon=50)).certificate.horizon == 50
+    with pytest.raises(ConfigError, match="horizon"):
+        planned(make_rail_folder(guarantee="next"))
+
+
+def test_a_budget_beyond_the_calibration_rows_is_refused(make_rail_folder: Callable[..., Path]) -> None:
+    with pytest.raises(InfeasibleBudgetError, match=r"200 calibration rows cannot certify alpha = 0\.01") as error:
+        planned(make_rail_folder(alpha=0.01))
+    assert error.value.alpha_min == pytest.approx(0.0114, abs=1e-4)
+    assert error.value.n_min == 230
+
+
+def relabel(policy: Path, folder: Path, **columns: Any) -> None:
+    old = read_policy(policy)
+    scores = CalibrationScores(old.calibration.d, old.calibration.p, **columns)
+    write_policy(folder, old.manifest.model_dump(exclude={"tensors_sha256"}), old.probe, scores)
+
+
+def test_a_criterion_keeps_a_harmful_expert_out(
+    make_rail_folder: Callable[..., Path], rail_policy: Path, tmp_path: Path
+) -> None:
+    labels = (np.arange(200) % 2).astype(float)
+    relabel(rail_policy, tmp_path / "harmful", label=labels, expert=1 - labels)
+    relabel(rail_policy, tmp_path / "perfect", label=labels, expert=labels)
+    budget = planned(make_rail_folder(policy=str(tmp_path / "perfect")))
+    for criterion in ("accuracy", "brier", "cost"):
+        harmful = planned(make_rail_folder(policy=str(tmp_path / "harmful"), criterion=criterion))
+        perfect = planned(make_rail_folder(policy=str(tmp_path / "perfect"), criterion=criterion))
+        assert harmful.expected_rate < perfect.expected_rate <= budget.expected_rate
+        assert harmful.threshold > budget.threshold
+
+
+def test_a_criterion_without_labels_is_refused(make_rail_folder: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="needs labelled calibration rows"):
+        planned(make_rail_folder(criterion="accuracy"))
