@@ -106,11 +106,12 @@ class AuditFloor:
         if not self.inputs:
             return 0.0, 1.0
         # Misses found are misses; audited inputs that were none are none. The evidence of the rises falls in N_t,
-        # that of the falls rises.
-        possible = range(self.misses, self.inputs - (self.audits - self.misses) + 1)
-        below = bisect_left(possible, 1, key=lambda n: not self._excludes(n, _RISES))
-        up_to = bisect_left(possible, 1, key=lambda n: self._excludes(n, _FALLS))
-        return (possible.start + below) / self.inputs, (possible.start + up_to - 1) / self.inputs
+        # that of the falls rises. Where the coin was not fair they may refute all: the nearest possible N_t is left.
+        least, most = self.misses, self.inputs - (self.audits - self.misses)
+        possible = range(least, most + 1)
+        low = least + bisect_left(possible, 1, key=lambda n: not self._excludes(n, _RISES))
+        high = least - 1 + bisect_left(possible, 1, key=lambda n: self._excludes(n, _FALLS))
+        return min(low, most) / self.inputs, max(high, least) / self.inputs
 
     def _excludes(self, misses: int, z: NDArray[np.float64]) -> bool:
         """Whether the bets z refute that there were this many misses, found and unfound."""
