@@ -7,10 +7,18 @@ from typing import Final
 import typer
 
 from calibrate.cli.recalibrate import recalibrate
+from calibrate.cli.run import run
 from calibrate.cli.threshold import threshold
 
 __all__ = ["app"]
 
-app: Final = typer.Typer(no_args_is_help=True, add_completion=False, help="Calibrate policies for ctd-guardrail.")
+app: Final = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,  # they hold users' texts
+    help="Calibrate policies for ctd-guardrail.\n\nStart here: [bold]ctd-calibrate run CALIBRATE.yml[/bold]",
+)
+app.command()(run)
 app.command()(threshold)
 app.command()(recalibrate)

@@ -1,0 +1,1 @@
+"""Offline calibration: from labelled conversations to the policy that the rail reads."""

@@ -1,0 +1,175 @@
+"""CALIBRATE.yml: what is calibrated, on which data, with which expert, to which budget."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
+
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, RailExpertConfig
+from ctd_guardrail.validation import load_yaml, validate
+
+__all__ = ["BaseModelConfig", "BudgetConfig", "CalibrateConfig", "DataConfig", "SplitConfig", "load_config"]
+
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder / path.expanduser()
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | Path) else value
+
+
+_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+_Path = Annotated[Path, AfterValidator(_beside_the_file)]
+_Paths = Annotated[tuple[_Path, ...], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class BaseModelConfig(ActivationSpec):
+    """The base model, where in it activations are read, and on which device.
+
+    Attributes:
+        device: ``auto`` (CUDA where there is one), ``cpu``, or a torch device such as ``cuda:1``.
+    """
+
+    device: Annotated[str, Field(min_length=1)] = "auto"
+
+    @property
+    def spec(self) -> ActivationSpec:
+        """What the policy pins: everything but the device."""
+        return ActivationSpec(**self.model_dump(exclude={"device"}))
+
+
+class DataConfig(_Section):
+    """Labelled conversations.
+
+    Attributes:
+        path: JSON lines, plain or gzip: one file or several.
+        safety_path: Files that the safety probe is trained on instead of the training rows of ``path``.
+        expert_column: Field that holds recorded expert scores, P(unsafe) in [0, 1].
+    """
+
+    path: _Paths
+    safety_path: _Paths | None = None
+    expert_column: Annotated[str, Field(min_length=1)] | None = None
+
+
+class SplitConfig(_Section):
+    """Shares of the rows. Where none of the three is written, a ``split`` field in the rows decides, if they have it.
+
+    Attributes:
+        train: Share that both probes are trained on.
+        calibration: Share that the budget is certified on.
+        test: Share that the cascade is evaluated on.
+        seed: Seed of the assignment and of everything random after it.
+    """
+
+    train: _Share = 0.6
+    calibration: _Share = 0.2
+    test: _Share = 0.2
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def are_written(self) -> bool:
+        """Whether the file states shares."""
+        return bool(self.model_fields_set - {"seed"})
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> SplitConfig:
+        total = self.train + self.calibration + self.test
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise PydanticCustomError(
+                "shares",
+                "the shares sum to {total}, not 1",
+                {"total": f"{total:g}", "hint": "Write all three, for example .6, .2 and .2"},
+            )
+        return self
+
+
+class BudgetConfig(_Section):
+    """The budget that the policy certifies where the rail's own configuration states none.
+
+    Attributes:
+        alpha: Largest share of the inputs that the expert may see.
+        delta: Admissible probability that calibration misses it.
+    """
+
+    alpha: _Share
+    delta: _Share = 0.05
+
+
+class CalibrateConfig(_Section):
+    """The content of CALIBRATE.yml. Relative paths start from the file's folder.
+
+    Attributes:
+        base: Base model and site of the activations.
+        data: Labelled conversations.
+        expert: Whom to ask for expert scores; None where ``data.expert_column`` has them.
+        splits: Shares of training, calibration and test rows.
+        budget: alpha and delta.
+        output: Folder of the policy.
+        cache: Folder of activations and expert scores, from which a later run goes on.
+    """
+
+    base: BaseModelConfig
+    data: DataConfig
+    expert: ExpertConfig | None = None
+    splits: SplitConfig = SplitConfig()
+    budget: BudgetConfig
+    output: _Path
+    cache: Annotated[_Path, Field(validate_default=True)] = Path(".ctd-cache")
+
+    @model_validator(mode="after")
+    def _one_source_of_expert_scores(self) -> CalibrateConfig:
+        if (self.expert is None) == (self.data.expert_column is None):
+            state = "no source" if self.expert is None else "more than one source"
+            raise PydanticCustomError(
+                "expert",
+                "there is {state} of expert scores",
+                {
+                    "state": state,
+                    "hint": "Write either `data.expert_column` (recorded scores) or `expert` (ask for them)",
+                },
+            )
+        return self
+
+
+def load_config(path: Path) -> CalibrateConfig:
+    """Read CALIBRATE.yml.
+
+    Raises:
+        ConfigError: It is not YAML, or a key is unknown, missing, repeated or of a wrong value.
+    """
+    folder = path.absolute().parent
+    config = validate(CalibrateConfig, load_yaml(path), file=path, context={"folder": folder})
+    return config.model_copy(
+        update={"base": _resolve(config.base, "model", folder), "expert": _resolve_expert(config.expert, folder)}
+    )
+
+
+def _resolve_expert(expert: ExpertConfig | None, folder: Path) -> ExpertConfig | None:
+    match expert:
+        case LocalExpertConfig():
+            return _resolve(expert, "model", folder)
+        case RailExpertConfig(config=Path()):
+            return _resolve(expert, "config", folder)
+        case _:
+            return expert
+
+
+def _resolve(section: Section, key: str, folder: Path) -> Section:
+    """Make a path absolute. A Hugging Face id looks like a relative path, so only a folder that exists is one."""
+    path = folder / str(getattr(section, key))
+    return section.model_copy(update={key: type(getattr(section, key))(path)}) if path.is_dir() else section

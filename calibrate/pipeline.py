@@ -1,0 +1,241 @@
+"""From labelled conversations to a policy, in a straight line.
+
+read, split, activations, expert scores, training, certificate, evaluation, policy. The two long stages save what they
+have as they go; training takes a second and is simply done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from calibrate.cache import open_cache
+from calibrate.config import CalibrateConfig
+from calibrate.data import Dataset, read_dataset
+from calibrate.evaluate import ALPHAS, Evaluation, ScoredRows, evaluate
+from calibrate.features import pool_activations
+from calibrate.labels import ExpertScores, ask_expert
+from calibrate.progress import progress_bars
+from calibrate.splits import PARTS, Split, find_clusters, split_rows
+from calibrate.train import SafetyRows, train_probes
+from calibrate.train.crossfit import check_classes
+from ctd_guardrail import __version__
+from ctd_guardrail.activations.engine import ActivationEngine, get_engine
+from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
+from ctd_guardrail.experts.build import build_expert
+from ctd_guardrail.experts.config import OpenAIExpertConfig
+from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows
+from ctd_guardrail.policy.match import RECORDED
+from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
+from ctd_guardrail.probes.plug_in import PlugInProbes
+
+__all__ = ["PipelineResult", "run"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_PACKAGES: Final = ("torch", "transformers", "numpy", "scipy", "scikit-learn")
+# Enough to fill the device or the wire for experts that state no limit of their own.
+_EXPERT_CONCURRENCY: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineResult:
+    """What a run has produced.
+
+    Attributes:
+        output: Folder of the policy.
+        policy: The policy as the rail reads it.
+        certificate: The budget and its threshold.
+        evaluation: The cascade and its baselines on the test rows.
+        split: Which rows did what.
+        expert: Expert scores of the rows of all three parts.
+        safety_rows: Rows of other files that the safety probe was trained on; 0 where there are none.
+        safety_left_out: Rows of those files that are, or nearly are, among the rows of ``data.path``.
+    """
+
+    output: Path
+    policy: Policy
+    certificate: Certificate
+    evaluation: Evaluation
+    split: Split
+    expert: ExpertScores
+    safety_rows: int = 0
+    safety_left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _SafetyData:
+    dataset: Dataset
+    rows: IntArray
+    clusters: IntArray
+
+
+def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
+    """Calibrate a policy and write it.
+
+    Args:
+        config: The content of CALIBRATE.yml.
+        console: Where progress is drawn.
+
+    Raises:
+        ConfigError: A key of the configuration does not fit the base model, or a folder cannot be written to.
+        DataError: A row is malformed or too long, or there are too few rows.
+        InfeasibleBudgetError: There are too few calibration rows for this alpha and delta.
+        ActivationError: The base model cannot be loaded.
+        ExpertError: The expert failed; what it has said so far is saved.
+        DependencyError: ``package:NAME`` is not installed.
+    """
+    dataset = read_dataset(config.data.path, expert_column=config.data.expert_column)
+    split = split_rows(dataset, config.splits)
+    safety = _read_safety_data(config, dataset)
+    _check_rows(config, dataset, split)
+    cache = open_cache(config.cache)
+    rows = np.concatenate([split.train, split.calibration, split.test])
+    cuts = [split.train.size, split.train.size + split.calibration.size]
+
+    engine = get_engine(config.base.spec, device=config.base.device)
+    with progress_bars(console) as progress:
+        pooled = pool_activations(dataset, rows, engine, cache=cache, progress=progress)
+        safety_rows = None if safety is None else _pool_safety(safety, engine, cache, progress)
+        identity, expert = _expert_scores(config, dataset, rows, cache, progress)
+
+    train, calibration, test = (slice(start, stop) for start, stop in zip([0, *cuts], [*cuts, rows.size], strict=True))
+    labels, clusters = dataset.labels[rows], split.clusters[rows]
+    trained = train_probes(
+        pooled[train], labels[train], expert.p[train], clusters[train], seed=config.splits.seed, safety=safety_rows
+    )
+    p, d = _score(trained.probes, pooled)
+    scores = CalibrationScores.from_rows(
+        d=d[calibration], p=p[calibration], expert=expert.p[calibration], label=labels[calibration]
+    )
+    certificate = certify(scores.d, config.budget.alpha, config.budget.delta)
+    groups = None if dataset.groups is None else [dataset.groups[row] for row in split.test]
+    evaluation = evaluate(
+        ScoredRows(p[test], d[test], expert.p[test], labels[test], groups),
+        scores,
+        delta=config.budget.delta,
+        alphas=sorted({*ALPHAS, config.budget.alpha}),
+        seed=config.splits.seed,
+    )
+    manifest = {
+        "created_at": datetime.now(UTC),
+        "versions": _versions(),
+        "activations": engine.spec,
+        "fingerprint": engine.fingerprint,
+        "expert": identity,
+        "calibration": {
+            "rows": split.calibration.size,
+            "alpha": config.budget.alpha,
+            "delta": config.budget.delta,
+            "seed": config.splits.seed,
+        },
+        "data": [*dataset.records, *(safety.dataset.records if safety else [])],
+        "training": {**trained.record, "split": {part: int(getattr(split, part).size) for part in PARTS}},
+        "evaluation": evaluation.to_dict(),
+    }
+    policy = write_policy(config.output, manifest, trained.probes.tensors(), scores)
+    return PipelineResult(
+        output=config.output,
+        policy=policy,
+        certificate=certificate,
+        evaluation=evaluation,
+        split=split,
+        expert=expert,
+        safety_rows=0 if safety is None else safety.rows.size,
+        safety_left_out=0 if safety is None else len(safety.dataset) - safety.rows.size,
+    )
+
+
+def _read_safety_data(config: CalibrateConfig, dataset: Dataset) -> _SafetyData | None:
+    """Read the rows for the safety probe, without those that depend on a row of the other files.
+
+    A probe that has seen a calibration or test row is surer of it than of the deployment's inputs.
+    """
+    if config.data.safety_path is None:
+        return None
+    safety = read_dataset(config.data.safety_path)
+    clusters = find_clusters(dataset, safety)
+    own = clusters[len(dataset) :]
+    rows = np.flatnonzero(~np.isin(own, clusters[: len(dataset)]))
+    check_classes(safety.labels[rows], purpose="the safety probe")
+    return _SafetyData(safety, rows, own[rows])
+
+
+def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None:
+    """Refuse what cannot end well before anything is computed, asked or written.
+
+    Raises:
+        DataError: Training or test rows lack a label.
+        InfeasibleBudgetError: There are too few calibration rows.
+        ConfigError: The output is no folder.
+    """
+    if config.output.exists() and not config.output.is_dir():
+        raise ConfigError(f"{config.output} is not a folder", key="output", hint="Name a folder for the policy")
+    check_classes(dataset.labels[split.train], purpose="training")
+    if np.unique(dataset.labels[split.test]).size == 1:
+        raise DataError(
+            f"all {split.test.size} test rows have one label", hint="Give more rows, or a larger share to testing"
+        )
+    alpha, delta, n = config.budget.alpha, config.budget.delta, split.calibration.size
+    # Whether n scores can certify alpha does not depend on the scores.
+    if certify(np.zeros(n), alpha, delta).status is Status.INFEASIBLE:
+        needed, smallest = min_rows(alpha, delta), min_alpha(n, delta)
+        raise InfeasibleBudgetError(
+            f"{n} calibration rows cannot certify alpha = {alpha} at delta = {delta}",
+            alpha=alpha,
+            alpha_min=smallest,
+            n_min=needed,
+            hint=f"It takes {needed} calibration rows; the smallest alpha that {n} can certify is {smallest:.4f}",
+        )
+
+
+def _pool_safety(safety: _SafetyData, engine: ActivationEngine, cache: Path, progress: Progress) -> SafetyRows:
+    pooled = pool_activations(safety.dataset, safety.rows, engine, cache=cache, progress=progress)
+    return SafetyRows(pooled, safety.dataset.labels[safety.rows], safety.clusters)
+
+
+def _expert_scores(
+    config: CalibrateConfig, dataset: Dataset, rows: IntArray, cache: Path, progress: Progress
+) -> tuple[str, ExpertScores]:
+    """Return whose scores they are, and the scores."""
+    if dataset.expert is not None:
+        return f"{RECORDED}{config.data.expert_column}", ExpertScores(dataset.expert[rows])
+    if config.expert is None:
+        raise ConfigError("there is no source of expert scores", hint="Write `data.expert_column` or `expert`")
+    expert = build_expert(config.expert)
+    section = config.expert
+    concurrency = section.max_concurrency if isinstance(section, OpenAIExpertConfig) else _EXPERT_CONCURRENCY
+
+    async def ask() -> ExpertScores:
+        try:
+            return await ask_expert(
+                dataset, rows, expert, journal=cache / "expert.sqlite", concurrency=concurrency, progress=progress
+            )
+        finally:
+            await expert.aclose()
+
+    return expert.identity, asyncio.run(ask())
+
+
+def _score(probes: PlugInProbes, pooled: NDArray[np.float32]) -> Sequence[FloatArray]:
+    """Return p and d as the rail computes them, each of shape [rows]."""
+    scores: FloatArray = probes.from_pooled(torch.from_numpy(pooled)).numpy().astype(np.float64)
+    return list(scores.T)
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "ctd-guardrail": __version__, **packages}

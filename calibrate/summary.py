@@ -1,0 +1,90 @@
+"""What a run has produced, as tables on the terminal and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from calibrate.evaluate import METHODS
+from calibrate.pipeline import PipelineResult
+
+__all__ = ["print_summary", "to_json"]
+
+
+def to_json(result: PipelineResult) -> dict[str, Any]:
+    """Return the result as one JSON-able object: the budget, the split and the evaluation."""
+    certificate, split = result.certificate, result.split
+    return {
+        "policy": str(result.output),
+        "budget": {
+            "alpha": certificate.alpha,
+            "delta": certificate.delta,
+            "threshold": certificate.threshold,
+            "k": certificate.k,
+            "n": certificate.n,
+            "mean_rate": certificate.mean_rate,
+        },
+        "split": {
+            "train": split.train.size,
+            "calibration": split.calibration.size,
+            "test": split.test.size,
+            "left_out": split.left_out,
+        },
+        "expert": {"identity": result.policy.manifest.expert, "asked": result.expert.asked},
+        "evaluation": result.evaluation.to_dict(),
+    }
+
+
+def print_summary(result: PipelineResult, console: Console) -> None:
+    """Print rows, evaluation and budget."""
+    console.print(_rows_table(result))
+    for title, figure in (("AUROC", "auroc"), ("Accuracy", "accuracy"), ("Share sent to the expert", "rate")):
+        console.print(_cascade_table(result, title, figure))
+    certificate = result.certificate
+    realised = result.evaluation.cell("ctd", certificate.alpha).rate
+    console.print(
+        f"Budget: alpha {certificate.alpha:g} at delta {certificate.delta:g}, certified on n = {certificate.n} "
+        f"calibration rows.\nk = {certificate.k}, lambda = {certificate.threshold:.4f}; expected rate "
+        f"{certificate.mean_rate:.4f}, on the test rows {realised:.4f}.",
+        highlight=False,
+    )
+    console.print(f"Policy: {result.output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _rows_table(result: PipelineResult) -> Table:
+    table = Table(title="Rows", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("use")
+    table.add_column("rows", justify="right")
+    table.add_column("remark")
+    split, safety_left_out = result.split, result.safety_left_out
+    table.add_row("train", f"{split.train.size:,}", _expert_remark(result))
+    if result.safety_rows:
+        remark = f"{safety_left_out:,} left out: they depend on rows of the other files" if safety_left_out else ""
+        table.add_row("safety probe", f"{result.safety_rows:,}", remark)
+    remark = f"{split.left_out:,} left out: one row counts of each cluster" if split.left_out else ""
+    table.add_row("calibration", f"{split.calibration.size:,}", remark)
+    table.add_row("test", f"{split.test.size:,}", f"{result.evaluation.unsafe / result.evaluation.rows:.1%} unsafe")
+    return table
+
+
+def _expert_remark(result: PipelineResult) -> str:
+    asked, tokens = result.expert.asked, result.expert.tokens
+    billed = "" if tokens is None else f", {tokens:,} tokens"
+    return f"expert {result.policy.manifest.expert}" + (f": {asked:,} scores asked for{billed}" if asked else "")
+
+
+def _cascade_table(result: PipelineResult, title: str, figure: str) -> Table:
+    """Return one figure of every method at every budget; the configured budget stands out."""
+    evaluation = result.evaluation
+    table = Table(title=f"{title}, {evaluation.rows:,} test rows", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("alpha", justify="right")
+    for method in METHODS:
+        table.add_column(method, justify="right")
+    for alpha in sorted({cell.alpha for cell in evaluation.cells}):
+        values = [getattr(evaluation.cell(method, alpha), figure) for method in METHODS]
+        style = "bold" if alpha == result.certificate.alpha else ""
+        table.add_row(f"{alpha:g}", *[f"{value:.3f}" for value in values], style=style)
+    return table
