@@ -23,9 +23,10 @@ __all__ = [
     "best_setting",
     "infeasible",
     "objective",
-    "risk_statements",
+    "p_table",
     "settings_grid",
     "top_thresholds",
+    "upper_bounds",
 ]
 
 # Name of the delegation budget among the risks.
@@ -49,7 +50,8 @@ class Outcome:
         status: Whether any setting is certified.
         setting: The best by the criterion; None where infeasible.
         certified: Every certified setting. They hold together: one of them may be chosen after looking.
-        binding: Where infeasible, the risks that fail at the most promising setting: ``budget`` or names of metrics.
+        binding: Where infeasible, the risks that no setting meets, ``budget`` or names of metrics; where each is met
+            somewhere, those that fail at the most promising setting.
         feasible: Where infeasible, for each risk the bound that the most promising setting would have met. A hint for
             the next attempt on fresh rows, no certificate.
     """
@@ -106,28 +108,32 @@ def top_thresholds(d: FloatArray, share: float, count: int) -> FloatArray:
     return np.append(np.inf, np.unique(falling[ranks])[::-1])
 
 
-def infeasible(statements: Mapping[str, tuple[float, float]], delta: float) -> Outcome:
-    """Return the outcome that names what fails at the most promising setting.
+def p_table(risks: Sequence[Risk], rows: Rows, settings: Sequence[Setting], delta: float) -> dict[str, FloatArray]:
+    """Return for each risk its p-value at every setting, shape [settings].
 
-    Args:
-        statements: For each risk its p-value and its upper confidence bound there.
-        delta: What the p-values are compared with.
+    The largest over the risks is the p-value of "one of them is above its bound": a certificate for all of them takes
+    each at the full delta.
     """
-    return Outcome(
-        Status.INFEASIBLE,
-        binding=tuple(name for name, (p, _) in statements.items() if p > delta),
-        feasible={name: bound for name, (_, bound) in statements.items()},
-    )
-
-
-def risk_statements(
-    risks: Sequence[Risk], rows: Rows, setting: Setting, delta: float
-) -> dict[str, tuple[float, float]]:
-    """Return for each risk its p-value and its upper confidence bound at a setting."""
     return {
-        risk.metric.value: (
-            risk.p_value(rows, setting, delta=delta),
-            risk.upper_bound(rows, setting, delta=delta),
-        )
+        risk.metric.value: np.array([risk.p_value(rows, setting, delta=delta) for setting in settings])
         for risk in risks
     }
+
+
+def upper_bounds(risks: Sequence[Risk], rows: Rows, setting: Setting, delta: float) -> dict[str, float]:
+    """Return for each risk the smallest bound that one setting meets at delta."""
+    return {risk.metric.value: risk.upper_bound(rows, setting, delta=delta) for risk in risks}
+
+
+def infeasible(table: Mapping[str, FloatArray], first: int, feasible: Mapping[str, float], delta: float) -> Outcome:
+    """Return the outcome that names the risks in the way.
+
+    Args:
+        table: p-values of each risk at every setting.
+        first: Index of the most promising setting, which was tested first and failed.
+        feasible: For each risk the bound that this setting meets.
+        delta: What the p-values are compared with.
+    """
+    nowhere = tuple(name for name, p in table.items() if p.min() > delta)
+    here = tuple(name for name, p in table.items() if p[first] > delta)
+    return Outcome(Status.INFEASIBLE, binding=nowhere or here, feasible=feasible)

@@ -20,9 +20,10 @@ from calibrate.risk.outcome import (
     best_setting,
     infeasible,
     objective,
-    risk_statements,
+    p_table,
     settings_grid,
     top_thresholds,
+    upper_bounds,
 )
 from calibrate.risk.pvalues import binomial_p, smallest_level
 from calibrate.risk.rows import Rows, Setting
@@ -78,24 +79,27 @@ def pareto(
     # Thresholds that are over budget here have next to no chance there: the grid is finer without them.
     settings = settings_grid(top_thresholds(seen.d, alpha, candidates), taus, bands)
     front = _front(seen, settings, risks, criterion, costs)
-    p_seen = np.array([_p_value(seen, setting, alpha, delta, risks) for setting in front])
-    rate_seen = np.array([float(seen.delegated(setting).mean()) for setting in front])
-    order = np.lexsort((rate_seen, p_seen)).tolist()
+    seen_p = np.max([*_p_table(seen, front, alpha, delta, risks).values()], axis=0)
+    seen_rate = [float(seen.delegated(setting).mean()) for setting in front]
+    order = np.lexsort((seen_rate, seen_p)).tolist()
 
-    p_held_out = [_p_value(held_out, setting, alpha, delta, risks) for setting in front]
-    certified = tuple(front[i] for i in np.flatnonzero(fixed_sequence(p_held_out, delta, order)).tolist())
+    table = _p_table(held_out, front, alpha, delta, risks)
+    passed = fixed_sequence(np.max([*table.values()], axis=0), delta, order)
+    certified = tuple(front[i] for i in np.flatnonzero(passed).tolist())
     if certified:
         return Outcome(Status.CERTIFIED, best_setting(rows, certified, criterion, costs), certified)
     first = front[order[0]]
     count, n = int(held_out.delegated(first).sum()), len(held_out)
-    budget = (binomial_p(count, n, alpha), smallest_level(lambda level: binomial_p(count, n, level), delta))
-    return infeasible({BUDGET: budget, **risk_statements(risks, held_out, first, delta)}, delta)
+    rate = smallest_level(lambda level: binomial_p(count, n, level), delta)
+    feasible = {BUDGET: rate, **upper_bounds(risks, held_out, first, delta)}
+    return infeasible(table, order[0], feasible, delta)
 
 
-def _p_value(rows: Rows, setting: Setting, alpha: float, delta: float, risks: Sequence[Risk]) -> float:
-    """Return the largest p-value: one certificate for several statements needs each at the full delta."""
-    budget = binomial_p(int(rows.delegated(setting).sum()), len(rows), alpha)
-    return max([budget, *(risk.p_value(rows, setting, delta=delta) for risk in risks)])
+def _p_table(
+    rows: Rows, settings: Sequence[Setting], alpha: float, delta: float, risks: Sequence[Risk]
+) -> dict[str, FloatArray]:
+    rates = [binomial_p(int(rows.delegated(setting).sum()), len(rows), alpha) for setting in settings]
+    return {BUDGET: np.array(rates), **p_table(risks, rows, settings, delta)}
 
 
 def _front(

@@ -19,12 +19,13 @@ from calibrate.risk.outcome import (
     best_setting,
     infeasible,
     objective,
-    risk_statements,
+    p_table,
     settings_grid,
     top_thresholds,
+    upper_bounds,
 )
 from calibrate.risk.pvalues import binomial_p, smallest_level
-from calibrate.risk.rows import Rows, Setting
+from calibrate.risk.rows import Rows
 from calibrate.risk.splits import Split, random_split
 from calibrate.risk.testing import fixed_sequence
 from ctd_guardrail.errors import ConfigError
@@ -85,26 +86,20 @@ def structured(
     seen, held_out = rows.take(split.optimisation), rows.take(split.testing)
     settings = settings_grid(top_thresholds(seen.d, alpha, candidates), taus, bands)
     # Most promising first; where p-values underflow together, the better performer.
-    order = sorted(
-        range(len(settings)),
-        key=lambda i: (
-            _p_value(seen, settings[i], half, risks),
-            objective(seen, settings[i], criterion, costs),
-        ),
-    )
-    p_held_out = [_p_value(held_out, setting, half, risks) for setting in settings]
-    performing = [settings[i] for i in np.flatnonzero(fixed_sequence(p_held_out, half, order)).tolist()]
+    seen_p = np.max([*p_table(risks, seen, settings, half).values()], axis=0)
+    seen_objective = [objective(seen, setting, criterion, costs) for setting in settings]
+    order = np.lexsort((seen_objective, seen_p)).tolist()
+    table = p_table(risks, held_out, settings, half)
+    passed = fixed_sequence(np.max([*table.values()], axis=0), half, order)
+    performing = [settings[i] for i in np.flatnonzero(passed).tolist()]
     if not performing:
-        return infeasible(risk_statements(risks, held_out, settings[order[0]], half), half)
+        feasible = upper_bounds(risks, held_out, settings[order[0]], half)
+        return infeasible(table, order[0], feasible, half)
 
     certified = tuple(setting for setting in performing if setting.threshold >= budget.threshold)
     if not certified:
         return _over_budget(sorted_scores, max(setting.threshold for setting in performing), half)
     return Outcome(Status.CERTIFIED, best_setting(rows, certified, criterion, costs), certified)
-
-
-def _p_value(rows: Rows, setting: Setting, delta: float, risks: Sequence[Risk]) -> float:
-    return max(risk.p_value(rows, setting, delta=delta) for risk in risks)
 
 
 def _over_budget(sorted_scores: FloatArray, threshold: float, delta: float) -> Outcome:
