@@ -49,8 +49,8 @@ class ExceedanceAlarm(Alarm):
 
         P(any alarm, ever) <= delta    while each of the 22 rates given the past stays what it was in calibration,
 
-    or below. Stream scores may depend on each other. Unlike :class:`ConformalAlarm` it does not get used to a
-    change, however slow, but it sees only what exceeds the uncertainty of the calibration itself.
+    or below. Stream scores may depend on each other, which the conformal alarm forbids, and no change becomes normal by
+    lasting. The price is that only what exceeds the uncertainty of the calibration is seen, and later.
 
     Args:
         scores: Delegation values of the calibration inputs, shape [n].

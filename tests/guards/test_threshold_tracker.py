@@ -105,3 +105,10 @@ def test_a_state_saved_beside_other_scores_is_refused() -> None:
     state = ThresholdTracker(np.arange(5.0), 0.1, 1).state()
     with pytest.raises(DataError, match="other calibration scores"):
         ThresholdTracker.from_state(state, np.arange(6.0))
+
+
+def test_with_no_score_above_it_the_largest_is_the_threshold_until_something_exceeds_it() -> None:
+    tracker = ThresholdTracker(np.arange(50.0), 0.1, 0)
+    assert tracker.threshold == 49.0
+    assert tracker.update(delegated=True) == math.inf
+    assert [tracker.update(delegated=False) for _ in range(9)][-2:] == [math.inf, 49.0]
