@@ -109,10 +109,17 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class LoopbackJudge:
-    """An OpenAI-compatible expert that finds texts with the word `harmful` unsafe, and counts its calls."""
+    """OpenAI-compatible models: judges that find texts with the word `harmful` unsafe, and a main LLM that answers.
+
+    Attributes:
+        calls: Number of calls to the judges.
+        answers: Number of calls to the main LLM, the model `gpt-4o-mini`.
+        is_down: Whether judges answer with HTTP 503.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
+        self.answers = 0
         self.is_down = False
         judge = self
 
@@ -120,23 +127,44 @@ class LoopbackJudge:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                judge.calls += 1
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                request = json.loads(body)
+                if request["model"] == "gpt-4o-mini":
+                    judge.answers += 1
+                    self.reply(200, {"message": {"role": "assistant", "content": "the main LLM's answer"}})
+                    return
+                judge.calls += 1
                 p = 0.98 if "harmful" in body else 0.02
+                if not request.get("logprobs"):
+                    verdict = json.dumps({"User Safety": "unsafe" if p > 0.5 else "safe"})
+                    self.reply(503 if judge.is_down else 200, {"message": {"role": "assistant", "content": verdict}})
+                    return
                 alternatives = [{"token": "Yes", "logprob": np.log(p)}, {"token": "No", "logprob": np.log1p(-p)}]
                 token = {"token": "No", "logprob": 0.0, "top_logprobs": alternatives}
-                choice = {"index": 0, "message": {"content": "No"}, "logprobs": {"content": [token]}}
-                reply = json.dumps({"choices": [choice]}).encode()
-                self.send_response(503 if judge.is_down else 200)
-                self.send_header("Content-Length", str(len(reply)))
+                choice = {"message": {"role": "assistant", "content": "No"}, "logprobs": {"content": [token]}}
+                self.reply(503 if judge.is_down else 200, choice)
+
+            def reply(self, status: int, choice: dict[str, Any]) -> None:
+                choice |= {"index": 0, "finish_reason": "stop"}
+                completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+                raw = json.dumps(completion).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
-                self.wfile.write(reply)
+                self.wfile.write(raw)
 
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128
+            daemon_threads = True
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                """Say nothing of clients that leave."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 

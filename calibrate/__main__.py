@@ -1,0 +1,5 @@
+"""``python -m calibrate``: the command ``ctd-calibrate``."""
+
+from calibrate.cli import app
+
+app()
