@@ -1,0 +1,143 @@
+"""Activations are computed once, whatever happens in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.progress import Progress
+
+from calibrate.data import Dataset, read_dataset
+from calibrate.features import CHUNK, pool_activations
+from ctd_guardrail.activations.engine import ActivationEngine
+from ctd_guardrail.activations.huggingface import HuggingFaceSource
+from ctd_guardrail.activations.ragged import segment_mean
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.errors import ActivationError, DataError
+
+ROWS = 2 * CHUNK + 10
+
+
+@pytest.fixture
+def dataset(make_rows: Callable[..., list[dict[str, Any]]], write_rows: Callable[..., Path]) -> Dataset:
+    return read_dataset([write_rows(make_rows(ROWS))])
+
+
+@pytest.fixture
+def engine(tiny_bert: Path) -> Iterator[ActivationEngine]:
+    spec = ActivationSpec(model=str(tiny_bert), layer=1, site="residual", max_tokens=100)
+    engine = ActivationEngine(HuggingFaceSource(spec, device="cpu"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def forwarded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of windows of every forward pass."""
+    counts: list[int] = []
+    original = HuggingFaceSource.activations
+
+    def counting(self: HuggingFaceSource, windows: Sequence[tuple[int, ...]]) -> Any:
+        counts.append(len(windows))
+        return original(self, windows)
+
+    monkeypatch.setattr(HuggingFaceSource, "activations", counting)
+    return counts
+
+
+def _pool(dataset: Dataset, engine: ActivationEngine, cache: Path) -> Any:
+    cache.mkdir(exist_ok=True)
+    with Progress(disable=True) as progress:
+        return pool_activations(dataset, np.arange(len(dataset)), engine, cache=cache, progress=progress)
+
+
+def test_they_are_the_engines_own(dataset: Dataset, engine: ActivationEngine, tmp_path: Path) -> None:
+    pooled = _pool(dataset, engine, tmp_path / "cache")
+    assert pooled.shape == (ROWS, 32)
+    assert pooled.dtype == np.float32
+    some = [0, CHUNK, ROWS - 1]
+    alone = engine.run_many([dataset.conversations[row] for row in some], segment_mean)
+    np.testing.assert_allclose(pooled[some], alone, atol=1e-5)
+
+
+def test_a_second_run_computes_nothing(
+    dataset: Dataset, engine: ActivationEngine, tmp_path: Path, forwarded: list[int]
+) -> None:
+    first = _pool(dataset, engine, tmp_path / "cache")
+    assert sum(forwarded) == ROWS
+    np.testing.assert_array_equal(_pool(dataset, engine, tmp_path / "cache"), first)
+    assert sum(forwarded) == ROWS
+
+
+def test_a_stopped_run_goes_on_after_its_last_chunk(
+    dataset: Dataset,
+    engine: ActivationEngine,
+    tmp_path: Path,
+    forwarded: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = ActivationEngine.run_many
+    calls = 0
+
+    def stop_at_the_second(self: ActivationEngine, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(ActivationEngine, "run_many", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        _pool(dataset, engine, tmp_path / "cache")
+    assert sum(forwarded) == CHUNK
+    _pool(dataset, engine, tmp_path / "cache")
+    assert sum(forwarded) == ROWS
+
+
+@pytest.mark.parametrize("damage", [b"", b"no safetensors", None])
+def test_a_damaged_chunk_is_computed_again(
+    dataset: Dataset, engine: ActivationEngine, tmp_path: Path, forwarded: list[int], damage: bytes | None
+) -> None:
+    first = _pool(dataset, engine, tmp_path / "cache")
+    one, *_, another = sorted((tmp_path / "cache").iterdir())
+    # A chunk under another's name has the wrong number of rows or none at all.
+    one.write_bytes(one.read_bytes()[:-8] if damage is None else damage)
+    assert another.exists()
+    np.testing.assert_array_equal(_pool(dataset, engine, tmp_path / "cache"), first)
+    assert sum(forwarded) > ROWS
+
+
+def test_another_layer_is_another_entry(
+    dataset: Dataset, engine: ActivationEngine, tmp_path: Path, tiny_bert: Path
+) -> None:
+    first = _pool(dataset, engine, tmp_path / "cache")
+    deeper = ActivationEngine(
+        HuggingFaceSource(ActivationSpec(model=str(tiny_bert), layer=2, site="residual"), device="cpu")
+    )
+    assert not np.allclose(_pool(dataset, deeper, tmp_path / "cache"), first)
+    deeper.close()
+
+
+def test_an_overlong_row_is_named(
+    make_rows: Callable[..., list[dict[str, Any]]],
+    write_rows: Callable[..., Path],
+    engine: ActivationEngine,
+    tmp_path: Path,
+) -> None:
+    rows = make_rows(CHUNK + 20)
+    rows[CHUNK + 3]["text"] = "word " * 101
+    file = write_rows(rows)
+    with pytest.raises(DataError, match="more than 100 tokens") as caught:
+        _pool(read_dataset([file]), engine, tmp_path / "cache")
+    assert (caught.value.file, caught.value.row) == (file, CHUNK + 4)
+
+
+def test_a_failure_of_the_model_is_not_blamed_on_a_row(
+    dataset: Dataset, engine: ActivationEngine, tmp_path: Path
+) -> None:
+    engine.close()
+    with pytest.raises(ActivationError, match="shutting down"):
+        _pool(dataset, engine, tmp_path / "cache")
