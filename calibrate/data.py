@@ -199,7 +199,7 @@ def _conversation(fields: Mapping[str, Any]) -> Conversation:
     elif isinstance(text, str):
         conversation = Conversation.from_text(text)
     else:
-        raise InputError(f"text is a {type(text).__name__}, not a string")
+        raise InputError("text is not a string", hint="Put chat turns under messages")
     if conversation.is_blank:
         raise InputError("holds no text to screen", hint="Remove the row")
     try:
@@ -234,7 +234,7 @@ def _name(fields: Mapping[str, Any], key: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{key} is a {type(value).__name__}, not a string")
+        raise InputError(f"{key} is not a string", hint="Strings and whole numbers will do")
     return str(value)
 
 
