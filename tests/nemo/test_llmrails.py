@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nemoguardrails import LLMRails, RailsConfig
+from nemoguardrails import Guardrails, LLMRails, RailsConfig
 from nemoguardrails.rails.llm.options import GenerationResponse
 from nemoguardrails.testing import FakeLLMModel
 
@@ -198,3 +198,18 @@ def test_a_missing_section_refuses_to_start(make_rail_folder: Callable[..., Path
     with pytest.raises(RuntimeError) as error:
         app_for(make_rail_folder(config={"custom_data": {}}))
     assert "custom_data.ctd: the section is missing" in str(error.value.__cause__)
+
+
+async def test_check_async_and_streaming_and_the_guardrails_class(make_rail_folder: Callable[..., Path]) -> None:
+    app, _ = app_for(make_rail_folder())
+    checked = [
+        await app.check_async([{"role": "user", "content": text}]) for text in ("a plain question", "a plain threat")
+    ]
+    assert [result.status.value for result in checked] == ["passed", "blocked"]
+    streamed = [chunk async for chunk in app.stream_async(messages=[{"role": "user", "content": "a plain threat"}])]
+    assert REFUSED in "".join(map(str, streamed))
+
+    guardrails = Guardrails(app.config, llm=FakeLLMModel(responses=[ANSWER] * 5))
+    for text, answer in (("a plain question", ANSWER), ("a plain threat", REFUSED)):
+        reply = await guardrails.generate_async(messages=[{"role": "user", "content": text}])
+        assert reply["content"] == answer
