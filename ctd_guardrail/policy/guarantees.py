@@ -244,7 +244,7 @@ def _hypergeometric_cdf(k: int, marked: int, unmarked: int, draws: int) -> float
     """Return P(H <= k), H the number of marked items among draws without replacement.
 
     The terms are built from their ratios outwards from the mode and divided by their sum, so no factorial is
-    rounded. Those farther than 12 standard deviations and 60 items from the mode sum to less than 1e-30 (Hoeffding
+    rounded. Those farther than 9 standard deviations and 40 items from the mode sum to less than 1e-15 (Hoeffding
     1963, section 6: sampling without replacement is no more spread than the binomial).
     """
     low, high = max(0, draws - unmarked), min(marked, draws)
@@ -254,7 +254,7 @@ def _hypergeometric_cdf(k: int, marked: int, unmarked: int, draws: int) -> float
         return 1.0
     share = marked / (marked + unmarked)
     mode = min(high, max(low, (draws + 1) * (marked + 1) // (marked + unmarked + 2)))
-    reach = 60 + math.ceil(12 * math.sqrt(draws * share * (1 - share)))
+    reach = 40 + math.ceil(9 * math.sqrt(draws * share * (1 - share)))
     i = np.arange(max(low, mode - reach), min(high, mode + reach), dtype=np.float64)
     ratio = (marked - i) * (draws - i) / ((i + 1) * (unmarked - draws + i + 1))
     below = mode - int(i[0]) if i.size else 0

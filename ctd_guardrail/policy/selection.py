@@ -8,6 +8,7 @@ that d ranks lowest: without it, the budget would be spent on doing harm.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -20,7 +21,7 @@ from ctd_guardrail.policy.budget import Certificate
 
 __all__ = ["Choice", "Costs", "Criterion", "auroc_error", "best_threshold"]
 
-# The AUROC of each candidate takes a sort, so that many at most are looked at, evenly spaced in rank.
+# The AUROC of each candidate takes a pass over all scores: that many at most are looked at, evenly spaced in rank.
 _AUROC_CANDIDATES: Final = 200
 
 FloatArray = NDArray[np.float64]
@@ -113,8 +114,7 @@ def best_threshold(
     if criterion is Criterion.AUROC:
         pick = np.unique(np.linspace(0, above.size - 1, min(above.size, _AUROC_CANDIDATES)).round().astype(np.intp))
         thresholds, above = thresholds[pick], above[pick]
-        merged = (np.concatenate([expert[:count], probe[count:]]) for count in above.tolist())
-        risks = np.array([auroc_error(score, label) for score in merged])
+        risks = _auroc_errors(above.tolist(), probe, expert, label)
     else:
         before = _losses(criterion, probe, label, tau, costs or Costs())
         after = _losses(criterion, expert, label, tau, costs or Costs())
@@ -137,12 +137,35 @@ def auroc_error(score: FloatArray, label: FloatArray) -> float:
     Raises:
         DataError: The rows are all safe or all unsafe.
     """
-    unsafe, safe = score[label > 0.5], np.sort(score[label <= 0.5])  # noqa: PLR2004 - labels are 0 and 1
-    if not unsafe.size or not safe.size:
+    return float(_auroc_errors([0], score, score, label)[0])
+
+
+def _auroc_errors(above: Sequence[int], probe: FloatArray, expert: FloatArray, label: FloatArray) -> FloatArray:
+    """Return 1 - AUROC with the first ``above[i]`` rows scored by the expert, for ascending ``above``.
+
+    Rows are counted by label and by the rank of their score among all scores of both columns; from one candidate to
+    the next only the rows in between change their rank.
+    """
+    unsafe = label > 0.5  # noqa: PLR2004 - labels are 0 and 1
+    pairs = int(unsafe.sum()) * int((~unsafe).sum())
+    if not pairs:
         raise DataError("AUROC needs unsafe and safe rows", hint="Give rows of both labels, or another criterion")
-    at_least = safe.size - np.searchsorted(safe, unsafe, side="left")
-    above = safe.size - np.searchsorted(safe, unsafe, side="right")
-    return float((at_least + above).sum() / (2 * unsafe.size * safe.size))
+    values, rank = np.unique(np.concatenate([probe, expert]), return_inverse=True)
+    by_probe, by_expert = rank[: probe.size], rank[probe.size :]
+    harm = np.bincount(by_probe[unsafe], minlength=values.size)
+    rest = np.bincount(by_probe[~unsafe], minlength=values.size)
+    errors = np.empty(len(above))
+    done = 0
+    for i, count in enumerate(above):
+        rows = slice(done, count)
+        for table, chosen in ((harm, unsafe[rows]), (rest, ~unsafe[rows])):
+            np.subtract.at(table, by_probe[rows][chosen], 1)
+            np.add.at(table, by_expert[rows][chosen], 1)
+        done = count
+        # Safe rows below a rank and, half of them, at it are in the right order; the others are not.
+        right = np.cumsum(rest) - rest / 2
+        errors[i] = 1.0 - float(harm @ right) / pairs
+    return errors
 
 
 def _losses(criterion: Criterion, score: FloatArray, label: FloatArray, tau: float, costs: Costs) -> FloatArray:

@@ -1,0 +1,152 @@
+"""Times of certificates beside a sort of the same array and beside MAPIE, and of monitors per update.
+
+All figures come from one run on one machine: their ratios mean something, milliseconds move with the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before numpy starts its threads: the comparison is of algorithms.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from ctd_guardrail.guards.audit_floor import AuditFloor
+from ctd_guardrail.guards.rate_alarm import RateAlarm
+from ctd_guardrail.guards.score_drift import ScoreDriftAlarm
+from ctd_guardrail.guards.threshold_tracker import ThresholdTracker
+from ctd_guardrail.guards.token_bucket import TokenBucket
+from ctd_guardrail.policy.budget import Guarantee, certify, sort_scores
+from ctd_guardrail.policy.envelope import critical_eta
+from ctd_guardrail.policy.selection import Criterion, best_threshold
+
+ALPHA, DELTA = 0.1, 0.05
+SIZES = (10_000, 100_000, 1_000_000)
+MAPIE_THRESHOLDS = 100
+UPDATES = 20_000
+
+
+def main() -> None:
+    """Run everything and print it as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures here")
+    parser.add_argument(
+        "--mapie-rows", type=int, default=100_000, metavar="N", help="largest n to run MAPIE on (1.1 GB at 1e6)"
+    )
+    options = parser.parse_args()
+
+    certificates = [certificate_times(n, mapie=n <= options.mapie_rows) for n in SIZES]
+    columns = list(certificates[0])
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in certificates:
+        print(f"| {' | '.join(_cell(row[column]) for column in columns)} |")
+    updates = monitor_times()
+    print("\n| monitor | microseconds an update |\n|---|---|")
+    for name, microseconds in updates.items():
+        print(f"| {name} | {microseconds:.1f} |")
+    if options.json is not None:
+        machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
+        options.json.write_text(
+            json.dumps({"machine": machine, "certificates": certificates, "monitors": updates}, indent=2) + "\n"
+        )
+
+
+def certificate_times(n: int, *, mapie: bool) -> dict[str, Any]:
+    """Return milliseconds for n scores, with ratios to a sort."""
+    rng = np.random.default_rng(0)
+    scores = rng.random(n)
+    stored = np.sort(scores)
+    label = rng.integers(0, 2, n).astype(np.float64)
+    probe, expert = rng.random(n), rng.random(n)
+    sort = _milliseconds(lambda: np.sort(scores))
+    certificate = _milliseconds(lambda: certify(sort_scores(scores), ALPHA, DELTA))
+    started = time.perf_counter()
+    eta = critical_eta(n, DELTA)
+    envelope = 1000 * (time.perf_counter() - started)
+    alphas = iter(np.linspace(0.05, 0.15, 10_000).tolist())
+    budget = certify(stored, ALPHA, DELTA)
+    row: dict[str, Any] = {
+        "n": n,
+        "sort, ms": sort,
+        "sort and certify, ms": certificate,
+        "in sorts": certificate / sort,
+        "new alpha, exact, ms": _milliseconds(lambda: certify(stored, next(alphas), DELTA)),
+        "simultaneous, ms": _milliseconds(
+            lambda: certify(stored, next(alphas), DELTA, guarantee=Guarantee.SIMULTANEOUS, eta=eta)
+        ),
+        "next 1e4, ms": _milliseconds(
+            lambda: certify(stored, next(alphas), DELTA, guarantee=Guarantee.NEXT, horizon=10_000)
+        ),
+        "eta, once, ms": envelope,
+    }
+    for criterion in (Criterion.ACCURACY, Criterion.AUROC):
+        row[f"best by {criterion.value}, ms"] = _milliseconds(
+            lambda by=criterion: best_threshold(budget, by, d=stored, probe=probe, expert=expert, label=label), runs=1
+        )
+    row["MAPIE, 100 thresholds, ms"] = mapie_milliseconds(scores) if mapie else None
+    row["MAPIE / ours"] = row["MAPIE, 100 thresholds, ms"] / certificate if mapie else None
+    return row
+
+
+def mapie_milliseconds(scores: np.ndarray) -> float:
+    """Return the time that MAPIE takes to test a hundred thresholds; ours are all n."""
+    from mapie.risk_control import BinaryClassificationController  # noqa: PLC0415 - slow to import, and optional
+
+    controller = BinaryClassificationController(
+        predict_function=lambda x: np.column_stack([1 - x, x]),
+        risk="predicted_positive_fraction",
+        target_level=ALPHA,
+        confidence_level=1 - DELTA,
+        best_predict_param_choice="predicted_positive_fraction",
+        list_predict_params=np.linspace(0.8, 0.99, MAPIE_THRESHOLDS),
+        fwer_method="bonferroni",
+    )
+    labels = np.zeros(scores.size, dtype=int)
+    return _milliseconds(lambda: controller.calibrate(scores, labels), runs=1)
+
+
+def monitor_times() -> dict[str, float]:
+    """Return microseconds for each update of each monitor, over a stream at the budget."""
+    rng = np.random.default_rng(1)
+    calibration = np.sort(rng.normal(size=1000))
+    k = certify(calibration, ALPHA, DELTA).k
+    scores = rng.normal(size=UPDATES).tolist()
+    delegated = (rng.random(UPDATES) < ALPHA * 0.9).tolist()
+    rate, drift = RateAlarm(ALPHA), ScoreDriftAlarm(calibration, seed=0)
+    bucket, tracker, floor = TokenBucket(ALPHA, 20), ThresholdTracker(calibration, ALPHA, k), AuditFloor(0.01)
+    return {
+        "rate alarm": _per_update(lambda i: rate.update(delegated=delegated[i])),
+        "score drift alarm": _per_update(lambda i: drift.update(scores[i])),
+        "token bucket": _per_update(lambda i: bucket.update(delegated=delegated[i])),
+        "threshold tracker": _per_update(lambda i: tracker.update(delegated=delegated[i])),
+        "audit floor": _per_update(lambda i: floor.update(missed=False if i % 100 == 0 else None)),
+    }
+
+
+def _milliseconds(work: Callable[[], object], runs: int = 5) -> float:
+    """Return the median time of some runs."""
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return 1000 * float(np.median(times))
+
+
+def _per_update(update: Callable[[int], object]) -> float:
+    started = time.perf_counter()
+    for i in range(UPDATES):
+        update(i)
+    return 1e6 * (time.perf_counter() - started) / UPDATES
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
