@@ -6,18 +6,22 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+import stamina
 from numpy.typing import NDArray
 from rich.progress import Progress, TaskID
 
 from calibrate.data import Dataset
 from calibrate.journal import Journal
 from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.errors import ExpertError, InputError
-from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.errors import ExpertError, ExpertTimeoutError, ExpertUnavailableError, InputError
+from ctd_guardrail.experts.protocol import Expert, ExpertScore
 
 __all__ = ["ExpertScores", "ask_expert"]
+
+_ATTEMPTS: Final = 5
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -43,7 +47,8 @@ async def ask_expert(
 ) -> ExpertScores:
     """Score rows, taking from the journal what an earlier run has paid for.
 
-    At the first failure no further question is asked; those under way are waited for and saved.
+    What may pass (a timeout, HTTP 429 or 503, a dropped connection) is tried again a few times, ever more slowly. At
+    the first failure that stays no further question is asked; those under way are waited for and saved.
 
     Args:
         dataset: The rows.
@@ -77,6 +82,12 @@ async def ask_expert(
     return ExpertScores(np.array([scores[digest] for digest in digests]), len(missing), errand.tokens)
 
 
+def _is_worth_another_try(error: Exception) -> bool:
+    if isinstance(error, ExpertUnavailableError):
+        return error.is_transient
+    return isinstance(error, ExpertTimeoutError)
+
+
 @dataclass(slots=True)
 class _Errand:
     """The questions of one run, shared by workers that each have one under way."""
@@ -104,12 +115,22 @@ class _Errand:
         for task in tasks:
             task.result()
 
+    async def _ask(self, row: int) -> ExpertScore:
+        # A run of hours should not end at one dropped connection. In service nothing is asked again: there somebody
+        # waits for the answer, and every attempt counts towards the budget.
+        async for attempt in stamina.retry_context(
+            on=_is_worth_another_try, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5, wait_max=20.0
+        ):
+            with attempt:
+                return await self.expert.score(self.conversations[row])
+        raise AssertionError("the last attempt returns or raises")
+
     async def _work(self) -> None:
         try:
             while (item := next(self.todo, None)) is not None:
                 digest, row = item
                 try:
-                    score = await self.expert.score(self.conversations[row])
+                    score = await self._ask(row)
                 except (ExpertError, InputError) as error:
                     self.failure = self.failure or (row, error)
                     return

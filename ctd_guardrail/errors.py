@@ -168,7 +168,17 @@ class ExpertTimeoutError(ExpertError):
 
 
 class ExpertUnavailableError(ExpertError):
-    """The expert refused the call, could not be reached, or reported a failure."""
+    """The expert refused the call, could not be reached, or reported a failure.
+
+    Args:
+        problem: What is wrong.
+        hint: What to do about it.
+        is_transient: Whether the same call may well succeed a little later.
+    """
+
+    def __init__(self, problem: str, *, hint: str = "", is_transient: bool = True) -> None:
+        self.is_transient = is_transient
+        super().__init__(problem, hint=hint)
 
 
 class ExpertVerdictError(ExpertError):

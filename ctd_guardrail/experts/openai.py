@@ -36,6 +36,9 @@ _VERDICT_SCHEMA: Final = {
     "required": ["verdict", "confidence"],
     "additionalProperties": False,
 }
+_TRANSIENT: Final = frozenset(
+    {httpx.codes.REQUEST_TIMEOUT, httpx.codes.CONFLICT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS}
+)
 _HINTS: Final = {
     400: "The endpoint refuses the request: where it has no log-probabilities, set scoring: json",
     401: "Check the key in the variable that expert.api_key_env names",
@@ -96,7 +99,11 @@ class OpenAIExpert:
         call = IO_THREAD.submit(self._call(payload))
         status, body = await within(asyncio.wrap_future(call), self._config.timeout_s)
         if status != httpx.codes.OK:
-            raise ExpertUnavailableError(f"the expert answered with HTTP {status}", hint=_HINTS.get(status, ""))
+            raise ExpertUnavailableError(
+                f"the expert answered with HTTP {status}",
+                hint=_HINTS.get(status, ""),
+                is_transient=status in _TRANSIENT or status >= httpx.codes.INTERNAL_SERVER_ERROR,
+            )
         return self._read(body)
 
     async def aclose(self) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stamina
 from rich.progress import Progress
 
 from calibrate.data import Dataset, read_dataset
 from calibrate.journal import Journal
 from calibrate.labels import ExpertScores, ask_expert
 from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.errors import DataError, ExpertUnavailableError, OverlongError
+from ctd_guardrail.errors import DataError, ExpertTimeoutError, ExpertUnavailableError, OverlongError
 from ctd_guardrail.experts.protocol import ExpertScore
 
 COUNT = 120
@@ -39,7 +40,7 @@ class RecordingExpert:
         self.many_asked = asyncio.Event()
         self._now = 0
         self._fail_at = fail_at
-        self._error = error or ExpertUnavailableError("the expert refused (503)", hint="Start it")
+        self._error = error or ExpertUnavailableError("the expert refused (401)", hint="Start it", is_transient=False)
 
     async def score(self, conversation: Conversation) -> ExpertScore:
         self.asked.append(conversation.digest())
@@ -116,12 +117,21 @@ async def test_a_failure_saves_what_was_under_way_and_the_next_run_goes_on(datas
     saved = _saved(dataset, journal)
     # All that were asked, but for the one that failed.
     assert len(saved) == len(failing.asked) - 1 < 50 + CONCURRENCY
-    assert f"refused (503); {len(saved)} of {COUNT} expert scores are saved in {journal}" in str(caught.value)
+    assert f"refused (401); {len(saved)} of {COUNT} expert scores are saved in {journal}" in str(caught.value)
     assert caught.value.hint == "Start it. Run the command again to go on from there"
     healthy = RecordingExpert()
     await _ask(dataset, healthy, journal)
     assert len(healthy.asked) == COUNT - len(saved)
     assert not saved & set(healthy.asked)
+
+
+async def test_what_may_pass_is_tried_again(dataset: Dataset, tmp_path: Path) -> None:
+    expert = RecordingExpert(fail_at=50, error=ExpertTimeoutError("late"))
+    with stamina.set_testing(True, attempts=3):
+        scores = await _ask(dataset, expert, tmp_path / "expert.sqlite")
+    assert scores.p.size == COUNT
+    assert len(expert.asked) == COUNT + 1
+    assert len(set(expert.asked)) == COUNT
 
 
 async def test_a_row_that_the_expert_cannot_read_is_named(dataset: Dataset, tmp_path: Path) -> None:
