@@ -70,7 +70,7 @@ def false_share(procedure: Callable[..., Outcome], bound: float, draws: int) -> 
     return false / draws, feasible / draws
 
 
-@pytest.mark.parametrize("draws", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draws", [30, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("procedure", [pareto, structured])
 def test_any_false_certificate_is_given_in_at_most_delta_of_the_draws(
     procedure: Callable[..., Outcome], draws: int
@@ -82,7 +82,7 @@ def test_any_false_certificate_is_given_in_at_most_delta_of_the_draws(
     assert false <= DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / draws)
 
 
-@pytest.mark.parametrize("draws", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draws", [25, pytest.param(500, marks=pytest.mark.slow)])
 def test_structured_certifies_more_often_than_pareto_and_bonferroni(draws: int) -> None:
     bound = 0.22
     risk = Risk(Metric.ERROR, bound)
