@@ -149,21 +149,22 @@ def count_violations(trials: Sequence[Trial], calibration_rows: int, delta: floa
     is a little larger: a finite test set adds its own luck. Both are exact for continuous scores.
     """
     found = []
-    rows = trials[0].evaluation.rows
+    sizes = np.array([trial.evaluation.rows for trial in trials])
     for alpha in ALPHAS:
         rates = {
             method: np.array([trial.evaluation.cell(method, alpha).rate for trial in trials])
             for method in ("ctd", "uncertainty")
         }
         k = max_exceedances(calibration_rows, alpha, delta)
+        above = [betabinom.sf(largest_count(int(rows), alpha), rows, k + 1, calibration_rows - k) for rows in sizes]
         found.append(
             {
                 "alpha": alpha,
                 "splits": len(trials),
-                "rows": rows,
+                "rows": round(float(sizes.mean())),
                 "delta": delta,
                 **{method: float(np.mean(rate > alpha)) for method, rate in rates.items()},
-                "expected": float(betabinom.sf(largest_count(rows, alpha), rows, k + 1, calibration_rows - k)),
+                "expected": float(np.mean(above)),
                 "exact": float(binom.cdf(k, calibration_rows, alpha)),
                 "mean_rate": float(rates["ctd"].mean()),
             }

@@ -1,31 +1,47 @@
 #!/bin/sh
 # Every setting of docs/benchmarks.md: benchmarks/settings.sh DATA OUT, the folder of the data sets and one for results.
-# Activations are computed once, then cached; the rest takes about a minute a setting on one core.
+# The tables of all of them end up in OUT/tables.txt. Activations are computed once and cached; after that, a setting
+# takes seconds, and 200 random splits take minutes.
 set -eu
+here=$(dirname "$0")
 data=$1
 out=$2
 mkdir -p "$out"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
+# run NAME OPTIONS...: one setting, with both experts.
 run() {
   name=$1
   shift
-  python "$(dirname "$0")/cascade.py" "$@" --json "$out/$name.json" --markdown "$out/$name.md" >/dev/null
+  for expert in strong weak; do
+    python "$here/cascade.py" "$@" --expert-column "expert_$expert" \
+      --json "$out/${name}_$expert.json" --markdown "$out/${name}_$expert.md" >"$out/${name}_$expert.log"
+  done
 }
 
-source="--safety-data $data/openai_moderation.jsonl.gz $data/surge_toxicity.jsonl.gz"
+sources="--safety-data $data/openai_moderation.jsonl.gz $data/surge_toxicity.jsonl.gz"
 mixture="--data $data/edos.jsonl.gz $data/diasafety.jsonl.gz $data/davidson.jsonl.gz --calibration-rows 999"
-stakes="--data $data/high_stakes.jsonl.gz --train-rows 600 --calibration-rows 400 --test-rows 782 --seeds 20"
-# The options are words without spaces, and must be split.
+stakes="--data $data/high_stakes.jsonl.gz --train-rows 600 --calibration-rows 400 --test-rows 775 --seeds 20"
+# Unquoted: these are several options each.
 # shellcheck disable=SC2086
-for expert in strong weak; do
-  run "M_$expert" $mixture --expert-column expert_$expert $source
-  run "R_$expert" $mixture --expert-column expert_$expert --violations $([ $expert = strong ] && echo 200 || echo 0)
-  for name in edos diasafety davidson; do
-    run "S_${name}_$expert" --data "$data/$name.jsonl.gz" --expert-column expert_$expert $source
-    run "A_${name}_$expert" --data "$data/$name.jsonl.gz" --expert-column expert_$expert \
-      --violations $([ $expert = strong ] && echo 200 || echo 0)
+{
+  run M $mixture $sources
+  run R $mixture --violations 200
+  for set in edos diasafety davidson; do
+    run "S_$set" --data "$data/$set.jsonl.gz" $sources
+    run "A_$set" --data "$data/$set.jsonl.gz" --violations 200
   done
-  run "H_$expert" $stakes --expert-column expert_$expert --safety-group synthetic \
-    --violations $([ $expert = strong ] && echo 200 || echo 0)
-done
+  run H $stakes --safety-group synthetic --violations 200
+}
+
+for setting in M R S A H; do
+  for file in "$out/$setting"_*.md; do
+    printf '\n<details><summary>%s</summary>\n\n' "$(basename "$file" .md | tr _ ' ')"
+    cat "$file"
+    printf '\n</details>\n'
+  done
+done >"$out/details.txt"
+{
+  python "$here/summary.py" "$out"/M_*.json "$out"/R_*.json "$out"/S_*.json "$out"/A_*.json "$out"/H_*.json
+  cat "$out/details.txt"
+} >"$out/tables.txt"

@@ -58,8 +58,9 @@ def main(files: list[Path]) -> None:
     """Print both tables as Markdown."""
     settings = [Setting(file.stem.replace("_", " "), json.loads(file.read_text(encoding="utf-8"))) for file in files]
     margins = Table(
-        "CTD minus calibrated uncertainty, mean over alpha, and Spearman of d with v, in points of 100",
-        ["setting", "AUROC", "accuracy", "Brier (less is better)", "Spearman"],
+        "CTD minus calibrated uncertainty, mean over alpha (Brier: less is better), and Spearman of d with v, "
+        "in points of 100",
+        ["setting", "AUROC", "accuracy", "Brier", "Spearman"],
         [[setting.name, *setting.margins(), mean_and_error(setting.result["spearman"])] for setting in settings],
     )
     levels = Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,8 @@ __all__ = ["Table", "figure_tables", "group_table", "margin_table", "mean_and_er
 Row = dict[str, Any]
 FloatArray = NDArray[np.float64]
 
-_FIGURES = (("auroc", "AUROC"), ("accuracy", "accuracy"), ("rate", "realised rate"))
+_BUDGETS = tuple(f"{alpha:g}" for alpha in ALPHAS)
+_FIGURES = (("auroc", "AUROC"), ("accuracy", "Accuracy"), ("rate", "Realised rate"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def mean_and_error(values: Iterable[float], *, signed: bool = False) -> str:
     """Return the mean and its standard error over seeds, in points of 100."""
     array = 100.0 * np.fromiter(values, dtype=np.float64)
     mean = f"{array.mean():+.1f}" if signed else f"{array.mean():.1f}"
-    return mean if array.size == 1 else f"{mean} ± {array.std(ddof=1) / np.sqrt(array.size):.1f}"
+    return mean if array.size == 1 else f"{mean}±{array.std(ddof=1) / np.sqrt(array.size):.1f}"
 
 
 def figure_tables(rows: Sequence[Row]) -> list[Table]:
@@ -62,7 +63,7 @@ def figure_tables(rows: Sequence[Row]) -> list[Table]:
     return [
         Table(
             f"{name}, in points of 100",
-            ["method", *(f"alpha {alpha:g}" for alpha in ALPHAS)],
+            ["alpha", *_BUDGETS],
             [
                 [method, *(mean_and_error(_select(rows, method, alpha, figure)) for alpha in ALPHAS)]
                 for method in METHODS
@@ -80,10 +81,10 @@ def margin_table(rows: Sequence[Row]) -> Table:
         return margin
 
     table = Table(
-        "CTD minus calibrated uncertainty, in points of 100",
-        ["figure", *(f"alpha {alpha:g}" for alpha in ALPHAS), "mean over alpha"],
+        "CTD minus calibrated uncertainty, in points of 100 (Brier: less is better)",
+        ["alpha", *_BUDGETS, "mean"],
     )
-    for figure, name in (*_FIGURES[:2], ("brier", "Brier (less is better)")):
+    for figure, name in (*_FIGURES[:2], ("brier", "Brier")):
         columns = [margins(figure, alpha) for alpha in ALPHAS]
         everywhere = np.mean(columns, axis=0)
         table.rows.append([name, *(mean_and_error(column, signed=True) for column in [*columns, everywhere])])
@@ -94,8 +95,8 @@ def group_table(groups: Sequence[Row]) -> Table:
     """Return the share of each group that CTD delegates: the budget holds over the mixture, not in each."""
     names = list(dict.fromkeys(row["group"] for row in groups))
     return Table(
-        "share of each group that CTD delegates, in points of 100",
-        ["group", *(f"alpha {alpha:g}" for alpha in ALPHAS)],
+        "Share of each group that CTD delegates, in points of 100",
+        ["alpha", *_BUDGETS],
         [
             [
                 name,
@@ -112,17 +113,17 @@ def group_table(groups: Sequence[Row]) -> Table:
 def violation_table(violations: Sequence[Row]) -> Table:
     """Return how often the realised rate exceeded alpha, beside what to expect."""
     splits, rows, delta = (violations[0][key] for key in ("splits", "rows", "delta"))
-    lines: tuple[tuple[str, Callable[[Row], float]], ...] = (
-        ("CTD, splits above alpha", lambda row: row["ctd"]),
-        ("uncertainty, splits above alpha", lambda row: row["uncertainty"]),
-        ("expected on these rows", lambda row: row["expected"]),
-        ("exact, of the true rate", lambda row: row["exact"]),
-        ("CTD, mean realised rate", lambda row: row["mean_rate"]),
-    )
+    lines = {
+        "CTD exceeds": "ctd",
+        "uncertainty exceeds": "uncertainty",
+        "expected": "expected",
+        "true rate exceeds": "exact",
+        "CTD, mean rate": "mean_rate",
+    }
     return Table(
         f"{splits} random splits, realised rate on {rows} rows, delta {100 * delta:g}, in points of 100",
-        ["", *(f"alpha {row['alpha']:g}" for row in violations)],
-        [[name, *(f"{100 * value(row):.1f}" for row in violations)] for name, value in lines],
+        ["alpha", *_BUDGETS],
+        [[name, *(f"{100 * row[key]:.1f}" for row in violations)] for name, key in lines.items()],
     )
 
 
