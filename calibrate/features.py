@@ -24,7 +24,7 @@ __all__ = ["CHUNK", "pool_activations"]
 
 FloatArray = NDArray[np.float32]
 
-CHUNK: Final = 256
+CHUNK: Final = 512
 """Conversations of one file in the cache: what a kill can cost."""
 
 _POOLED: Final = "pooled"
