@@ -84,13 +84,8 @@ def load(options: argparse.Namespace, engine: ActivationEngine, progress: Progre
     dataset = read_dataset(options.data, expert_column=options.expert_column)
     datasets = [dataset, *([read_dataset(options.safety_data)] if options.safety_data else [])]
     cache = open_cache(options.cache.expanduser())
-    # File by file, so that settings which share a file share its part of the cache.
     pooled = np.concatenate(
-        [
-            pool_activations(part, np.flatnonzero(part.file_of_row == file), engine, cache=cache, progress=progress)
-            for part in datasets
-            for file in range(len(part.files))
-        ]
+        [pool_activations(part, np.arange(len(part)), engine, cache=cache, progress=progress) for part in datasets]
     )
     labels, clusters = np.concatenate([part.labels for part in datasets]), find_clusters(*datasets)
     groups = np.array(_groups(dataset))

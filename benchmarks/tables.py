@@ -38,7 +38,8 @@ class Table:
 
     def rich(self) -> RichTable:
         """Return the table for a terminal."""
-        table = RichTable(title=self.title, title_justify="left", box=SIMPLE_HEAD)
+        # Narrow enough for 80 columns.
+        table = RichTable(title=self.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for number, name in enumerate(self.header):
             table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
         for row in self.rows:
