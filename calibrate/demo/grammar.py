@@ -1,0 +1,194 @@
+"""The demo's grammar: hand-written acts and requests by topic, and the sentences that acts are put into.
+
+The texts are in ``grammar/*.yaml``: one file a topic, and ``frames.yaml`` for what the topics share. ``{a|b}`` stands
+for one of its alternatives. ``{my}``, ``{me}``, ``{myself}`` and ``{I}`` follow the person who acts: ``their``,
+``them`` and so on where a frame speaks of somebody else.
+
+What makes a request harmful is spread over its parts on purpose. A frame alone says nothing: hindering a fraud is
+harmless, hindering the report of a fraud is not. An act alone says little: a knife is sharpened for a trout or for a
+stepfather. Words mislead: processes are killed and photographs blown up. So a linear probe on pooled activations has
+something to learn and much to miss.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.resources import files
+from typing import Any, Final
+
+import yaml
+
+__all__ = ["GROUPS", "Family", "Frames", "Kind", "Request", "load_families", "load_frames", "render"]
+
+GROUPS: Final = (
+    "chemistry",
+    "computing",
+    "finance",
+    "medicine",
+    "privacy",
+    "security",
+    "self_harm",
+    "violence",
+)
+
+_SLOT: Final = re.compile(r"\{([^{}]*)\}")
+_PRONOUNS: Final[Mapping[str, str]] = {"my": "their", "me": "them", "myself": "themselves", "I": "they"}
+
+
+class Kind(StrEnum):
+    """What a family holds; also its key in a topic's file."""
+
+    HARMFUL = "harmful"
+    PROTECTIVE = "protective"
+    ORDINARY = "ordinary"
+    NEUTRAL = "neutral"
+    HARMFUL_REQUEST = "harmful_requests"
+    HARMLESS_REQUEST = "harmless_requests"
+
+
+# For each kind of act: the lists of frames that it takes, how often, and the label that follows.
+_STANCES: Final[Mapping[Kind, tuple[tuple[str, float, int], ...]]] = {
+    Kind.HARMFUL: (
+        ("wish", 0.34, 1),
+        ("support", 0.14, 1),
+        ("insist", 0.20, 1),
+        ("hinder", 0.18, 0),
+        ("reflect", 0.14, 0),
+    ),
+    Kind.PROTECTIVE: (("wish", 0.50, 0), ("support", 0.38, 0), ("hinder", 0.12, 1)),
+    Kind.ORDINARY: (("wish", 0.8, 0), ("support", 0.2, 0)),
+}
+# Share of conversations with a single reply.
+_SHORT: Final = 0.85
+_FIRST_PERSON: Final = frozenset({"wish", "insist"})
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One hand-written pattern: all rows made from it stay together in every split.
+
+    Attributes:
+        id: For example ``finance/neutral/3``.
+        group: The topic.
+        kind: What the pattern is.
+        pattern: The act or the whole request, with slots.
+        goals: Harmless ends, then harmful ends, of a neutral act; empty otherwise.
+    """
+
+    id: str
+    group: str
+    kind: Kind
+    pattern: str
+    goals: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The sentences that acts are put into.
+
+    Attributes:
+        lists: Frames by list name, as in ``frames.yaml``.
+        openers: A first turn for each topic, with slots.
+    """
+
+    lists: Mapping[str, tuple[str, ...]]
+    openers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request before any decoration.
+
+    Attributes:
+        text: The request in one turn.
+        turns: The same request told over several turns, user and assistant in alternation, user first and last.
+        label: 1 where it is harmful.
+    """
+
+    text: str
+    turns: tuple[str, ...]
+    label: int
+
+
+def load_families() -> list[Family]:
+    """Return all families of all topics, in a fixed order."""
+    families: list[Family] = []
+    for group in GROUPS:
+        topic = _read(group)
+        for kind in Kind:
+            for number, entry in enumerate(topic[kind]):
+                identifier = f"{group}/{kind}/{number}"
+                if kind is Kind.NEUTRAL:
+                    goals = (tuple(entry["care"]), tuple(entry["harm"]))
+                    families.append(Family(identifier, group, kind, entry["act"], goals))
+                else:
+                    families.append(Family(identifier, group, kind, entry))
+    return families
+
+
+def load_frames() -> Frames:
+    """Return the frames that all topics share, and the topics' openers."""
+    lists = {name: tuple(frames) for name, frames in _read("frames").items()}
+    return Frames(lists, {group: _read(group)["opener"] for group in GROUPS})
+
+
+def render(family: Family, frames: Frames, rng: random.Random) -> Request:
+    """Return one request of the family.
+
+    Args:
+        family: The pattern.
+        frames: The frames to choose from.
+        rng: Source of all choices.
+    """
+    if family.kind is Kind.NEUTRAL:
+        return _render_neutral(family, frames, rng)
+    if family.kind in _STANCES:
+        stances = _STANCES[family.kind]
+        name, _, label = rng.choices(stances, weights=[weight for _, weight, _ in stances])[0]
+        act = _fill(family.pattern, rng, first_person=name in _FIRST_PERSON)
+        text = _put(rng.choice(frames.lists[name]), act=act)
+    else:
+        label = int(family.kind is Kind.HARMFUL_REQUEST)
+        text = _fill(family.pattern, rng, first_person=True)
+    opener = _fill(frames.openers[family.group], rng, first_person=True)
+    return Request(text, (opener, *_small_talk(frames, rng), text), label)
+
+
+def _render_neutral(family: Family, frames: Frames, rng: random.Random) -> Request:
+    label = rng.randrange(2)
+    act = _fill(family.pattern, rng, first_person=True)
+    goal = rng.choice(family.goals[label])
+    text = _put(rng.choice(frames.lists["purpose"]), act=act, goal=goal)
+    question = _put(rng.choice(frames.lists["wish"]), act=act)
+    return Request(text, (f"I want to {goal}.", *_small_talk(frames, rng), question), label)
+
+
+def _small_talk(frames: Frames, rng: random.Random) -> tuple[str, ...]:
+    reply = rng.choice(frames.lists["replies"])
+    if rng.random() < _SHORT:
+        return (reply,)
+    return (reply, rng.choice(frames.lists["follow_ups"]), rng.choice(frames.lists["second_replies"]))
+
+
+def _fill(pattern: str, rng: random.Random, *, first_person: bool) -> str:
+    def choose(slot: re.Match[str]) -> str:
+        inside: str = slot[1]
+        if inside in _PRONOUNS:
+            return inside if first_person else _PRONOUNS[inside]
+        return rng.choice(inside.split("|"))
+
+    return _SLOT.sub(choose, pattern)
+
+
+def _put(frame: str, **parts: str) -> str:
+    return _SLOT.sub(lambda slot: parts[slot[1]], frame)
+
+
+def _read(name: str) -> dict[str, Any]:
+    text = files("calibrate.demo").joinpath("grammar", f"{name}.yaml").read_text(encoding="utf-8")
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content

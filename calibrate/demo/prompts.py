@@ -1,0 +1,137 @@
+"""Writes the demo's data set, from a seed: rows for the expert, rows for calibration, and rows that neither sees.
+
+Families (:mod:`calibrate.demo.grammar`) are dealt to the three files whole, and the expert's rows use one half of the
+frames, all others the other half: what the expert knows about the calibration rows, it has generalised. Calibration
+and unseen rows are made alike, so that a budget certified on the one holds on the other. ``docs/demo-data.md`` tells
+how the texts were written.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Final
+
+from calibrate.demo.grammar import Family, Frames, Kind, Request, load_families, load_frames, render
+from ctd_guardrail.errors import DataError
+
+__all__ = ["DemoFiles", "write_dataset"]
+
+# Families are dealt in this cycle, and drawn with these relative frequencies: the expert needs many families rather
+# than many rows of each, and unseen rows should not repeat a family often.
+_DEAL: Final = ("expert", "prompts") * 4 + ("unseen",) + ("expert", "prompts") * 3 + ("expert", "unseen")
+_FREQUENCY: Final = {"expert": 4, "prompts": 6, "unseen": 3}
+# Shares of rows: several turns; and of the others, with a greeting, with thanks, in small letters without full stop.
+_MULTI_TURN: Final = 0.1
+_GREETING: Final = 0.12
+_THANKS: Final = 0.12
+_CARELESS: Final = 0.15
+# Texts tried before a draw of a family counts as used up.
+_ATTEMPTS: Final = 20
+_ROUNDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class DemoFiles:
+    """Where the three parts are, each in JSON lines.
+
+    Attributes:
+        expert: Rows on which the expert is trained.
+        prompts: Rows for the two probes and their calibration.
+        unseen: Rows for the final run, which neither the expert nor the calibration sees.
+    """
+
+    expert: Path
+    prompts: Path
+    unseen: Path
+
+
+def write_dataset(path_dir: Path, *, rows: int = 6000, seed: int = 0) -> DemoFiles:
+    """Write ``expert.jsonl``, ``prompts.jsonl`` and ``unseen.jsonl``.
+
+    Every row has ``id``, ``text`` or ``messages``, ``label`` (1 = harmful), ``group`` and ``cluster``, the family.
+
+    Args:
+        path_dir: Folder to write into; made if missing.
+        rows: Rows in all three files.
+        seed: Same seed, same bytes.
+
+    Raises:
+        DataError: There are not so many different requests.
+    """
+    rng = random.Random(seed)  # noqa: S311  # a data set, not a secret
+    pools = _deal(load_families(), rng)
+    frames = load_frames()
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in pools}
+    seen: set[str] = set()
+    for name, family in _draws(pools, rng):
+        request = _fresh(family, frames, rng, seen)
+        if request is not None:
+            parts[name].append(_row(request, family, frames, rng))
+            if len(seen) == rows:
+                break
+    else:
+        raise DataError(f"the grammar has only {len(seen)} requests to offer, not {rows}", hint="Ask for fewer rows")
+    path_dir.mkdir(parents=True, exist_ok=True)
+    files = DemoFiles(**{name: path_dir / f"{name}.jsonl" for name in parts})
+    for name, part in parts.items():
+        rng.shuffle(part)
+        lines = [json.dumps({"id": f"{name}-{number:04d}", **row}) for number, row in enumerate(part)]
+        getattr(files, name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return files
+
+
+def _deal(families: list[Family], rng: random.Random) -> dict[str, list[Family]]:
+    strata: defaultdict[tuple[str, Kind], list[Family]] = defaultdict(list)
+    for family in families:
+        strata[family.group, family.kind].append(family)
+    pools: dict[str, list[Family]] = {"expert": [], "prompts": [], "unseen": []}
+    hands = cycle(_DEAL)
+    for stratum in strata.values():
+        rng.shuffle(stratum)
+        for family in stratum:
+            pools[next(hands)].append(family)
+    return pools
+
+
+def _draws(pools: dict[str, list[Family]], rng: random.Random) -> Iterator[tuple[str, Family]]:
+    """Yield families in rounds."""
+    deck = [(name, family) for name, pool in pools.items() for family in pool for _ in range(_FREQUENCY[name])]
+    for _ in range(_ROUNDS):
+        rng.shuffle(deck)
+        yield from deck
+
+
+def _fresh(family: Family, frames: Frames, rng: random.Random, seen: set[str]) -> Request | None:
+    """Return a request whose text is new, or None where the family has hardly any left."""
+    for _ in range(_ATTEMPTS):
+        request = render(family, frames, rng)
+        if request.text not in seen:
+            seen.add(request.text)
+            return request
+    return None
+
+
+def _row(request: Request, family: Family, frames: Frames, rng: random.Random) -> dict[str, Any]:
+    content: dict[str, Any]
+    if rng.random() < _MULTI_TURN:
+        turns = zip(cycle(("user", "assistant")), request.turns, strict=False)
+        content = {"messages": [{"role": role, "content": turn} for role, turn in turns]}
+    else:
+        content = {"text": _decorate(request.text, frames, rng)}
+    return {**content, "label": request.label, "group": family.group, "cluster": family.id}
+
+
+def _decorate(text: str, frames: Frames, rng: random.Random) -> str:
+    if rng.random() < _GREETING:
+        text = rng.choice(frames.lists["greetings"]) + text
+    if rng.random() < _THANKS:
+        text = text + rng.choice(frames.lists["thanks"])
+    if rng.random() < _CARELESS:
+        text = text.lower().rstrip(".?!")
+    return text
