@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.config import CostConfig
 from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, RailExpertConfig
+from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.validation import load_yaml, validate
 
-__all__ = ["BaseModelConfig", "BudgetConfig", "CalibrateConfig", "DataConfig", "SplitConfig", "load_config"]
+__all__ = [
+    "BaseModelConfig",
+    "BudgetConfig",
+    "CalibrateConfig",
+    "DataConfig",
+    "RiskConfig",
+    "SplitConfig",
+    "load_config",
+]
 
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -26,6 +38,10 @@ def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping) else value
 
 
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -98,16 +114,52 @@ class SplitConfig(_Section):
         return self
 
 
+class RiskConfig(_Section):
+    """A performance risk to hold beside the budget, for example ``{metric: fnr, max: 0.1}``.
+
+    Attributes:
+        metric: ``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss``,
+            ``cost`` or ``auroc_error``.
+        max: The bound.
+    """
+
+    metric: Metric
+    max: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
 class BudgetConfig(_Section):
-    """The budget that the policy certifies where the rail's own configuration states none.
+    """The budget that the policy certifies, and what else it shall hold.
 
     Attributes:
         alpha: Largest share of the inputs that the expert may see.
-        delta: Admissible probability that calibration misses it.
+        delta: Admissible probability that calibration misses it, or any of the risks.
+        method: ``closed_form`` certifies the budget alone, and the rail may change alpha and delta freely.
+            ``structured`` certifies risks as well; ``pareto`` is the procedure of the paper, for comparison.
+        risk: One risk or several, for ``structured`` and ``pareto``.
+        criterion: Of several certified settings, the one that is best at this is used.
+        costs: Prices for the criterion and the risk ``cost``.
+        taus: Decision thresholds to choose from together with lambda.
+        bands: Half-widths of the abstain band to choose from.
     """
 
     alpha: _Share
     delta: _Share = 0.05
+    method: Literal["closed_form", "structured", "pareto"] = "closed_form"
+    risk: Annotated[tuple[RiskConfig, ...], BeforeValidator(_as_tuple)] = ()
+    criterion: Criterion = Criterion.ACCURACY
+    costs: CostConfig = CostConfig()
+    taus: Annotated[tuple[_Share, ...], Field(min_length=1)] = (0.5,)
+    bands: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.0,)
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> BudgetConfig:
+        if self.method == "closed_form" and (self.risk or self.taus[1:] or self.bands != (0.0,)):
+            problem, hint = "the closed form certifies the budget alone", "Set method: structured"
+        elif self.method == "structured" and not self.risk:
+            problem, hint = "there is no risk to certify", "Add `risk: {metric: fnr, max: 0.1}`, or leave method out"
+        else:
+            return self
+        raise PydanticCustomError("method", "{problem}", {"problem": problem, "hint": hint})
 
 
 class CalibrateConfig(_Section):

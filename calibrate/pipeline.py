@@ -7,6 +7,7 @@ have as they go; training takes a second and is simply done again.
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from calibrate.data import Dataset, read_dataset
 from calibrate.evaluate import ALPHAS, Evaluation, ScoredRows, evaluate
 from calibrate.features import pool_activations
 from calibrate.labels import ExpertScores, ask_expert
+from calibrate.performance import certify_performance, to_record
 from calibrate.progress import progress_bars
+from calibrate.risk.rows import Rows
 from calibrate.splits import PARTS, Split, find_clusters, split_rows
 from calibrate.train import SafetyRows, train_probes
 from calibrate.train.crossfit import check_classes
@@ -122,12 +125,18 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         d=d[calibration], p=p[calibration], expert=expert.p[calibration], label=labels[calibration]
     )
     certificate = certify(scores.d, config.budget.alpha, config.budget.delta)
+    performance, tau = None, config.budget.taus[0]
+    if config.budget.method != "closed_form":
+        held = Rows(d[calibration], p[calibration], expert.p[calibration], labels[calibration])
+        setting = certify_performance(held, config.budget)
+        performance, tau = to_record(setting, config.budget), setting.tau
     groups = None if dataset.groups is None else [dataset.groups[row] for row in split.test]
     evaluation = evaluate(
         ScoredRows(p[test], d[test], expert.p[test], labels[test], groups),
         scores,
         delta=config.budget.delta,
         alphas=sorted({*ALPHAS, config.budget.alpha}),
+        tau=tau,
         seed=config.splits.seed,
     )
     manifest = {
@@ -135,7 +144,9 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         "versions": _versions(),
         "activations": engine.spec,
         "fingerprint": engine.fingerprint,
+        "decision_threshold": tau,
         "expert": identity,
+        "performance": performance,
         "calibration": {
             "rows": split.calibration.size,
             "alpha": config.budget.alpha,
@@ -184,6 +195,9 @@ def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None
     """
     if config.output.exists() and not config.output.is_dir():
         raise ConfigError(f"{config.output} is not a folder", key="output", hint="Name a folder for the policy")
+    parent = next(folder for folder in (config.output, *config.output.parents) if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"{parent} cannot be written to", key="output", hint="Name another folder")
     check_classes(dataset.labels[split.train], purpose="training")
     if np.unique(dataset.labels[split.test]).size == 1:
         raise DataError(

@@ -51,6 +51,14 @@ def print_summary(result: PipelineResult, console: Console) -> None:
         f"{certificate.mean_rate:.4f}, on the test rows {realised:.4f}.",
         highlight=False,
     )
+    performance = result.policy.manifest.performance
+    if performance is not None:
+        risks = ", ".join(f"{risk.metric} at most {risk.max:g}" for risk in performance.risks)
+        console.print(
+            f"Certified with it by {performance.method}: {risks or 'nothing'}, at lambda = {performance.threshold}, "
+            f"tau = {result.policy.manifest.decision_threshold:g}, abstain band {performance.band:g}.",
+            highlight=False,
+        )
     console.print(f"Policy: {result.output}", highlight=False, markup=False, soft_wrap=True)
 
 

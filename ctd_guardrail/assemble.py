@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import SecretBytes
 
 from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.config import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, PolicyMismatchError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.policy.budget import Certificate, Status, certify
+from ctd_guardrail.policy.manifest import PerformanceRecord
 from ctd_guardrail.policy.match import check_expert, check_fingerprint
+from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_threshold
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
@@ -32,13 +38,14 @@ class Plan:
     Attributes:
         policy: The policy folder's content.
         certificate: The budget that was asked for, certified.
-        threshold: lambda: the certificate's, or a larger one that the criterion prefers.
+        rule: Says which inputs go to the expert: by the certificate's lambda, a larger one that the criterion prefers,
+            or the one that the policy's performance risks were certified at.
         expected_rate: Share of the inputs that is expected at the expert.
     """
 
     policy: Policy
     certificate: Certificate
-    threshold: float
+    rule: DelegationRule
     expected_rate: float
 
 
@@ -52,7 +59,8 @@ def plan(config: CtdConfig, *, folder: Path) -> Plan:
     Raises:
         PolicyError: The policy folder cannot be used.
         InfeasibleBudgetError: Its calibration scores cannot certify alpha at delta.
-        ConfigError: ``horizon`` does not fit ``guarantee``, or the criterion needs labels that the policy lacks.
+        ConfigError: ``horizon`` does not fit ``guarantee``, the criterion needs labels that the policy lacks, the tie
+            key is not usable, or a setting would void the policy's performance certificate.
     """
     policy = read_policy(folder / config.policy)
     calibration, looks = policy.manifest.calibration, len(policy.manifest.recalibrations)
@@ -70,10 +78,41 @@ def plan(config: CtdConfig, *, folder: Path) -> Plan:
             hint=f"The smallest alpha that they can certify is {certificate.alpha_min:.4f}; "
             f"alpha = {alpha} takes {certificate.n_min} rows",
         )
+    if policy.manifest.performance is not None:
+        threshold = _performance_threshold(config, policy.manifest.performance)
+        rate = float((policy.scores > threshold).mean())
+        return Plan(policy, certificate, ThresholdRule(threshold), rate)
+    if config.tie_key_env is not None:
+        rule = TieBreakingRule.from_policy(policy, certificate, _tie_key(config))
+        return Plan(policy, certificate, rule, certificate.mean_rate)
     if config.criterion is Criterion.BUDGET:
-        return Plan(policy, certificate, certificate.threshold, certificate.mean_rate)
+        return Plan(policy, certificate, ThresholdRule(certificate.threshold), certificate.mean_rate)
     choice = _choose(config, policy, certificate)
-    return Plan(policy, certificate, choice.threshold, choice.exceedances / policy.calibration.d.size)
+    return Plan(policy, certificate, ThresholdRule(choice.threshold), choice.exceedances / policy.calibration.d.size)
+
+
+def _performance_threshold(config: CtdConfig, performance: PerformanceRecord) -> float:
+    """Return lambda of a setting that holds more than the budget, after refusing whatever would move it."""
+    for key in ("alpha", "delta", "guarantee", "horizon", "criterion", "tie_key_env"):
+        if getattr(config, key) != CtdConfig.model_fields[key].default:
+            raise ConfigError(
+                f"the policy's {performance.method} certificate holds risks at the alpha, delta and threshold that it "
+                "was made with",
+                key=f"{SECTION}.{key}",
+                hint=f"Leave {key} out, or calibrate again with other values",
+            )
+    return math.inf if performance.threshold is None else performance.threshold
+
+
+def _tie_key(config: CtdConfig) -> SecretBytes:
+    if config.criterion is not Criterion.BUDGET:
+        raise ConfigError(
+            "ties are drawn at the budget's own threshold",
+            key=f"{SECTION}.tie_key_env",
+            hint="Use it with criterion: budget",
+        )
+    value = os.environ.get(str(config.tie_key_env), "")
+    return SecretBytes(value.encode())
 
 
 def _choose(config: CtdConfig, policy: Policy, certificate: Certificate) -> Choice:
@@ -137,15 +176,17 @@ def assemble(config: CtdConfig, *, folder: Path, rail_collaborators: RailCollabo
         certificate.alpha,
         certificate.delta,
         certificate.guarantee,
-        planned.threshold,
+        planned.rule.threshold,
         certificate.n,
         planned.expected_rate,
     )
     return Cascade(
         engine=engine,
         probes=probes,
-        threshold=planned.threshold,
+        rule=planned.rule,
         decision_threshold=manifest.decision_threshold,
         expert=expert,
         on_failure=config.on_failure,
+        abstain_band=0.0 if manifest.performance is None else manifest.performance.band,
+        on_abstain=config.on_abstain,
     )

@@ -28,6 +28,7 @@ from ctd_guardrail.errors import (
     OverlongError,
 )
 from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:  # torch stays out of the import of the package
@@ -55,8 +56,10 @@ class Cascade:
     Args:
         engine: Base model.
         probes: Maps token activations to (p, d).
-        threshold: lambda: an input is delegated where d(x) is strictly greater.
+        rule: Says which inputs go to the expert.
         decision_threshold: tau: a score of at least tau blocks.
+        abstain_band: Half-width of the band around tau in which a score decides nothing.
+        on_abstain: The verdict there.
         expert: Asked where d > lambda.
         on_failure: What to do where the guard cannot do its work.
     """
@@ -66,17 +69,21 @@ class Cascade:
         *,
         engine: ActivationEngine,
         probes: Head,
-        threshold: float,
+        rule: DelegationRule,
         decision_threshold: float,
         expert: Expert,
         on_failure: FailurePolicy,
+        abstain_band: float = 0.0,
+        on_abstain: Verdict = Verdict.BLOCK,
     ) -> None:
         self._engine = engine
         self._probes = probes
         self._decision_threshold = decision_threshold
         self._expert = expert
         self._on_failure = on_failure
-        self._threshold = threshold
+        self._rule = rule
+        self._abstain_band = abstain_band
+        self._on_abstain = on_abstain
         self.tally = Tally()
 
     async def check(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
@@ -121,9 +128,8 @@ class Cascade:
             # Every comparison with NaN is false: it would pass for safe.
             raise ActivationError("the probes gave a score that is not a number", hint="Use a wider dtype")
         screening.probed(p, d)
-        if d <= self._threshold:
-            unsafe = p >= self._decision_threshold
-            screening.conclude(_verdict(unsafe), Reason.PROBE_UNSAFE if unsafe else Reason.PROBE_SAFE)
+        if not self._rule.delegates(d, conversation):
+            screening.conclude(*self._judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE))
             return
 
         screening.route = Route.EXPERT
@@ -136,8 +142,12 @@ class Cascade:
         if not 0.0 <= score.p_unsafe <= 1.0:
             raise ExpertVerdictError("the expert's score is not a probability")
         screening.p_expert = score.p_unsafe
-        unsafe = score.p_unsafe >= self._decision_threshold
-        screening.conclude(_verdict(unsafe), Reason.EXPERT_UNSAFE if unsafe else Reason.EXPERT_SAFE)
+        screening.conclude(*self._judge(score.p_unsafe, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
+
+    def _judge(self, score: float, safe: Reason, unsafe: Reason) -> tuple[Verdict, Reason]:
+        if abs(score - self._decision_threshold) < self._abstain_band:
+            return self._on_abstain, Reason.ABSTAINED
+        return (Verdict.BLOCK, unsafe) if score >= self._decision_threshold else (Verdict.ALLOW, safe)
 
     def _fail(self, screening: _Screening, reason: Reason, cause: str) -> None:
         # The cause is a type's name or a fixed phrase: an exception's message might quote the conversation.
@@ -145,7 +155,7 @@ class Cascade:
         if self._on_failure is FailurePolicy.ALLOW:
             verdict = Verdict.ALLOW
         elif self._on_failure is FailurePolicy.PROBE and screening.p is not None:
-            verdict = _verdict(screening.p >= self._decision_threshold)
+            verdict, _ = self._judge(screening.p, reason, reason)
         else:
             verdict = Verdict.BLOCK
         screening.conclude(verdict, reason)
@@ -186,7 +196,3 @@ class _Screening:
                 total_ms=1000 * (end - self._start),
             ),
         )
-
-
-def _verdict(unsafe: bool) -> Verdict:  # noqa: FBT001  # a predicate, not an option
-    return Verdict.BLOCK if unsafe else Verdict.ALLOW

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ctd_guardrail.decision import FailurePolicy
+from ctd_guardrail.decision import FailurePolicy, Verdict
 from ctd_guardrail.experts.config import ExpertConfig
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.selection import Criterion
@@ -53,8 +53,11 @@ class CtdConfig(BaseModel):
             with the best AUROC, accuracy, Brier score or cost on the labelled calibration rows, which may delegate
             less.
         costs: Prices for ``criterion: cost``.
+        tie_key_env: Name of the environment variable with a secret of 16 to 64 bytes. With it, inputs that tie with
+            lambda are drawn by a keyed hash of their text instead of all staying with the probe.
         expert: Who judges where delegation pays.
         on_failure: What to do with an input when the guard cannot do its work.
+        on_abstain: What to do with an input whose score lies in the policy's abstain band.
         base_model: Another place of the same base model (id or path); its fingerprint is checked.
         device: Torch device of the base model, or ``auto``.
     """
@@ -68,8 +71,10 @@ class CtdConfig(BaseModel):
     horizon: Annotated[int, Field(ge=1)] | None = None
     criterion: Criterion = Criterion.BUDGET
     costs: CostConfig = CostConfig()
+    tie_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     expert: ExpertConfig
     on_failure: FailurePolicy = FailurePolicy.BLOCK
+    on_abstain: Verdict = Verdict.BLOCK
     base_model: Annotated[str, Field(min_length=1)] | None = None
     device: Annotated[str, Field(min_length=1)] = "auto"
 

@@ -25,8 +25,9 @@ class Route(StrEnum):
 class Reason(StrEnum):
     """Why the verdict is what it is.
 
-    The first four are judgements of the content. ``blank`` means that there was nothing to judge. All others mean
-    that the guard could not do its work, and that the stated failure policy chose the verdict.
+    The first four are judgements of the content. ``blank`` means that there was nothing to judge, ``abstained`` that
+    the score lies in the policy's abstain band. All others mean that the guard could not do its work, and that the
+    stated failure policy chose the verdict.
     """
 
     PROBE_SAFE = "probe_safe"
@@ -34,6 +35,7 @@ class Reason(StrEnum):
     EXPERT_SAFE = "expert_safe"
     EXPERT_UNSAFE = "expert_unsafe"
     BLANK = "blank"
+    ABSTAINED = "abstained"
 
     EXPERT_TIMEOUT = "expert_timeout"
     EXPERT_UNAVAILABLE = "expert_unavailable"
@@ -50,7 +52,7 @@ class Reason(StrEnum):
 
 
 _JUDGEMENTS = frozenset(
-    {Reason.PROBE_SAFE, Reason.PROBE_UNSAFE, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE, Reason.BLANK}
+    {Reason.PROBE_SAFE, Reason.PROBE_UNSAFE, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE, Reason.BLANK, Reason.ABSTAINED}
 )
 
 

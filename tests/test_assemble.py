@@ -8,6 +8,7 @@ import pytest
 from ctd_guardrail.assemble import Plan, plan
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
 from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.policy.rule import ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
 
 
@@ -63,9 +64,37 @@ def test_a_criterion_keeps_a_harmful_expert_out(
         harmful = planned(make_rail_folder(policy=str(tmp_path / "harmful"), criterion=criterion))
         perfect = planned(make_rail_folder(policy=str(tmp_path / "perfect"), criterion=criterion))
         assert harmful.expected_rate < perfect.expected_rate <= budget.expected_rate
-        assert harmful.threshold > budget.threshold
+        assert harmful.rule.threshold > budget.rule.threshold
 
 
 def test_a_criterion_without_labels_is_refused(make_rail_folder: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match="needs labelled calibration rows"):
         planned(make_rail_folder(criterion="accuracy"))
+
+
+def test_ties_are_drawn_where_a_key_is_named(
+    make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_rail_folder(tie_key_env="TIE_KEY")
+    with pytest.raises(ConfigError, match="0 bytes, not 16 to 64"):
+        planned(folder)
+    monkeypatch.setenv("TIE_KEY", "a secret of some length")
+    assert isinstance(planned(folder).rule, TieBreakingRule)
+    with pytest.raises(ConfigError, match="criterion: budget"):
+        planned(make_rail_folder(tie_key_env="TIE_KEY", criterion="accuracy"))
+
+
+@pytest.mark.parametrize("change", [{"alpha": 0.3}, {"delta": 0.2}, {"guarantee": "expected"}, {"criterion": "brier"}])
+def test_settings_that_would_void_a_performance_certificate_are_refused(
+    make_rail_folder: Callable[..., Path], rail_policy: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    old = read_policy(rail_policy)
+    record = {"method": "structured", "risks": [{"metric": "fnr", "max": 0.1}], "threshold": 0.55, "band": 0.05}
+    fields = old.manifest.model_dump(exclude={"tensors_sha256"}) | {"performance": record}
+    write_policy(tmp_path / "performing", fields, old.probe, old.calibration)
+    silent = {"policy": str(tmp_path / "performing"), "alpha": None, "delta": None}
+    plan_ = planned(make_rail_folder(**silent))
+    assert plan_.rule == ThresholdRule(0.55)
+    assert plan_.expected_rate == pytest.approx(0.05)
+    with pytest.raises(ConfigError, match="structured certificate holds risks"):
+        planned(make_rail_folder(**silent | change))

@@ -18,6 +18,7 @@ from ctd_guardrail.errors import (
 )
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.budget import certify
+from ctd_guardrail.policy.rule import ThresholdRule
 
 CERTIFICATE = certify(np.linspace(-1.0, 1.0, 1001), 0.3, 0.1)
 ABOVE, BELOW = CERTIFICATE.threshold + 0.01, CERTIFICATE.threshold - 0.01
@@ -57,7 +58,7 @@ def cascade(engine: Engine, judge: Judge, on_failure: FailurePolicy = FailurePol
     return Cascade(
         engine=engine,  # type: ignore[arg-type]
         probes=lambda ragged: ragged.values,
-        threshold=CERTIFICATE.threshold,
+        rule=ThresholdRule(CERTIFICATE.threshold),
         decision_threshold=0.5,
         expert=judge,
         on_failure=on_failure,
@@ -203,3 +204,21 @@ async def test_the_rate_of_delegation_stays_within_the_budget() -> None:
     assert counts.total == 2000
     assert counts.delegated == judge.calls <= 0.3 * 2000
     assert counts.delegated > 0.2 * 2000
+
+
+@pytest.mark.parametrize(("d", "answer"), [(BELOW, 0.0), (ABOVE, 0.55)])
+@pytest.mark.parametrize("verdict", list(Verdict))
+async def test_a_score_in_the_abstain_band_gets_the_stated_verdict(d: float, answer: float, verdict: Verdict) -> None:
+    guard = Cascade(
+        engine=Engine(0.45 if d == BELOW else 0.1, d),  # type: ignore[arg-type]
+        probes=lambda ragged: ragged.values,
+        rule=ThresholdRule(CERTIFICATE.threshold),
+        decision_threshold=0.5,
+        expert=Judge(answer),
+        on_failure=FailurePolicy.BLOCK,
+        abstain_band=0.1,
+        on_abstain=verdict,
+    )
+    decision = await guard.check(user())
+    assert (decision.verdict, decision.reason) == (verdict, Reason.ABSTAINED)
+    assert not decision.reason.is_failure

@@ -9,7 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 
-__all__ = ["FORMAT", "CalibrationRecord", "DataRecord", "Manifest", "RecalibrationRecord"]
+__all__ = [
+    "FORMAT",
+    "CalibrationRecord",
+    "DataRecord",
+    "Manifest",
+    "PerformanceRecord",
+    "RecalibrationRecord",
+    "RiskBound",
+]
 
 FORMAT: Literal[1] = 1
 
@@ -78,6 +86,38 @@ class RecalibrationRecord(BaseModel):
     threshold: float
 
 
+class RiskBound(BaseModel):
+    """A performance risk and its bound.
+
+    Attributes:
+        metric: Which risk; the metrics are those of :class:`calibrate.risk.losses.Metric`.
+        max: The bound.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metric: str
+    max: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class PerformanceRecord(BaseModel):
+    """A setting of the cascade that was certified for performance risks together with the budget.
+
+    Attributes:
+        method: The procedure, ``structured`` or ``pareto``.
+        risks: What is bounded beside the budget, at the calibration's delta for all of it.
+        threshold: lambda; None where nothing is delegated.
+        band: Half-width of the abstain band around the decision threshold.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["structured", "pareto"]
+    risks: tuple[RiskBound, ...]
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None
+    band: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
 class Manifest(BaseModel):
     """The content of policy.json.
 
@@ -94,6 +134,7 @@ class Manifest(BaseModel):
         calibration: The labelled rows behind the first certificate.
         recalibrations: Every later certificate, oldest first. The last one is in force, and their number sets the
             delta of the next.
+        performance: The setting that holds performance risks as well; None where only the budget is certified.
         data: The files that went in.
         training: How the probes were chosen: alternatives and their cross-validated scores.
         evaluation: Figures on the test split.
@@ -112,6 +153,7 @@ class Manifest(BaseModel):
     expert: Annotated[str, Field(min_length=1)]
     calibration: CalibrationRecord
     recalibrations: tuple[RecalibrationRecord, ...] = ()
+    performance: PerformanceRecord | None = None
     data: list[DataRecord]
     training: dict[str, Any]
     evaluation: dict[str, Any]

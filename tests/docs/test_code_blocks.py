@@ -51,10 +51,12 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
     assert languages <= {"python", "yaml", "console", "json", ""}
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "example.py"
-    script.write_text(block.text, encoding="utf-8")
+@pytest.mark.parametrize("page", sorted({block.page for block in all_blocks() if block.language == "python"}))
+def test_python(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The blocks of a page are one session, as a reader would type it.
+    session = [block.text for block in all_blocks() if (block.page, block.language) == (page, "python")]
+    script = tmp_path / "session.py"
+    script.write_text("\n".join(session), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(script), run_name="__main__")
 
@@ -93,6 +95,7 @@ def workspace(make_rail_folder: Callable[..., Path], tiny_bert: Path, tmp_path: 
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "messages.txt").write_text("a plain question\nan odd question\n")
     (tmp_path / "messages.jsonl").write_text(json.dumps({"id": "1", "text": "a plain question"}) + "\n")
+    (tmp_path / "traffic.csv").write_text("dv\n" + "".join(f"{rng.random() - 0.5}\n" for _ in range(3000)))
     (tmp_path / "scores.csv").write_text("dv\n" + "".join(f"{rng.random()}\n" for _ in range(1000)))
     (tmp_path / "CALIBRATE.yml").write_text(
         f"base: {{model: {tiny_bert}, layer: 1, site: residual}}\n"

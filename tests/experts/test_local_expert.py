@@ -3,7 +3,6 @@ import gc
 import json
 import logging
 import math
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -251,14 +250,12 @@ async def test_experts_of_one_configuration_share_the_model_until_all_are_closed
     with pytest.raises(ExpertUnavailableError, match="closed"):
         await _p(one, "hello")
     assert 0.0 <= await _p(other, "hello") <= 1.0
-    threads = _device_threads()
+    assert other._service is not None
+    thread = other._service.batcher._thread
     await other.aclose()
     gc.collect()
-    assert _device_threads() == threads - 1
-
-
-def _device_threads() -> int:
-    return [thread.name for thread in threading.enumerate()].count("ctd-local-expert")
+    thread.join(timeout=30)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
