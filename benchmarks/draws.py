@@ -23,7 +23,7 @@ class Counts:
     Attributes:
         train: Rows of the delegation value.
         calibration: Rows behind the certificate.
-        test: Rows of the evaluation; None takes all that are left, in equal shares of the files.
+        test: Rows of the evaluation, at most; None takes all that are left. In equal shares of the files too.
     """
 
     train: int
@@ -33,7 +33,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Row indices of one seed; no cluster is in two parts, and the calibration rows are of different clusters."""
+    """Row indices of one seed.
+
+    No cluster is in two parts. Calibration and test have one row of each of their clusters: a certificate speaks of
+    draws from one law, and clusters counted once here and row by row there are two laws.
+    """
 
     train: IntArray
     calibration: IntArray
@@ -56,6 +60,8 @@ def draw_rows(clusters: IntArray, file_of_row: IntArray, counts: Counts, *, seed
     files = np.unique(file_of_row)
     parts = [list(_draw_file(np.flatnonzero(file_of_row == file), clusters, counts, files.size, rng)) for file in files]
     fewest = min(test.size for _, _, test in parts)
+    if fewest == 0:
+        raise DataError("no rows are left for testing", hint="Lower --train-rows or --calibration-rows")
     joined = (
         np.concatenate([train for train, _, _ in parts]),
         np.concatenate([calibration for _, calibration, _ in parts]),
@@ -74,18 +80,17 @@ def _draw_file(
     rank = np.empty_like(order)
     rank[order] = np.arange(sizes.size)
     ranks = rank[cluster]
-    # The first clusters that hold enough rows train; of each of the next ones, one row certifies.
+    # The first clusters that hold enough rows train; of each of the next ones, one row certifies or tests.
     training_clusters = int(np.searchsorted(np.cumsum(sizes[order]), train)) + 1
-    certifying = np.flatnonzero((ranks >= training_clusters) & (ranks < training_clusters + calibration))
-    chosen = certifying[one_per_cluster(cluster[certifying].tolist(), seed=int(rng.integers(2**32)))]
-    testing = rng.permutation(np.flatnonzero(ranks >= training_clusters + calibration))
-    wanted = testing.size if counts.test is None else counts.test // files
-    if chosen.size < calibration or not 0 < wanted <= testing.size:
+    independent = one_per_cluster(cluster.tolist(), seed=int(rng.integers(2**32)))
+    by_rank = independent[np.argsort(ranks[independent])]
+    certifying, testing = np.split(by_rank[training_clusters:], [calibration])
+    if certifying.size < calibration:
         raise DataError(
-            f"a file has {rows.size} rows in {sizes.size} clusters, too few to draw {train} for training, "
-            f"{calibration} for calibration and {counts.test or 'more'} for testing",
-            hint="Lower --train-rows, --calibration-rows or --test-rows",
+            f"a file has {rows.size} rows in {sizes.size} clusters, too few to draw {train} rows for training and "
+            f"{calibration} clusters for calibration",
+            hint="Lower --train-rows or --calibration-rows",
         )
     yield rows[np.flatnonzero(ranks < training_clusters)]
-    yield rows[chosen]
-    yield rows[testing[:wanted]]
+    yield rows[certifying]
+    yield rows[testing[: None if counts.test is None else counts.test // files]]

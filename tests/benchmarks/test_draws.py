@@ -32,12 +32,12 @@ def two_files(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(st.integers(0, 1000))
-def test_parts_share_no_cluster_and_calibration_rows_are_independent(draws: Any, seed: int) -> None:
+def test_parts_share_no_cluster_and_what_certifies_and_tests_is_independent(draws: Any, seed: int) -> None:
     clusters, files = two_files(seed)
     draw = draws.draw_rows(clusters, files, draws.Counts(100, 40, 60), seed=seed)
     parts = [set(clusters[part]) for part in (draw.train, draw.calibration, draw.test)]
     assert sum(map(len, parts)) == len(set.union(*parts))
-    assert len(parts[1]) == draw.calibration.size
+    assert (len(parts[1]), len(parts[2])) == (draw.calibration.size, draw.test.size)
 
 
 @given(st.integers(0, 1000))
@@ -54,12 +54,22 @@ def test_without_a_count_all_that_is_left_tests_in_equal_shares(draws: Any) -> N
     clusters, files = two_files(0)
     draw = draws.draw_rows(clusters, files, draws.Counts(100, 40, None), seed=0)
     used = set(clusters[draw.train]) | set(clusters[draw.calibration])
-    left = [int(np.sum((files == file) & ~np.isin(clusters, list(used)))) for file in (0, 1)]
-    # Clusters of calibration rows hold rows that nothing uses.
+    left = [len(set(clusters[files == file]) - used) for file in (0, 1)]
     assert np.bincount(files[draw.test]).tolist() == [min(left)] * 2
 
 
 def test_too_few_rows_are_refused(draws: Any) -> None:
     clusters, files = two_files(0)
-    with pytest.raises(DataError, match="too few to draw 500 for training"):
+    with pytest.raises(DataError, match="too few to draw 500 rows for training"):
         draws.draw_rows(clusters, files, draws.Counts(1000, 40, 60), seed=0)
+
+
+def test_row_shares_and_cluster_shares_are_one_law_in_calibration_and_test(draws: Any) -> None:
+    clusters, files = two_files(0)
+    large = np.bincount(clusters)[clusters] >= 4
+    shares = []
+    for seed in range(200):
+        draw = draws.draw_rows(clusters, files, draws.Counts(100, 40, 60), seed=seed)
+        shares.append([large[draw.calibration].mean(), large[draw.test].mean()])
+    calibration, test = np.mean(shares, axis=0)
+    assert abs(calibration - test) < 0.02
