@@ -6,6 +6,7 @@ from typing import Final
 
 import typer
 
+from calibrate.cli.demo import demo
 from calibrate.cli.recalibrate import recalibrate
 from calibrate.cli.run import run
 from calibrate.cli.threshold import threshold
@@ -17,8 +18,9 @@ app: Final = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,  # they hold users' texts
-    help="Calibrate policies for ctd-guardrail.\n\nStart here: [bold]ctd-calibrate run CALIBRATE.yml[/bold]",
+    help="Calibrate policies for ctd-guardrail.\n\nSee it work: [bold]ctd-calibrate demo[/bold]. Then your own: [bold]ctd-calibrate run CALIBRATE.yml[/bold]",
 )
+app.command()(demo)
 app.command()(run)
 app.command()(threshold)
 app.command()(recalibrate)

@@ -212,8 +212,8 @@ def _print_outcome(
     console.print(table)
     certificate = result.certificate
     console.print(
-        f"Budget: alpha = {certificate.alpha:.0%}, certified with confidence {1 - certificate.delta:.0%} on inputs like "
-        f"those of the calibration; {certificate.mean_rate:.1%} expected, {delegated.mean():.1%} seen here. "
+        f"Budget: alpha = {certificate.alpha:.0%}, certified with confidence {1 - certificate.delta:.0%} on inputs "
+        f"like those of the calibration; {certificate.mean_rate:.1%} expected, {delegated.mean():.1%} seen here. "
         f"Median latency: {_median(screened, Route.PROBE)} by the probe, {_median(screened, Route.EXPERT)} with the "
         "expert, most of it NeMo Guardrails' own.",
     )
