@@ -88,6 +88,21 @@ def harm_table(settings: list[Setting]) -> Table:
     return table
 
 
+def violation_table(settings: list[Setting]) -> Table:
+    """Return how often CTD's realised rate exceeded alpha, and in brackets how often it should on that many rows."""
+    counted = [setting for setting in settings if "violations" in setting.result]
+    table = Table(
+        "Share of random splits in which the realised rate exceeds alpha, and in brackets what the theory expects on "
+        "that many rows, in points of 100",
+        ["setting", "splits", "rows", *(f"alpha {alpha:g}" for alpha in ALPHAS)],
+    )
+    for setting in counted:
+        cells = setting.result["violations"]
+        shares = [f"{100 * cell['ctd']:.1f} ({100 * cell['expected']:.1f})" for cell in cells]
+        table.rows.append([setting.name, str(cells[0]["splits"]), str(cells[0]["rows"]), *shares])
+    return table
+
+
 def main(files: list[Path]) -> None:
     """Print the tables as Markdown."""
     settings = [Setting(file.stem.replace("_", " "), json.loads(file.read_text(encoding="utf-8"))) for file in files]
@@ -102,7 +117,8 @@ def main(files: list[Path]) -> None:
         ["setting", *_SHOWN_METHODS],
         [[setting.name, *setting.levels()] for setting in settings],
     )
-    print("\n\n".join(table.markdown() for table in (margins, levels, harm_table(settings))))
+    tables = (margins, levels, harm_table(settings), violation_table(settings))
+    print("\n\n".join(table.markdown() for table in tables))
 
 
 if __name__ == "__main__":
