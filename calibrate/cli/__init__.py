@@ -18,7 +18,8 @@ app: Final = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,  # they hold users' texts
-    help="Calibrate policies for ctd-guardrail.\n\nSee it work: [bold]ctd-calibrate demo[/bold]. Then your own: [bold]ctd-calibrate run CALIBRATE.yml[/bold]",
+    help="Calibrate policies for ctd-guardrail.\n\nSee it work: [bold]ctd-calibrate demo[/bold]. "
+    "Then your own: [bold]ctd-calibrate run CALIBRATE.yml[/bold]",
 )
 app.command()(demo)
 app.command()(run)

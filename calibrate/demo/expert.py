@@ -37,11 +37,11 @@ _LABELS: Final = {0: "safe", 1: "unsafe"}
 # Word embeddings and the lowest blocks stay as they are: less time, and words that the training rows lack keep
 # their places among the others.
 _FROZEN_BLOCKS: Final = 2
-_EPOCHS: Final = 3
-_BATCH_ROWS: Final = 8
+_EPOCHS: Final = 2
+_BATCH_ROWS: Final = 16
 # Rows are sorted by length within chunks of so many batches: little padding, and never the same batches twice.
-_CHUNK_BATCHES: Final = 32
-_LEARNING_RATE: Final = 1e-4
+_CHUNK_BATCHES: Final = 16
+_LEARNING_RATE: Final = 2e-4
 _WEIGHT_DECAY: Final = 0.01
 _MAX_GRADIENT_NORM: Final = 1.0
 _WARM_UP: Final = 0.1

@@ -53,14 +53,21 @@ class Kind(StrEnum):
 # For each kind of act: the lists of frames that it takes, how often, and the label that follows.
 _STANCES: Final[Mapping[Kind, tuple[tuple[str, float, int], ...]]] = {
     Kind.HARMFUL: (
-        ("wish", 0.34, 1),
-        ("support", 0.14, 1),
-        ("insist", 0.20, 1),
-        ("hinder", 0.18, 0),
-        ("reflect", 0.14, 0),
+        ("wish", 0.14, 1),
+        ("support", 0.08, 1),
+        ("insist", 0.33, 1),
+        ("hinder", 0.25, 0),
+        ("reflect", 0.20, 0),
     ),
-    Kind.PROTECTIVE: (("wish", 0.50, 0), ("support", 0.38, 0), ("hinder", 0.12, 1)),
+    Kind.PROTECTIVE: (("wish", 0.6, 0), ("support", 0.4, 0)),
     Kind.ORDINARY: (("wish", 0.8, 0), ("support", 0.2, 0)),
+}
+# Share of acts with a manner, and the list it comes from.
+_MANNER: Final = 0.5
+_MANNERS: Final = {
+    Kind.HARMFUL: "harmful_manners",
+    Kind.PROTECTIVE: "harmless_manners",
+    Kind.ORDINARY: "harmless_manners",
 }
 # Share of conversations with a single reply.
 _SHORT: Final = 0.85
@@ -150,6 +157,8 @@ def render(family: Family, frames: Frames, rng: random.Random) -> Request:
         stances = _STANCES[family.kind]
         name, _, label = rng.choices(stances, weights=[weight for _, weight, _ in stances])[0]
         act = _fill(family.pattern, rng, first_person=name in _FIRST_PERSON)
+        if rng.random() < _MANNER:
+            act = f"{act} {rng.choice(frames.lists[_MANNERS[family.kind]])}"
         text = _put(rng.choice(frames.lists[name]), act=act)
     else:
         label = int(family.kind is Kind.HARMFUL_REQUEST)

@@ -22,10 +22,21 @@ from ctd_guardrail.errors import DataError
 
 __all__ = ["DemoFiles", "write_dataset"]
 
-# Families are dealt in this cycle, and drawn with these relative frequencies: the expert needs many families rather
-# than many rows of each, and unseen rows should not repeat a family often.
-_DEAL: Final = ("expert", "prompts") * 4 + ("unseen",) + ("expert", "prompts") * 3 + ("expert", "unseen")
-_FREQUENCY: Final = {"expert": 4, "prompts": 6, "unseen": 3}
+# Families are dealt in this cycle, and drawn with these relative frequencies. Unseen rows repeat a family seldom.
+_DEAL: Final = (
+    "expert",
+    "prompts",
+    "prompts",
+    "unseen",
+    "expert",
+    "prompts",
+    "expert",
+    "prompts",
+    "unseen",
+    "prompts",
+    "expert",
+)
+_FREQUENCY: Final = {"expert": 7, "prompts": 7, "unseen": 2}
 # Shares of rows: several turns; and of the others, with a greeting, with thanks, in small letters without full stop.
 _MULTI_TURN: Final = 0.1
 _GREETING: Final = 0.12
