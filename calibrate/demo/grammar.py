@@ -4,10 +4,10 @@ The texts are in ``grammar/*.yaml``: one file a topic, and ``frames.yaml`` for w
 for one of its alternatives. ``{my}``, ``{me}``, ``{myself}`` and ``{I}`` follow the person who acts: ``their``,
 ``them`` and so on where a frame speaks of somebody else.
 
-What makes a request harmful is spread over its parts on purpose. A frame alone says nothing: hindering a fraud is
-harmless, hindering the report of a fraud is not. An act alone says little: a knife is sharpened for a trout or for a
-stepfather. Words mislead: processes are killed and photographs blown up. So a linear probe on pooled activations has
-something to learn and much to miss.
+What makes a request harmful is spread over its parts on purpose. A wish is harmful or not by its act. A harmful act
+is harmful or not by its frame, and frames for and against it are made of the same words in another order. A neutral
+act is judged by its end: a knife is sharpened for a trout or for a stepfather. Words mislead: processes are killed
+and photographs blown up. So a linear probe on pooled activations has something to learn and much to miss.
 """
 
 from __future__ import annotations

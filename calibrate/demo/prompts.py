@@ -1,9 +1,9 @@
 """Writes the demo's data set, from a seed: rows for the expert, rows for calibration, and rows that neither sees.
 
-Families (:mod:`calibrate.demo.grammar`) are dealt to the three files whole, and the expert's rows use one half of the
-frames, all others the other half: what the expert knows about the calibration rows, it has generalised. Calibration
-and unseen rows are made alike, so that a budget certified on the one holds on the other. ``docs/demo-data.md`` tells
-how the texts were written.
+Families (:mod:`calibrate.demo.grammar`) are dealt to the three files whole: what the expert knows about the acts and
+requests of the other rows, it has generalised. The sentences around the acts are shared. Calibration and unseen rows
+are made alike, so that a budget certified on the one holds on the other. ``docs/demo-data.md`` tells how the texts
+were written.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from calibrate.demo.grammar import GROUPS, Kind, load_families, load_frames, render
+from calibrate.demo.grammar import GROUPS, Family, Kind, load_families, load_frames, render
 from calibrate.demo.prompts import DemoFiles, write_dataset
 from ctd_guardrail.errors import DataError
 
@@ -109,9 +109,12 @@ def test_every_frame_puts_its_parts_where_they_belong() -> None:
 
 def test_pronouns_follow_the_person_who_acts() -> None:
     frames = load_frames()
-    family = next(family for family in load_families() if "{my}" in family.pattern and family.kind is Kind.PROTECTIVE)
+    family = Family("privacy/protective/0", "privacy", Kind.PROTECTIVE, "keep {my} own passport")
+    supports = [frame.split("{act}")[0] for frame in frames.lists["support"]]
     rng = random.Random(0)
-    for request in (render(family, frames, rng) for _ in range(50)):
-        # Whoever is hindered is somebody else.
-        if request.label == 1:
-            assert re.search(r"\btheir\b", request.text)
+    texts = {render(family, frames, rng).text for _ in range(100)}
+    assert any(" my own" in text for text in texts)
+    assert any(" their own" in text for text in texts)
+    for text in texts:
+        speaks_of_another = any(text.startswith(start) for start in supports)
+        assert (" their own" in text) == speaks_of_another
