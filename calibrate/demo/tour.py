@@ -163,11 +163,11 @@ def _print_messages(screened: Sequence[_Screened], console: Console) -> None:
     delegated = [item for item in screened if item.route is Route.EXPERT]
     decided = [item for item in screened if item.route is Route.PROBE]
     shown = [*decided[: _ROWS_SHOWN - min(len(delegated), _ROWS_SHOWN // 2)], *delegated[: _ROWS_SHOWN // 2]]
-    table = Table(title=f"{len(shown)} of {len(screened)} messages", title_justify="left")
+    table = Table(title=f"{len(shown)} of {len(screened)} messages", title_justify="left", expand=True)
     table.add_column("message", ratio=1, no_wrap=True, overflow="ellipsis")
-    for name in ("route", "verdict", "truth"):
-        table.add_column(name)
-    table.add_column("ms", justify="right")
+    for name, width in (("route", 6), ("verdict", 7), ("truth", 8)):
+        table.add_column(name, width=width, no_wrap=True)
+    table.add_column("ms", justify="right", width=4, no_wrap=True)
     for item in shown:
         is_right = (item.verdict is Verdict.BLOCK) == item.is_unsafe
         table.add_row(
