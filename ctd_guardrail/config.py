@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ctd_guardrail.decision import FailurePolicy, Verdict
+from ctd_guardrail.decision import FailurePolicy, Mode, UnreadablePolicy, Verdict
 from ctd_guardrail.experts.config import ExpertConfig
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.validation import validate
 
-__all__ = ["SECTION", "CostConfig", "CtdConfig", "parse_section"]
+__all__ = ["SECTION", "CostConfig", "CtdConfig", "OverrideName", "parse_section"]
 
 SECTION: Final = "custom_data.ctd"
+
+OverrideName = Literal["alpha", "delta", "guarantee", "horizon", "mode", "expert", "on_failure", "max_expert_calls"]
+"""A setting that a single request may change where ``allow_overrides`` names it."""
 
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -56,10 +59,14 @@ class CtdConfig(BaseModel):
         tie_key_env: Name of the environment variable with a secret of 16 to 64 bytes. With it, inputs that tie with
             lambda are drawn by a keyed hash of their text instead of all staying with the probe.
         expert: Who judges where delegation pays.
+        mode: ``enforce``, or ``shadow``: screen and count, and let everything through.
         on_failure: What to do with an input when the guard cannot do its work.
+        on_nontext: What to do with an input that holds content other than text.
+        on_overlong: What to do with an input that has more tokens than the policy's ``max_tokens``.
         on_abstain: What to do with an input whose score lies in the policy's abstain band.
         base_model: Another place of the same base model (id or path); its fingerprint is checked.
         device: Torch device of the base model, or ``auto``.
+        allow_overrides: Names of the settings that a single request may change; none by default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -73,10 +80,14 @@ class CtdConfig(BaseModel):
     costs: CostConfig = CostConfig()
     tie_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     expert: ExpertConfig
+    mode: Mode = Mode.ENFORCE
     on_failure: FailurePolicy = FailurePolicy.BLOCK
+    on_nontext: UnreadablePolicy = UnreadablePolicy.BLOCK
+    on_overlong: Literal[UnreadablePolicy.BLOCK, UnreadablePolicy.EXPERT] = UnreadablePolicy.BLOCK
     on_abstain: Verdict = Verdict.BLOCK
     base_model: Annotated[str, Field(min_length=1)] | None = None
     device: Annotated[str, Field(min_length=1)] = "auto"
+    allow_overrides: tuple[OverrideName, ...] = ()
 
 
 def parse_section(section: Mapping[str, Any], *, file: Path | None = None) -> CtdConfig:

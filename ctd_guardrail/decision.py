@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["Decision", "FailurePolicy", "Reason", "Route", "Timings", "Verdict"]
+__all__ = ["Decision", "FailurePolicy", "Mode", "Reason", "Route", "Timings", "UnreadablePolicy", "Verdict"]
 
 
 class Verdict(StrEnum):
@@ -65,6 +65,24 @@ class FailurePolicy(StrEnum):
     BLOCK = "block"
     PROBE = "probe"
     ALLOW = "allow"
+
+
+class Mode(StrEnum):
+    """Whether verdicts count: ``shadow`` screens, counts and reports, and lets every input through."""
+
+    ENFORCE = "enforce"
+    SHADOW = "shadow"
+
+
+class UnreadablePolicy(StrEnum):
+    """What to do with an input that the probes cannot read: content that is not text, or too much of it.
+
+    ``expert`` asks the expert, who may read more than the base model does.
+    """
+
+    ALLOW = "allow"
+    BLOCK = "block"
+    EXPERT = "expert"
 
 
 @dataclass(frozen=True, slots=True)
