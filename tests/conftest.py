@@ -109,19 +109,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class LoopbackJudge:
-    """OpenAI-compatible models: judges that find texts with the word `harmful` unsafe, and a main LLM that answers.
+    """OpenAI-compatible models: judges that find texts with the word `harmful` unsafe, and main LLMs that answer.
 
     Attributes:
         calls: Number of calls to the judges.
-        answers: Number of calls to the main LLM, the model `gpt-4o-mini`.
+        answers: Number of calls to the main LLMs, the models `gpt-...`.
+        answered_models: Names of the main LLMs that were called, in order.
         is_down: Whether judges answer with HTTP 503.
     """
 
     def __init__(self) -> None:
         self.calls = 0
-        self.answers = 0
+        self.answered_models: list[str] = []
         self.is_down = False
         judge = self
+        counting = threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -129,11 +131,12 @@ class LoopbackJudge:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 request = json.loads(body)
-                if request["model"] == "gpt-4o-mini":
-                    judge.answers += 1
-                    self.reply(200, {"message": {"role": "assistant", "content": "the main LLM's answer"}})
+                if request["model"].startswith("gpt-"):
+                    judge.answered_models.append(request["model"])
+                    self.answer(is_streamed=request.get("stream", False))
                     return
-                judge.calls += 1
+                with counting:
+                    judge.calls += 1
                 p = 0.98 if "harmful" in body else 0.02
                 if not request.get("logprobs"):
                     verdict = json.dumps({"User Safety": "unsafe" if p > 0.5 else "safe"})
@@ -143,6 +146,22 @@ class LoopbackJudge:
                 token = {"token": "No", "logprob": 0.0, "top_logprobs": alternatives}
                 choice = {"message": {"role": "assistant", "content": "No"}, "logprobs": {"content": [token]}}
                 self.reply(503 if judge.is_down else 200, choice)
+
+            def answer(self, *, is_streamed: bool) -> None:
+                if not is_streamed:
+                    self.reply(200, {"message": {"role": "assistant", "content": "the main LLM's answer"}})
+                    return
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.close_connection = True
+                deltas = [{"role": "assistant", "content": "the main"}, {"content": " LLM's"}, {"content": " answer"}]
+                for delta in [*deltas, {}]:
+                    choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
+                    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m"}
+                    self.wfile.write(f"data: {json.dumps(chunk | {'choices': [choice]})}\n\n".encode())
+                self.wfile.write(b"data: [DONE]\n\n")
 
             def reply(self, status: int, choice: dict[str, Any]) -> None:
                 choice |= {"index": 0, "finish_reason": "stop"}
@@ -167,6 +186,10 @@ class LoopbackJudge:
         self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
+
+    @property
+    def answers(self) -> int:
+        return len(self.answered_models)
 
     @property
     def base_url(self) -> str:
