@@ -1,0 +1,7 @@
+"""The cascade against its baselines on rows that nothing was fitted to: figures, their errors and their tests."""
+
+from calibrate.evaluate.cascade import ALPHAS, Cell, Evaluation, evaluate
+from calibrate.evaluate.methods import METHODS
+from calibrate.evaluate.rows import ScoredRows
+
+__all__ = ["ALPHAS", "METHODS", "Cell", "Evaluation", "ScoredRows", "evaluate"]

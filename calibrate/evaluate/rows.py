@@ -1,0 +1,77 @@
+"""Test rows with everybody's scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import DataError
+
+__all__ = ["ScoredRows"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """Test rows with the scores of the probes, as the rail computes them, and of the expert.
+
+    Attributes:
+        p: Safety probe, P(unsafe), shape [n].
+        d: Delegation value, shape [n].
+        expert: Expert, P(unsafe), shape [n].
+        label: 1 = unsafe, 0 = safe, shape [n].
+        group: Name of each row's group; None where the rows have none.
+        cluster: Rows of one number depend on each other, shape [n]; None where each stands for itself.
+        name: Where each row is to be found, ``FILE:LINE``; None where nobody needs to find it.
+        merged: The cascade's score where the expert is asked, shape [n]; None where the expert's replaces the probe's.
+        binary: Delegation value of a probe that was trained on the binary target, shape [n]; None where there is none.
+    """
+
+    p: FloatArray
+    d: FloatArray
+    expert: FloatArray
+    label: FloatArray
+    group: list[str] | None = None
+    cluster: IntArray | None = None
+    name: list[str] | None = None
+    merged: FloatArray | None = None
+    binary: FloatArray | None = None
+
+    @property
+    def value(self) -> FloatArray:
+        """True delegation value v = (2y - 1)(e - p), shape [n]."""
+        value: FloatArray = (2.0 * self.label - 1.0) * (self.expert - self.p)
+        return value
+
+    @property
+    def clusters(self) -> IntArray:
+        """Number of each row's cluster, shape [n]."""
+        return np.arange(self.label.size) if self.cluster is None else self.cluster
+
+    def cascade_score(self, delegated: BoolArray) -> FloatArray:
+        """Return the cascade's score when these rows go to the expert, shape [n]."""
+        score: FloatArray = np.where(delegated, self.expert if self.merged is None else self.merged, self.p)
+        return score
+
+    def check(self) -> None:
+        """Refuse rows that cannot be evaluated.
+
+        Raises:
+            DataError: The columns differ in length, or hold values that are not finite.
+        """
+        columns = {"p": self.p, "d": self.d, "expert": self.expert, "label": self.label}
+        optional = {"cluster": self.cluster, "merged": self.merged, "binary": self.binary}
+        columns |= {name: column.astype(np.float64) for name, column in optional.items() if column is not None}
+        for name, column in columns.items():
+            if column.shape != self.label.shape or column.ndim != 1:
+                raise DataError(f"test column {name} has shape {column.shape} beside {self.label.size} labels")
+            if not np.isfinite(column).all():
+                raise DataError(f"test column {name} holds values that are not finite")
+        for noun, names in (("groups", self.group), ("names", self.name)):
+            if names is not None and len(names) != self.label.size:
+                raise DataError(f"{len(names)} {noun} stand beside {self.label.size} test labels")
