@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from calibrate.evaluate.methods import METHODS, Delegation, Methods
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.metrics import measure
+from ctd_guardrail.policy.budget import Guarantee
 from ctd_guardrail.policy.store import CalibrationScores
 
 __all__ = ["ALPHAS", "Cell", "Evaluation", "evaluate"]
@@ -98,6 +99,7 @@ def evaluate(
     alphas: Sequence[float] = ALPHAS,
     tau: float = 0.5,
     seed: int = 0,
+    guarantee: Guarantee = Guarantee.EXACT,
 ) -> Evaluation:
     """Evaluate all methods at all budgets.
 
@@ -108,13 +110,14 @@ def evaluate(
         alphas: Budgets.
         tau: Scores of at least tau block.
         seed: Of the random baseline.
+        guarantee: What alpha bounds, ``exact`` or ``simultaneous``.
 
     Raises:
-        ConfigError: An alpha or delta lies outside (0, 1).
+        ConfigError: An alpha or delta lies outside (0, 1), or an alpha outside the range of the guarantee.
         DataError: The columns differ in length, hold values that are not finite, or hold rows of one label only.
     """
     rows.check()
-    methods = Methods(rows, calibration, delta=delta, tau=tau, seed=seed)
+    methods = Methods(rows, calibration, delta=delta, tau=tau, seed=seed, guarantee=guarantee)
     cells = tuple(
         _cell(rows, method, alpha, methods.delegate(method, alpha), tau=tau) for alpha in alphas for method in METHODS
     )

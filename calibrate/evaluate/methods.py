@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.signals import uncertainty, uncertainty_rank
-from ctd_guardrail.policy.budget import Certificate, certify, sort_scores
+from ctd_guardrail.policy.budget import Certificate, Guarantee, certify, sort_scores
 from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.selection import Criterion, best_threshold
 from ctd_guardrail.policy.store import CalibrationScores
@@ -72,13 +72,22 @@ class Methods:
         delta: Error probability of each certificate.
         tau: Scores of at least tau block.
         seed: Of the random order of the rows.
+        guarantee: What alpha bounds.
     """
 
     def __init__(
-        self, rows: ScoredRows, calibration: CalibrationScores, *, delta: float, tau: float = 0.5, seed: int = 0
+        self,
+        rows: ScoredRows,
+        calibration: CalibrationScores,
+        *,
+        delta: float,
+        tau: float = 0.5,
+        seed: int = 0,
+        guarantee: Guarantee = Guarantee.EXACT,
     ) -> None:
         n = rows.label.size
         self._rows, self._calibration, self._delta, self._tau = rows, calibration, delta, tau
+        self._guarantee = guarantee
         self.signals: Mapping[str, FloatArray] = {
             "uncertainty": uncertainty(rows.p),
             "uncertainty_rank": uncertainty_rank(rows.p, calibration.p),
@@ -127,7 +136,7 @@ class Methods:
         return _members(np.argsort(-self.signals[signal], kind="stable")[:count], self._rows.label.size)
 
     def _certify(self, signal: str, alpha: float) -> Certificate:
-        return certify(self.calibration_signals[signal], alpha, self._delta)
+        return certify(self.calibration_signals[signal], alpha, self._delta, guarantee=self._guarantee)
 
     def _certified(self, signal: str, alpha: float) -> Delegation:
         certificate = self._certify(signal, alpha)

@@ -6,7 +6,7 @@ import pytest
 
 from calibrate.evaluate import ALPHAS, METHODS, ScoredRows, evaluate
 from ctd_guardrail.errors import DataError
-from ctd_guardrail.policy.budget import max_exceedances
+from ctd_guardrail.policy.budget import Guarantee, certify, max_exceedances
 from ctd_guardrail.policy.store import CalibrationScores
 
 # Ten rows: the probe is sure of all but the last two, and wrong about the first three; the expert is right about all
@@ -142,3 +142,17 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 def test_broken_rows_are_refused(change: dict[str, object], problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         evaluate(replace(TEN, **change), calibration(), delta=0.1)
+
+
+def test_an_alpha_that_is_chosen_after_looking_costs_more_of_the_budget() -> None:
+    rows, scores = world(3000, 1), scores_of(world(1000, 2))
+    exact, simultaneous = (
+        evaluate(rows, scores, delta=0.1, guarantee=guarantee)
+        for guarantee in (Guarantee.EXACT, Guarantee.SIMULTANEOUS)
+    )
+    for alpha in ALPHAS:
+        certificate = certify(scores.d, alpha, 0.1, guarantee=Guarantee.SIMULTANEOUS)
+        cell = simultaneous.cell("ctd", alpha)
+        assert (cell.threshold, cell.k) == (certificate.threshold, certificate.k)
+        assert cell.rate < exact.cell("ctd", alpha).rate
+        assert simultaneous.cell("oracle", alpha) == exact.cell("oracle", alpha)
