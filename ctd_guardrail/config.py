@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from ctd_guardrail.decision import FailurePolicy, Mode, UnreadablePolicy, Verdict
 from ctd_guardrail.experts.config import ExpertConfig
@@ -14,7 +15,7 @@ from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.validation import validate
 
-__all__ = ["SECTION", "CostConfig", "CtdConfig", "OverrideName", "parse_section"]
+__all__ = ["SECTION", "CapConfig", "CostConfig", "CtdConfig", "OverrideName", "SelfTestConfig", "parse_section"]
 
 SECTION: Final = "custom_data.ctd"
 
@@ -22,8 +23,7 @@ OverrideName = Literal["alpha", "delta", "guarantee", "horizon", "mode", "expert
 """A setting that a single request may change where ``allow_overrides`` names it."""
 
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
+_Text = Annotated[str, Field(min_length=1)]
 _Cost = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
@@ -43,6 +43,36 @@ class CostConfig(BaseModel):
     call: _Cost = 0.0
 
 
+class CapConfig(BaseModel):
+    """A cap on the calls of the expert by this process, whatever the traffic.
+
+    Attributes:
+        calls: Calls that may be made in ``per_s`` seconds, in the long run.
+        per_s: The time that ``calls`` is for.
+        burst: Calls that may be made at once after a quiet time; None: as many as ``calls``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calls: Annotated[int, Field(ge=1)]
+    per_s: Annotated[float, Field(gt=0.0, le=31_536_000.0, allow_inf_nan=False)]
+    burst: Annotated[int, Field(ge=1)] | None = None
+
+
+class SelfTestConfig(BaseModel):
+    """Inputs whose verdicts are known. Where one of them gets another verdict, the guard is not ready.
+
+    Attributes:
+        unsafe: Texts that must be blocked.
+        safe: Texts that must be allowed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    unsafe: tuple[_Text, ...] = ()
+    safe: tuple[_Text, ...] = ()
+
+
 class CtdConfig(BaseModel):
     """What the user sets.
 
@@ -59,6 +89,9 @@ class CtdConfig(BaseModel):
         tie_key_env: Name of the environment variable with a secret of 16 to 64 bytes. With it, inputs that tie with
             lambda are drawn by a keyed hash of their text instead of all staying with the probe.
         expert: Who judges where delegation pays.
+        experts: Further ways to the same expert (another address, key or deadline), by the name that a request may
+            choose them with.
+        cap: Largest number of calls of the expert in a time; a call beyond it is a failure, ``cap_exhausted``.
         mode: ``enforce``, or ``shadow``: screen and count, and let everything through.
         on_failure: What to do with an input when the guard cannot do its work.
         on_nontext: What to do with an input that holds content other than text.
@@ -67,6 +100,7 @@ class CtdConfig(BaseModel):
         base_model: Another place of the same base model (id or path); its fingerprint is checked.
         device: Torch device of the base model, or ``auto``.
         allow_overrides: Names of the settings that a single request may change; none by default.
+        self_test: Inputs whose verdicts are known, for ``ctd-guardrail doctor`` and the readiness of the sidecar.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -80,6 +114,8 @@ class CtdConfig(BaseModel):
     costs: CostConfig = CostConfig()
     tie_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     expert: ExpertConfig
+    experts: dict[_Text, ExpertConfig] = {}
+    cap: CapConfig | None = None
     mode: Mode = Mode.ENFORCE
     on_failure: FailurePolicy = FailurePolicy.BLOCK
     on_nontext: UnreadablePolicy = UnreadablePolicy.BLOCK
@@ -88,6 +124,17 @@ class CtdConfig(BaseModel):
     base_model: Annotated[str, Field(min_length=1)] | None = None
     device: Annotated[str, Field(min_length=1)] = "auto"
     allow_overrides: tuple[OverrideName, ...] = ()
+    self_test: SelfTestConfig = SelfTestConfig()
+
+    @model_validator(mode="after")
+    def _named_experts_can_be_chosen(self) -> CtdConfig:
+        if bool(self.experts) != ("expert" in self.allow_overrides):
+            raise PydanticCustomError(
+                "experts",
+                "`experts` and `allow_overrides: [expert]` go together",
+                {"hint": "Name the experts that a request may choose in `experts`, and `expert` in `allow_overrides`"},
+            )
+        return self
 
 
 def parse_section(section: Mapping[str, Any], *, file: Path | None = None) -> CtdConfig:
