@@ -40,6 +40,8 @@ class Reason(StrEnum):
     EXPERT_TIMEOUT = "expert_timeout"
     EXPERT_UNAVAILABLE = "expert_unavailable"
     EXPERT_BAD_VERDICT = "expert_bad_verdict"
+    CAP_EXHAUSTED = "cap_exhausted"
+    BAD_OVERRIDE = "bad_override"
     NON_TEXT = "non_text"
     OVERLONG = "overlong"
     OVERLOADED = "overloaded"

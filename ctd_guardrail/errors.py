@@ -16,7 +16,9 @@
     │   └── OverlongError        it has more tokens than the policy allows
     ├── ActivationError          the base model could not be loaded or run
     │   └── OverloadedError      the queue in front of it is full
+    ├── OverrideError            a request asks for a setting that it may not have
     └── ExpertError
+        ├── ExpertCapError          no call is left under a cap
         ├── ExpertTimeoutError      no answer before the deadline
         ├── ExpertUnavailableError  refused, unreachable, rate-limited or failing
         └── ExpertVerdictError      an answer that is not a verdict
@@ -35,6 +37,7 @@ __all__ = [
     "CtdError",
     "DataError",
     "DependencyError",
+    "ExpertCapError",
     "ExpertError",
     "ExpertTimeoutError",
     "ExpertUnavailableError",
@@ -44,6 +47,7 @@ __all__ = [
     "NonTextError",
     "OverloadedError",
     "OverlongError",
+    "OverrideError",
     "PolicyError",
     "PolicyFormatError",
     "PolicyIntegrityError",
@@ -159,8 +163,16 @@ class OverloadedError(ActivationError):
     """The bounded queue in front of the base model is full, or it is shutting down."""
 
 
+class OverrideError(CtdError):
+    """A request asks for a setting that it may not have, or that makes no sense."""
+
+
 class ExpertError(CtdError):
     """The expert gave no usable score."""
+
+
+class ExpertCapError(ExpertError):
+    """No call is left under a cap; the expert was not asked."""
 
 
 class ExpertTimeoutError(ExpertError):

@@ -108,8 +108,12 @@ class TokenBucket:
         Args:
             delegated: Whether the budget rule wants to ask the expert.
         """
-        self._level = min(self._level + self._refill, self.capacity * self._call)
+        self.refill(1)
         return delegated and self.take()
+
+    def refill(self, steps: int) -> None:
+        """Let so many refills pass in which nothing was asked for."""
+        self._level = min(self._level + steps * self._refill, self.capacity * self._call)
 
     def take(self) -> bool:
         """Return whether one more call may be made for the current request, such as a retry, and count it."""
