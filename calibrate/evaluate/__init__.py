@@ -3,5 +3,7 @@
 from calibrate.evaluate.cascade import ALPHAS, Cell, Evaluation, evaluate
 from calibrate.evaluate.methods import METHODS
 from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.study import Study, study
+from calibrate.evaluate.table import Table
 
-__all__ = ["ALPHAS", "METHODS", "Cell", "Evaluation", "ScoredRows", "evaluate"]
+__all__ = ["ALPHAS", "METHODS", "Cell", "Evaluation", "ScoredRows", "Study", "Table", "evaluate", "study"]

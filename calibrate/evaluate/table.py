@@ -42,7 +42,7 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values."""
-        return {**asdict(self), "rows": list(self.rows)}
+        return {**asdict(self), "rows": [dict(row) for row in self.rows]}
 
     def to_csv(self) -> str:
         """Return the rows as CSV under a line of column names; None is an empty field."""

@@ -1,0 +1,75 @@
+"""Rows on which delegation went wrong: figure 2 of the paper, without the texts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from calibrate.evaluate.methods import Methods
+from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.table import Record, Table
+
+__all__ = ["failures_table"]
+
+_MOST: Final = 20
+
+
+def failures_table(rows: ScoredRows, methods: Methods, alpha: float, *, tau: float, most: int = _MOST) -> Table:
+    """Return the worst rows of each case, at one budget.
+
+    ``uncertainty_wasted`` and ``ctd_wasted``: the method asks an expert that spoils the probe's right verdict.
+    ``uncertainty_missed`` and ``ctd_missed``: it keeps a row whose wrong verdict the expert would have repaired.
+
+    Args:
+        rows: Test rows.
+        methods: Who delegates what.
+        alpha: Budget.
+        tau: Scores of at least tau block.
+        most: Rows of each case.
+    """
+    unsafe = rows.label == 1
+    probe_right = (rows.p >= tau) == unsafe
+    cascade_right = (rows.cascade_score(np.ones_like(unsafe)) >= tau) == unsafe
+    delegated = {name: methods.delegate(name, alpha).rows for name in ("uncertainty", "ctd")}
+    records: list[Record] = []
+    for name, chosen in delegated.items():
+        cases = {
+            f"{name}_wasted": (chosen & probe_right & ~cascade_right, rows.value),
+            f"{name}_missed": (~chosen & ~probe_right & cascade_right, -rows.value),
+        }
+        for case, (members, order) in cases.items():
+            found = np.flatnonzero(members)
+            for row in found[np.argsort(order[found], kind="stable")[:most]].tolist():
+                records.append(  # noqa: PERF401 - a comprehension of this size reads worse
+                    {
+                        "case": case,
+                        "row": str(row + 1) if rows.name is None else rows.name[row],
+                        "cases": int(found.size),
+                        "group": None if rows.group is None else rows.group[row],
+                        "label": int(rows.label[row]),
+                        "p": float(rows.p[row]),
+                        "expert": float(rows.expert[row]),
+                        "d": float(rows.d[row]),
+                        "value": float(rows.value[row]),
+                        "uncertainty_delegates": bool(delegated["uncertainty"][row]),
+                        "ctd_delegates": bool(delegated["ctd"][row]),
+                    }
+                )
+    return Table(
+        "failures",
+        f"Rows on which delegation goes wrong at alpha = {alpha:g}, the worst {most} of each case",
+        {"case": "what went wrong", "row": "FILE:LINE of the row"},
+        {
+            "cases": "number of rows of this case, shown or not",
+            "group": "its group",
+            "label": "1 = unsafe",
+            "p": "safety probe",
+            "expert": "expert",
+            "d": "predicted delegation value",
+            "value": "true delegation value",
+            "uncertainty_delegates": "whether calibrated uncertainty sends it to the expert",
+            "ctd_delegates": "whether CTD does",
+        },
+        tuple(records),
+    )
