@@ -35,12 +35,14 @@ class Split:
     Attributes:
         train: Rows that both probes are trained on.
         calibration: Rows behind the certificate, one from each cluster.
-        test: Rows that the cascade is evaluated on.
+        test: Rows that the cascade is evaluated on, one from each cluster: of the calibration rows' law.
         clusters: Cluster of every row of the data set, shape [n].
         left_out: Calibration rows beyond the first of their cluster: nothing uses them.
+        test_left_out: Test rows beyond the first of their cluster, likewise.
 
     Raises:
-        DataError: A row or a cluster is in two parts, or a part is empty.
+        DataError: A row or a cluster is in two parts, two calibration or test rows are of one cluster, or a part is
+            empty.
     """
 
     train: IntArray
@@ -48,6 +50,7 @@ class Split:
     test: IntArray
     clusters: IntArray
     left_out: int = 0
+    test_left_out: int = 0
 
     def __post_init__(self) -> None:
         """Hold what the attributes promise."""
@@ -57,8 +60,9 @@ class Split:
         for name, rows in parts.items():
             if not rows.size:
                 raise DataError(f"there are too few rows: none are left for {name}", hint="Give more rows")
-        if np.unique(self.clusters[self.calibration]).size != self.calibration.size:
-            raise DataError("two calibration rows depend on each other", hint="Keep one row of each cluster")
+        for name in ("calibration", "test"):
+            if np.unique(self.clusters[parts[name]]).size != parts[name].size:
+                raise DataError(f"two {name} rows depend on each other", hint="Keep one row of each cluster")
 
 
 def split_rows(dataset: Dataset, config: SplitConfig) -> Split:
@@ -76,8 +80,17 @@ def split_rows(dataset: Dataset, config: SplitConfig) -> Split:
     by_shares = dataset.parts is None or config.are_written
     part_of_row = _draw(clusters, config) if by_shares else _read(dataset, clusters)
     train, calibration, test = (np.flatnonzero(part_of_row == part) for part in range(len(PARTS)))
-    chosen = calibration[one_per_cluster(clusters[calibration].tolist(), seed=config.seed)]
-    return Split(train, chosen, test, clusters, left_out=calibration.size - chosen.size)
+    certifying, judging = (
+        rows[one_per_cluster(clusters[rows].tolist(), seed=config.seed)] for rows in (calibration, test)
+    )
+    return Split(
+        train,
+        certifying,
+        judging,
+        clusters,
+        left_out=calibration.size - certifying.size,
+        test_left_out=test.size - judging.size,
+    )
 
 
 def find_clusters(*datasets: Dataset) -> IntArray:

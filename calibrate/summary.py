@@ -32,6 +32,7 @@ def to_json(result: PipelineResult) -> dict[str, Any]:
             "calibration": split.calibration.size,
             "test": split.test.size,
             "left_out": split.left_out,
+            "test_left_out": split.test_left_out,
         },
         "expert": {"identity": result.policy.manifest.expert, "asked": result.expert.asked},
         "evaluation": result.evaluation.to_dict(),
@@ -72,10 +73,15 @@ def _rows_table(result: PipelineResult) -> Table:
     if result.safety_rows:
         remark = f"{safety_left_out:,} left out: they depend on rows of the other files" if safety_left_out else ""
         table.add_row("safety probe", f"{result.safety_rows:,}", remark)
-    remark = f"{split.left_out:,} left out: one row counts of each cluster" if split.left_out else ""
-    table.add_row("calibration", f"{split.calibration.size:,}", remark)
-    table.add_row("test", f"{split.test.size:,}", f"{result.evaluation.unsafe / result.evaluation.rows:.1%} unsafe")
+    table.add_row("calibration", f"{split.calibration.size:,}", _left_out(split.left_out))
+    unsafe = f"{result.evaluation.unsafe / result.evaluation.rows:.1%} unsafe"
+    remarks = [unsafe, *filter(None, [_left_out(split.test_left_out)])]
+    table.add_row("test", f"{split.test.size:,}", "; ".join(remarks))
     return table
+
+
+def _left_out(rows: int) -> str:
+    return f"{rows:,} left out: one row counts of each cluster" if rows else ""
 
 
 def _expert_remark(result: PipelineResult) -> str:

@@ -23,6 +23,7 @@ from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.store import read_policy
 from ctd_guardrail.probes.plug_in import PlugInProbes
+from ctd_guardrail.probes.windows import over_windows
 
 Row = dict[str, Any]
 Make = Callable[..., list[Row]]
@@ -76,7 +77,7 @@ async def test_the_policys_scores_are_those_that_the_rail_computes(
     conversations = read_dataset([rows]).conversations
     engine = get_engine(result.policy.manifest.activations, device="cpu")
     probes = PlugInProbes(result.policy.probe)
-    online = np.array([await engine.run(conversations[row], probes) for row in result.split.calibration])
+    online = np.array([over_windows(await engine.run(conversations[row], probes)) for row in result.split.calibration])
     np.testing.assert_allclose(np.sort(online[:, 1]), result.policy.calibration.d, atol=1e-5)
 
 
@@ -95,7 +96,7 @@ def test_a_second_run_computes_and_asks_nothing_and_writes_the_same(
     assert second.policy.manifest.tensors_sha256 == first.policy.manifest.tensors_sha256
 
 
-def test_calibration_rows_that_do_not_count_cost_nothing(
+def test_calibration_and_test_rows_that_do_not_count_cost_nothing(
     make_rows: Make, write_rows: Write, write_config: Write, forwarded: list[int]
 ) -> None:
     rows = make_rows()
@@ -103,8 +104,8 @@ def test_calibration_rows_that_do_not_count_cost_nothing(
         row["cluster"] = number // 2
     write_rows(rows)
     result = _run(write_config())
-    assert result.split.left_out == 40
-    assert sum(forwarded) == 360
+    assert (result.split.left_out, result.split.test_left_out) == (40, 40)
+    assert sum(forwarded) == 320
     assert result.certificate.n == 40
 
 
@@ -199,7 +200,7 @@ def test_the_command_prints_tables_or_one_json_object(
     printed = _invoke("run", config, "--json")
     answer = json.loads(printed.stdout)
     assert answer["budget"]["k"] == 10
-    assert answer["split"] == {"train": 240, "calibration": 80, "test": 80, "left_out": 0}
+    assert answer["split"] == {"train": 240, "calibration": 80, "test": 80, "left_out": 0, "test_left_out": 0}
     methods = {cell["method"] for cell in answer["evaluation"]["cells"]}
     assert methods == {"probe", "expert", "random", "uncertainty", "ctd", "oracle"}
 

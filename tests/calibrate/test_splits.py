@@ -62,10 +62,11 @@ def test_no_row_and_no_cluster_has_two_uses(data: st.DataObject, extra: int, see
     dataset = _dataset(conversations, clusters=data.draw(names), dialogues=data.draw(names))
     split = split_rows(dataset, SplitConfig(train=0.4, calibration=0.3, test=0.3, seed=seed))
     uses = [set(getattr(split, part).tolist()) for part in PARTS]
-    assert sum(map(len, uses)) == len(set.union(*uses)) == n - split.left_out
+    assert sum(map(len, uses)) == len(set.union(*uses)) == n - split.left_out - split.test_left_out
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert not {split.clusters[row] for row in uses[one]} & {split.clusters[row] for row in uses[other]}
-    assert len({split.clusters[row] for row in split.calibration}) == split.calibration.size
+    for part in (split.calibration, split.test):
+        assert len({split.clusters[row] for row in part}) == part.size
     for i in range(n):
         for j in range(i):
             shorter, longer = sorted((conversations[i].messages, conversations[j].messages), key=len)
@@ -108,6 +109,7 @@ def test_the_shares_are_those_asked_for() -> None:
     split = split_rows(_dataset(_texts(1000), clusters=list(clusters)), SplitConfig())
     assert split.train.size == pytest.approx(600, abs=10)
     assert split.calibration.size + split.left_out == pytest.approx(200, abs=10)
+    assert split.test.size + split.test_left_out == pytest.approx(200, abs=10)
 
 
 def test_a_seed_decides_everything() -> None:
@@ -140,12 +142,12 @@ def test_a_bad_split_field_is_named(third: str | None, problem: str) -> None:
     assert caught.value.row == 3
 
 
-def test_dependent_calibration_rows_count_once() -> None:
-    parts: list[str | None] = ["train", "test", *["calibration"] * 4]
-    clusters: list[str | None] = [None, None, "a", "a", "a", "b"]
-    split = split_rows(_dataset(_texts(6), parts=parts, clusters=clusters), SplitConfig())
-    assert split.calibration.size == 2
-    assert split.left_out == 2
+def test_dependent_calibration_and_test_rows_count_once_and_training_rows_all_count() -> None:
+    parts: list[str | None] = [*["train"] * 2, *["test"] * 3, *["calibration"] * 4]
+    clusters: list[str | None] = ["t", "t", "u", "u", None, "a", "a", "a", "b"]
+    split = split_rows(_dataset(_texts(9), parts=parts, clusters=clusters), SplitConfig())
+    assert (split.train.size, split.calibration.size, split.test.size) == (2, 2, 2)
+    assert (split.left_out, split.test_left_out) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,8 @@ def test_dependent_calibration_rows_count_once() -> None:
     [
         (([0, 1], [1], [2]), [0, 1, 2], "row 1 is in"),
         (([0], [1], [2]), [0, 1, 0], "row 0 is in"),
-        (([0], [1, 3], [2]), [0, 1, 2, 1], "depend on each other"),
+        (([0], [1, 3], [2]), [0, 1, 2, 1], "two calibration rows depend on each other"),
+        (([0], [1], [2, 3]), [0, 1, 2, 2], "two test rows depend on each other"),
         (([0], [], [2]), [0, 1, 2], "none are left for calibration"),
     ],
 )
