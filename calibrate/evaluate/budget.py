@@ -62,15 +62,16 @@ def composition_table(rows: ScoredRows, methods: Methods, alphas: Sequence[float
 def sensitivity_table(rows: ScoredRows, *, tau: float, steps: int = 40) -> Table:
     """Return the cascade's figures at thresholds over the whole range of d."""
     records: list[Record] = []
-    for threshold in np.unique(np.quantile(rows.d, np.linspace(0.0, 1.0, steps + 1)))[::-1].tolist():
+    for share in np.linspace(0.0, 1.0, steps + 1).tolist():
+        threshold = float(np.quantile(rows.d, 1.0 - share))
         delegated = rows.d > threshold
         figures = figures_with_errors(rows.label, rows.cascade_score(delegated), rows.clusters, tau=tau)
-        records.append({"threshold": threshold, "rate": float(delegated.mean()), **figures})
+        records.append({"share": share, "threshold": threshold, "rate": float(delegated.mean()), **figures})
     return Table(
         "sensitivity",
         "The cascade's figures at every threshold: what moving lambda does",
-        {"threshold": "lambda: rows with a larger d go to the expert"},
-        {"rate": "share of the rows that go to the expert", **columns_with_errors()},
+        {"share": "lambda is the quantile of d that this share of the rows lies above, but for ties"},
+        {"threshold": "lambda", "rate": "share of the rows that go to the expert", **columns_with_errors()},
         tuple(records),
     )
 

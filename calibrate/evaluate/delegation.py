@@ -91,7 +91,9 @@ def _compare_targets(rows: ScoredRows, binary: FloatArray, alphas: Sequence[floa
         yield _difference("bought_value", alpha, one=one, other=other, influence=influence, rows=rows)
 
 
-def _difference(figure: str, alpha: float, one: float, other: float, influence: FloatArray, rows: ScoredRows) -> Record:
+def _difference(
+    figure: str, alpha: float, *, one: float, other: float, influence: FloatArray, rows: ScoredRows
+) -> Record:
     return {
         "figure": figure,
         "alpha": alpha,

@@ -50,7 +50,7 @@ class Study:
     - ``failures`` [case, row]: rows on which delegation went wrong, worst first (2). No texts.
     - ``reliability`` [bin]: mean v in bins of d.
     - ``fixes`` [bin]: P(the expert fixes the verdict | d), P(it spoils it | d).
-    - ``sensitivity`` [threshold]: figures of the cascade at every threshold.
+    - ``sensitivity`` [share]: figures of the cascade at every threshold.
 
     Attributes:
         rows: Number of test rows.
