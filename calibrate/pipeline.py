@@ -29,6 +29,7 @@ from calibrate.evaluate import ALPHAS, Evaluation, ScoredRows, evaluate
 from calibrate.features import pool_activations
 from calibrate.labels import ExpertScores, ask_expert
 from calibrate.performance import certify_performance, to_record
+from calibrate.pooled import PooledRows
 from calibrate.progress import progress_bars
 from calibrate.risk.rows import Rows
 from calibrate.splits import PARTS, Split, find_clusters, split_rows
@@ -115,10 +116,16 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         safety_rows = None if safety is None else _pool_safety(safety, engine, cache, progress)
         identity, expert = _expert_scores(config, dataset, rows, cache, progress)
 
-    train, calibration, test = (slice(start, stop) for start, stop in zip([0, *cuts], [*cuts, rows.size], strict=True))
+    calibration, test = slice(cuts[0], cuts[1]), slice(cuts[1], rows.size)
     labels, clusters = dataset.labels[rows], split.clusters[rows]
+    windows = pooled.take(np.arange(split.train.size))
     trained = train_probes(
-        pooled[train], labels[train], expert.p[train], clusters[train], seed=config.splits.seed, safety=safety_rows
+        windows.values,
+        labels[windows.owner],
+        expert.p[windows.owner],
+        clusters[windows.owner],
+        seed=config.splits.seed,
+        safety=safety_rows,
     )
     p, d = _score(trained.probes, pooled)
     scores = CalibrationScores.from_rows(
@@ -218,7 +225,8 @@ def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None
 
 def _pool_safety(safety: _SafetyData, engine: ActivationEngine, cache: Path, progress: Progress) -> SafetyRows:
     pooled = pool_activations(safety.dataset, safety.rows, engine, cache=cache, progress=progress)
-    return SafetyRows(pooled, safety.dataset.labels[safety.rows], safety.clusters)
+    row = pooled.owner
+    return SafetyRows(pooled.values, safety.dataset.labels[safety.rows][row], safety.clusters[row])
 
 
 def _expert_scores(
@@ -244,10 +252,10 @@ def _expert_scores(
     return expert.identity, asyncio.run(ask())
 
 
-def _score(probes: PlugInProbes, pooled: NDArray[np.float32]) -> Sequence[FloatArray]:
+def _score(probes: PlugInProbes, pooled: PooledRows) -> Sequence[FloatArray]:
     """Return p and d as the rail computes them, each of shape [rows]."""
-    scores: FloatArray = probes.from_pooled(torch.from_numpy(pooled)).numpy().astype(np.float64)
-    return list(scores.T)
+    scores: FloatArray = probes.from_pooled(torch.from_numpy(pooled.values)).numpy().astype(np.float64)
+    return list(pooled.over_windows(scores).T)
 
 
 def _versions() -> dict[str, str]:

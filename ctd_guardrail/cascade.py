@@ -32,6 +32,7 @@ from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:  # torch stays out of the import of the package
+from ctd_guardrail.probes.windows import over_windows
     from ctd_guardrail.activations.engine import ActivationEngine, Head
 
 __all__ = ["Cascade"]
@@ -123,7 +124,7 @@ class Cascade:
             screening.conclude(Verdict.ALLOW, Reason.BLANK)
             return
 
-        p, d = (float(score) for score in await self._engine.run(conversation, self._probes))
+        p, d = (float(score) for score in over_windows(await self._engine.run(conversation, self._probes)))
         if not (math.isfinite(p) and math.isfinite(d)):
             # Every comparison with NaN is false: it would pass for safe.
             raise ActivationError("the probes gave a score that is not a number", hint="Use a wider dtype")

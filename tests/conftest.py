@@ -225,9 +225,9 @@ def rail_policy(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from ctd_guardrail.conversation import Conversation
     from ctd_guardrail.policy.store import CalibrationScores, write_policy
 
-    spec = ActivationSpec(model=str(tiny_bert), layer=1, site="residual")
+    spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual")
     engine = get_engine(spec, device="cpu")
-    pooled = engine.run_many([Conversation.from_text(text) for text in RAIL_TEXTS], segment_mean)
+    pooled = np.concatenate(engine.run_many([Conversation.from_text(text) for text in RAIL_TEXTS], segment_mean))
     wanted = []
     for p, d in RAIL_TEXTS.values():
         unsafe = 20.0 if p < 0.5 else -20.0

@@ -30,11 +30,11 @@ class Engine:
     def __init__(self, p: float, d: float, error: BaseException | None = None) -> None:
         self.scores, self.error = (p, d), error
 
-    async def run(self, conversation: Conversation, head: Any) -> tuple[float, float]:
+    async def run(self, conversation: Conversation, head: Any) -> np.ndarray[Any, Any]:
         assert isinstance(conversation, Conversation)
         if self.error is not None:
             raise self.error
-        return self.scores
+        return np.array([self.scores])
 
 
 class Judge:

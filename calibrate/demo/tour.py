@@ -14,7 +14,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -28,11 +27,11 @@ from calibrate.pipeline import run as run_pipeline
 from calibrate.progress import progress_bars
 from calibrate.summary import print_summary
 from ctd_guardrail.activations.engine import get_engine
-from ctd_guardrail.activations.ragged import segment_mean
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import Reason, Route, Verdict
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.probes.plug_in import PlugInProbes
+from ctd_guardrail.probes.windows import over_windows
 
 if TYPE_CHECKING:
     from nemoguardrails.types import LLMResponse, LLMResponseChunk
@@ -191,8 +190,8 @@ def _print_outcome(
         Conversation.from_messages(row.get("messages") or [{"role": "user", "content": row["text"]}]) for row in rows
     ]
     labels = np.array([item.is_unsafe for item in screened])
-    pooled = get_engine(result.policy.manifest.activations).run_many(conversations, segment_mean)
-    p = PlugInProbes(result.policy.probe).from_pooled(torch.from_numpy(pooled))[:, 0].numpy()
+    windows = get_engine(result.policy.manifest.activations).run_many(conversations, PlugInProbes(result.policy.probe))
+    p = np.array([over_windows(scores)[0] for scores in windows])
     expert = asyncio.run(_ask_expert(folder, conversations))
     verdicts = np.array([item.verdict is Verdict.BLOCK for item in screened])
     delegated = np.array([item.route is Route.EXPERT for item in screened])

@@ -21,7 +21,10 @@ from ctd_guardrail.conversation import Conversation
 __all__ = ["ActivationEngine", "Head", "get_engine"]
 
 Head = Callable[[Ragged], torch.Tensor]
-"""Reduces token activations, one segment a conversation, to one row a conversation, shape [conversations, K]."""
+"""Reduces token activations, one segment a window, to one row a window, shape [windows, K].
+
+A conversation that fits the base model's window has one; a longer one has several.
+"""
 
 # Below this many characters a thread hop costs more than tokenising on the spot (about 1 ms).
 _INLINE_CHARACTERS = 4096
@@ -32,6 +35,8 @@ class _Item:
     windows: Windows
     head: Head
     tokens: int
+    rows: int
+    """Rows that the head returns for these windows."""
 
 
 class ActivationEngine:
@@ -45,7 +50,7 @@ class ActivationEngine:
 
     def __init__(self, source: ActivationSource, *, max_batch_tokens: int = 4096, max_queue: int = 1024) -> None:
         self._source = source
-        self._batcher: MicroBatcher[_Item, NDArray[np.float32]] = MicroBatcher(
+        self._batcher: MicroBatcher[_Item, torch.Tensor] = MicroBatcher(
             self._run_batch, cost=lambda item: item.tokens, max_batch_cost=max_batch_tokens, max_queue=max_queue
         )
         self._max_queue = max_queue
@@ -60,8 +65,13 @@ class ActivationEngine:
         """What was loaded."""
         return self._source.fingerprint
 
+    @property
+    def width(self) -> int:
+        """Width of an activation: all layers side by side."""
+        return self.fingerprint.hidden_size * len(self.spec.layers)
+
     async def run(self, conversation: Conversation, head: Head) -> NDArray[np.float32]:
-        """Return the head's row for one conversation, shape [K], without blocking the event loop.
+        """Return the head's rows for one conversation, shape [windows, K], without blocking the event loop.
 
         Raises:
             OverlongError: The conversation exceeds ``spec.max_tokens``.
@@ -72,10 +82,10 @@ class ActivationEngine:
             windows = self._source.tokenize(conversation)
         else:
             windows = await asyncio.to_thread(self._source.tokenize, conversation)
-        return await self._batcher(_item(windows, head))
+        return _to_numpy(await self._batcher(_item(windows, head)))
 
-    def run_many(self, conversations: Sequence[Conversation], head: Head) -> NDArray[np.float32]:
-        """Return the head's rows for many conversations, shape [conversations, K], blocking.
+    def run_many(self, conversations: Sequence[Conversation], head: Head) -> list[NDArray[np.float32]]:
+        """Return the head's rows for many conversations, each of shape [windows, K], blocking.
 
         They go through the same tokeniser, batcher and forward pass as :meth:`run`, shortest first.
 
@@ -85,44 +95,68 @@ class ActivationEngine:
             ActivationError: The chat template refused a conversation.
         """
         items = [_item(self._source.tokenize(conversation), head) for conversation in conversations]
+        return [_to_numpy(rows) for rows in self._submit_all(items)]
+
+    def tokens_of(self, conversations: Sequence[Conversation]) -> list[Ragged]:
+        """Return the token activations of many conversations, one segment a window, on the CPU, blocking.
+
+        In the data type of the forward pass. Heavy: hundreds of kilobytes for a long conversation.
+
+        Raises:
+            OverlongError: A conversation exceeds ``spec.max_tokens``.
+            OverloadedError: Other callers have filled the queue.
+            ActivationError: The chat template refused a conversation.
+        """
+        windows = [self._source.tokenize(conversation) for conversation in conversations]
+        values = self._submit_all([_token_item(each) for each in windows])
+        return [Ragged(tokens, tuple(map(len, each))) for tokens, each in zip(values, windows, strict=True)]
+
+    def _submit_all(self, items: Sequence[_Item]) -> list[torch.Tensor]:
         order = sorted(range(len(items)), key=lambda i: items[i].tokens)
-        rows: list[NDArray[np.float32] | None] = [None] * len(items)
+        results: dict[int, torch.Tensor] = {}
         for start in range(0, len(order), self._max_queue // 2):
             part = order[start : start + self._max_queue // 2]
             futures = [self._batcher.submit(items[i]) for i in part]
-            for i, future in zip(part, futures, strict=True):
-                rows[i] = future.result()
-        return np.stack([row for row in rows if row is not None])
+            results.update((i, future.result()) for i, future in zip(part, futures, strict=True))
+        return [results[i] for i in range(len(items))]
 
     def close(self) -> None:
         """Stop the device thread; conversations that still wait get an error."""
         self._batcher.close()
 
     @torch.inference_mode()
-    def _run_batch(self, items: Sequence[_Item]) -> list[NDArray[np.float32]]:
+    def _run_batch(self, items: Sequence[_Item]) -> list[torch.Tensor]:
         tokens = self._source.activations([window for item in items for window in item.windows])
-        # From here on a segment is a conversation; its windows lie side by side.
-        conversations = Ragged(tokens.values, tuple(item.tokens for item in items))
         heads = list(dict.fromkeys(item.head for item in items))
         if len(heads) == 1:
-            return list(_reduce(conversations, heads[0]))
+            return list(heads[0](tokens).cpu().split([item.rows for item in items]))
         # Policies that share a base model share its forward pass; each head sees its own conversations.
-        segments = conversations.values.split(list(conversations.lengths))
-        rows: dict[int, NDArray[np.float32]] = {}
+        conversations = tokens.values.split([item.tokens for item in items])
+        results: dict[int, torch.Tensor] = {}
         for head in heads:
             group = [i for i, item in enumerate(items) if item.head == head]
-            part = Ragged(torch.cat([segments[i] for i in group]), tuple(items[i].tokens for i in group))
-            rows.update(zip(group, _reduce(part, head), strict=True))
-        return [rows[i] for i in range(len(items))]
+            lengths = tuple(len(window) for i in group for window in items[i].windows)
+            rows = head(Ragged(torch.cat([conversations[i] for i in group]), lengths)).cpu()
+            results.update(zip(group, rows.split([items[i].rows for i in group]), strict=True))
+        return [results[i] for i in range(len(items))]
 
 
-def _reduce(conversations: Ragged, head: Head) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = head(conversations).float().cpu().numpy()
-    return rows
+def _to_numpy(rows: torch.Tensor) -> NDArray[np.float32]:
+    converted: NDArray[np.float32] = rows.float().numpy()
+    return converted
 
 
 def _item(windows: Windows, head: Head) -> _Item:
-    return _Item(windows, head, sum(len(window) for window in windows))
+    return _Item(windows, head, tokens=sum(map(len, windows)), rows=len(windows))
+
+
+def _token_item(windows: Windows) -> _Item:
+    tokens = sum(map(len, windows))
+    return _Item(windows, _values, tokens=tokens, rows=tokens)
+
+
+def _values(tokens: Ragged) -> torch.Tensor:
+    return tokens.values
 
 
 class _Registry:
@@ -150,7 +184,7 @@ def get_engine(spec: ActivationSpec, *, device: str = "auto") -> ActivationEngin
 
     Raises:
         ActivationError: The model cannot be found or loaded.
-        ConfigError: The layer or the site does not exist in this model.
+        ConfigError: A layer or the site does not exist in this model.
         DependencyError: ``package:NAME`` is not installed.
     """
     return _REGISTRY.get(spec, device)

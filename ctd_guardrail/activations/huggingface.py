@@ -1,4 +1,4 @@
-"""Activations from a Hugging Face model in this process, cut off at the probe's layer."""
+"""Activations from a Hugging Face model in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ctd_guardrail.activations.models import resolve_model
@@ -17,13 +17,12 @@ from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.activations.tokens import ConversationTokenizer
+from ctd_guardrail.activations.truncated import TruncatedModel
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ActivationError, ConfigError
 
 __all__ = ["HuggingFaceSource", "hash_weights", "pick_device", "quiet_transformers"]
 
-_FINAL_NORMS: Final = ("norm", "final_norm", "final_layernorm")
-_INPUT_NORMS: Final = ("input_layernorm", "attn_norm")
 _LARGEST_WINDOW: Final = 4096
 _WEIGHT_SAMPLE: Final = 1024
 
@@ -38,18 +37,18 @@ def pick_device(device: str) -> str:
 class HuggingFaceSource:
     """An :class:`~ctd_guardrail.activations.source.ActivationSource` on transformers and torch.
 
-    Only the blocks below the probe's layer are kept, and no language-model head is loaded, so memory and time are
+    Only the blocks below the deepest layer are kept, and no language-model head is loaded, so memory and time are
     layer / depth of the base model. The result equals the full model's ``hidden_states[layer]`` (``residual``), or
-    the output of that block's input norm (``input_norm``).
+    the output of that block's input norm (``input_norm``), for several layers side by side.
 
     Args:
-        spec: Model, layer, site and dtype.
+        spec: Model, layers, site and dtype.
         device: A torch device, or ``auto``.
         max_batch_tokens: Padded tokens in one forward pass.
 
     Raises:
         ActivationError: The model cannot be found or loaded, or its architecture is not supported.
-        ConfigError: The layer or the site does not exist in this model.
+        ConfigError: A layer or the site does not exist in this model.
         DependencyError: ``package:NAME`` is not installed.
     """
 
@@ -67,16 +66,16 @@ class HuggingFaceSource:
                     f"base model {spec.model!r} cannot be opened: {error}",
                     hint="Give a Hugging Face id, a local folder, or package:NAME",
                 ) from error
-            self._model = _load_truncated(path, spec, config).to(self._device)
-        self._is_causal = not _is_encoder(self._model)
+            self._model = TruncatedModel(path, spec, config)
+        self._model.module.to(self._device)
         window = _resolve_window(spec, config)
         self._tokenize = ConversationTokenizer(tokenizer, window=window, max_tokens=spec.max_tokens)
         self._pad_id = int(tokenizer.pad_token_id or 0)
         self._fingerprint = Fingerprint(
-            architecture=type(self._model).__name__,
+            architecture=type(self._model.module).__name__,
             hidden_size=int(config.hidden_size),
             window=window,
-            weights_sha256=hash_weights(self._model),
+            weights_sha256=hash_weights(self._model.module),
             tokenizer_sha256=self._tokenize.tokenizer_sha256,
             template_sha256=self._tokenize.template_sha256,
         )
@@ -118,14 +117,13 @@ class HuggingFaceSource:
         width = max(len(window) for window in windows)
         ids = torch.tensor([[*window, *[self._pad_id] * (width - len(window))] for window in windows])
         arguments: dict[str, Any] = {"input_ids": ids.to(self._device)}
-        if self._is_causal:
+        if self._model.is_causal:
             # A cache would be filled for nothing.
             arguments["use_cache"] = False
         elif any(len(window) < width for window in windows):
             mask = torch.tensor([[1] * len(window) + [0] * (width - len(window)) for window in windows])
             arguments["attention_mask"] = mask.to(self._device)
-        hidden: torch.Tensor = self._model(**arguments).last_hidden_state
-        return hidden
+        return self._model(**arguments)
 
 
 def _groups(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
@@ -138,77 +136,6 @@ def _groups(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         group.append(i)
     if group:
         yield group
-
-
-def _load_truncated(path: str, spec: ActivationSpec, config: Any) -> nn.Module:
-    depth = getattr(config, "num_hidden_layers", None)
-    if depth is None:
-        raise ActivationError(
-            f"base model {spec.model!r} ({config.model_type}) is not a plain text model",
-            hint="Use the text-only checkpoint of this family",
-        )
-    last = depth if spec.site == "residual" else depth - 1
-    if spec.layer > last:
-        raise ConfigError(
-            f"layer {spec.layer} does not exist: {spec.model!r} has {depth} layers",
-            key="base.layer",
-            hint=f"Choose a layer from 1 to {last} for site {spec.site}",
-        )
-    # The block whose input norm is read is loaded for that norm's weights and dropped again.
-    blocks = spec.layer if spec.site == "residual" else spec.layer + 1
-    options: dict[str, Any] = {"num_hidden_layers": blocks, "dtype": getattr(torch, spec.dtype)}
-    if config.model_type == "bert":
-        options["add_pooling_layer"] = False
-    try:
-        model, info = AutoModel.from_pretrained(path, revision=spec.revision, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ActivationError(f"base model {spec.model!r} cannot be loaded: {error}") from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-        raise ActivationError(
-            f"the files of base model {spec.model!r} lack {len(missing)} weights, for example {missing[0]}",
-            hint="The download is incomplete, or it is not a base model checkpoint",
-        )
-    module: nn.Module = model.eval()
-    _cut(module, spec)
-    return module
-
-
-def _cut(model: nn.Module, spec: ActivationSpec) -> None:
-    """Make the model's output the activation at the spec's site."""
-    if _is_encoder(model) and not hasattr(model, "layers"):
-        if spec.site == "input_norm":
-            raise ConfigError(
-                f"{type(model).__name__} normalises after each block and has no input norm",
-                key="base.site",
-                hint="Set site: residual",
-            )
-        return
-    final = next((name for name in _FINAL_NORMS if hasattr(model, name)), None)
-    layers = getattr(model, "layers", None)
-    if final is None or not isinstance(layers, nn.ModuleList):
-        raise ActivationError(
-            f"{type(model).__name__} is not a supported architecture",
-            hint="Supported: models with .layers and a final norm (Llama, Qwen, Gemma, Mistral, Phi), and BERT",
-        )
-    if spec.site == "residual":
-        setattr(model, final, nn.Identity())
-        return
-    top: Any = layers[spec.layer]
-    norm = next((getattr(top, name) for name in _INPUT_NORMS if hasattr(top, name)), None)
-    if norm is None:
-        raise ConfigError(
-            f"the blocks of {type(model).__name__} have no input norm", key="base.site", hint="Set site: residual"
-        )
-    setattr(model, final, norm)
-    model.layers = layers[: spec.layer]
-    config: Any = model.config
-    config.num_hidden_layers = spec.layer
-
-
-def _is_encoder(model: nn.Module) -> bool:
-    config: Any = model.config
-    return config.model_type in {"bert", "modernbert"}
 
 
 def _resolve_window(spec: ActivationSpec, config: Any) -> int:

@@ -1,4 +1,4 @@
-"""Token activations of conversations of different lengths, without padding."""
+"""Token activations of windows of different lengths, without padding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class Ragged:
 def segment_mean(ragged: Ragged) -> torch.Tensor:
     """Return the mean of each segment in float32, shape [len(lengths), width].
 
-    A segment's mean depends on nothing outside the segment: a conversation pools to the same vector alone and in
-    company.
+    A segment's mean depends on nothing outside the segment: a window pools to the same vector alone and in company.
     """
-    return torch.stack([part.float().mean(dim=0) for part in ragged.values.split(list(ragged.lengths))])
+    values = ragged.values.float()
+    lengths = torch.tensor(ragged.lengths, device=values.device)
+    segment = torch.repeat_interleave(lengths, output_size=values.shape[0])
+    sums = values.new_zeros(len(ragged.lengths), values.shape[1]).index_add_(0, segment, values)
+    return sums / lengths[:, None]

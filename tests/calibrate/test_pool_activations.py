@@ -28,7 +28,7 @@ def dataset(make_rows: Callable[..., list[dict[str, Any]]], write_rows: Callable
 
 @pytest.fixture
 def engine(tiny_bert: Path) -> Iterator[ActivationEngine]:
-    spec = ActivationSpec(model=str(tiny_bert), layer=1, site="residual", max_tokens=100)
+    spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual", max_tokens=100)
     engine = ActivationEngine(HuggingFaceSource(spec, device="cpu"))
     yield engine
     engine.close()
@@ -56,11 +56,11 @@ def _pool(dataset: Dataset, engine: ActivationEngine, cache: Path) -> Any:
 
 def test_they_are_the_engines_own(dataset: Dataset, engine: ActivationEngine, tmp_path: Path) -> None:
     pooled = _pool(dataset, engine, tmp_path / "cache")
-    assert pooled.shape == (ROWS, 32)
-    assert pooled.dtype == np.float32
+    assert pooled.values.shape == (ROWS, 32)
+    assert pooled.values.dtype == np.float32
     some = [0, CHUNK, ROWS - 1]
-    alone = engine.run_many([dataset.conversations[row] for row in some], segment_mean)
-    np.testing.assert_allclose(pooled[some], alone, atol=1e-5)
+    alone = np.concatenate(engine.run_many([dataset.conversations[row] for row in some], segment_mean))
+    np.testing.assert_allclose(pooled.values[some], alone, atol=1e-5)
 
 
 def test_a_second_run_computes_nothing(
@@ -68,7 +68,7 @@ def test_a_second_run_computes_nothing(
 ) -> None:
     first = _pool(dataset, engine, tmp_path / "cache")
     assert sum(forwarded) == ROWS
-    np.testing.assert_array_equal(_pool(dataset, engine, tmp_path / "cache"), first)
+    np.testing.assert_array_equal(_pool(dataset, engine, tmp_path / "cache").values, first.values)
     assert sum(forwarded) == ROWS
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_chunk_is_computed_again(
     first = _pool(dataset, engine, tmp_path / "cache")
     chunk = next((tmp_path / "cache").rglob("*.safetensors"))
     chunk.write_bytes(chunk.read_bytes()[:-8] if damage is None else damage)
-    np.testing.assert_allclose(_pool(dataset, engine, tmp_path / "cache"), first, atol=1e-5)
+    np.testing.assert_allclose(_pool(dataset, engine, tmp_path / "cache").values, first.values, atol=1e-5)
     assert ROWS < sum(forwarded) <= ROWS + CHUNK
 
 
@@ -117,7 +117,7 @@ def test_other_rows_in_another_order_reuse_what_is_there(
         some = pool_activations(dataset, every[:300], engine, cache=tmp_path, progress=progress)
         back = pool_activations(dataset, every[::-1], engine, cache=tmp_path, progress=progress)
     assert sum(forwarded) == ROWS
-    np.testing.assert_array_equal(back[::-1][:300], some)
+    np.testing.assert_array_equal(back.values[::-1][:300], some.values)
 
 
 def test_equal_conversations_are_computed_once(
@@ -126,8 +126,8 @@ def test_equal_conversations_are_computed_once(
     rows = [{"text": "same" if i % 3 else f"other {i}", "label": i % 2} for i in range(30)]
     pooled = _pool(read_dataset([write_rows(rows)]), engine, tmp_path / "cache")
     assert sum(forwarded) == 11
-    assert (pooled[1] == pooled[29]).all()
-    assert not (pooled[0] == pooled[1]).all()
+    assert (pooled.values[1] == pooled.values[29]).all()
+    assert not (pooled.values[0] == pooled.values[1]).all()
 
 
 def test_another_layer_is_another_entry(
@@ -135,9 +135,9 @@ def test_another_layer_is_another_entry(
 ) -> None:
     first = _pool(dataset, engine, tmp_path / "cache")
     deeper = ActivationEngine(
-        HuggingFaceSource(ActivationSpec(model=str(tiny_bert), layer=2, site="residual"), device="cpu")
+        HuggingFaceSource(ActivationSpec(model=str(tiny_bert), layers=(2,), site="residual"), device="cpu")
     )
-    assert not np.allclose(_pool(dataset, deeper, tmp_path / "cache"), first)
+    assert not np.allclose(_pool(dataset, deeper, tmp_path / "cache").values, first.values)
     deeper.close()
 
 

@@ -39,7 +39,7 @@ def policy(tmp_path: Path) -> Path:
         {
             "created_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
             "versions": {},
-            "activations": ActivationSpec(model="m", layer=1, site="residual"),
+            "activations": ActivationSpec(model="m", layers=(1,), site="residual"),
             "fingerprint": Fingerprint(
                 architecture="BertModel",
                 hidden_size=3,

@@ -98,7 +98,7 @@ def workspace(make_rail_folder: Callable[..., Path], tiny_bert: Path, tmp_path: 
     (tmp_path / "traffic.csv").write_text("dv\n" + "".join(f"{rng.random() - 0.5}\n" for _ in range(3000)))
     (tmp_path / "scores.csv").write_text("dv\n" + "".join(f"{rng.random()}\n" for _ in range(1000)))
     (tmp_path / "CALIBRATE.yml").write_text(
-        f"base: {{model: {tiny_bert}, layer: 1, site: residual}}\n"
+        f"base: {{model: {tiny_bert}, layers: 1, site: residual}}\n"
         "data: {path: prompts.jsonl, expert_column: expert}\nbudget: {alpha: 0.2, delta: 0.1}\noutput: ./policy\n"
     )
     return tmp_path

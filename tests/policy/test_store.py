@@ -32,7 +32,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "created_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
         "versions": {},
-        "activations": ActivationSpec(model="m", layer=1, site="residual"),
+        "activations": ActivationSpec(model="m", layers=(1,), site="residual"),
         "fingerprint": fingerprint(),
         "expert": "judge-1",
         "calibration": {"rows": N, "alpha": 0.1, "delta": 0.1, "seed": 0},

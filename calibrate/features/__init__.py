@@ -1,0 +1,7 @@
+"""Activations of the rows, computed once and kept on disk."""
+
+from calibrate.features.chunks import CHUNK
+from calibrate.features.pooled import pool_activations
+from calibrate.pooled import PooledRows
+
+__all__ = ["CHUNK", "PooledRows", "pool_activations"]

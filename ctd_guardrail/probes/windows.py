@@ -1,0 +1,27 @@
+"""From the scores of a conversation's windows to those of the conversation."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["over_windows"]
+
+Float = TypeVar("Float", np.float32, np.float64)
+
+
+def over_windows(scores: NDArray[Float]) -> NDArray[Float]:
+    """Return p and d of a conversation: the maxima over its windows, each for itself.
+
+    A conversation is as unsafe as its worst window, and worth a call where one of its windows is. NaN stays NaN.
+
+    Args:
+        scores: (p, d) of each window, shape [windows, 2].
+
+    Returns:
+        Shape [2].
+    """
+    maxima: NDArray[Float] = scores.max(axis=0)
+    return maxima
