@@ -15,13 +15,18 @@ from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.config import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, PolicyMismatchError
 from ctd_guardrail.experts.build import build_expert
+from ctd_guardrail.experts.capped import CappedExpert
+from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.guards.call_cap import shared_call_cap
+from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.policy.budget import Certificate, Status, certify
-from ctd_guardrail.policy.manifest import PerformanceRecord
+from ctd_guardrail.policy.manifest import Manifest, PerformanceRecord
 from ctd_guardrail.policy.match import check_expert, check_fingerprint
 from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_threshold
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
+from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:
     from ctd_guardrail.experts.rail import RailCollaborators
@@ -62,7 +67,10 @@ def plan(config: CtdConfig, *, folder: Path) -> Plan:
         ConfigError: ``horizon`` does not fit ``guarantee``, the criterion needs labels that the policy lacks, the tie
             key is not usable, or a setting would void the policy's performance certificate.
     """
-    policy = read_policy(folder / config.policy)
+    return _plan(config, read_policy(folder / config.policy))
+
+
+def _plan(config: CtdConfig, policy: Policy) -> Plan:
     calibration, looks = policy.manifest.calibration, len(policy.manifest.recalibrations)
     alpha = calibration.alpha if config.alpha is None else config.alpha
     delta = calibration.delta if config.delta is None else config.delta
@@ -135,7 +143,9 @@ def _choose(config: CtdConfig, policy: Policy, certificate: Certificate) -> Choi
     )
 
 
-def assemble(config: CtdConfig, *, folder: Path, rail_collaborators: RailCollaborators | None = None) -> Cascade:
+def assemble(
+    config: CtdConfig, *, folder: Path, rail_collaborators: RailCollaborators | None = None
+) -> OverridableCascade:
     """Build the cascade, loading the base model where this process has not loaded it yet.
 
     Args:
@@ -152,8 +162,7 @@ def assemble(config: CtdConfig, *, folder: Path, rail_collaborators: RailCollabo
     """
     planned = plan(config, folder=folder)
     manifest = planned.policy.manifest
-    expert = build_expert(config.expert, rail_collaborators=rail_collaborators, base_dir=folder)
-    check_expert(manifest, expert.identity)
+    experts = _build_experts(config, manifest, folder, rail_collaborators)
 
     from ctd_guardrail.activations.engine import get_engine  # noqa: PLC0415  # torch
     from ctd_guardrail.probes.plug_in import PlugInProbes  # noqa: PLC0415
@@ -180,13 +189,32 @@ def assemble(config: CtdConfig, *, folder: Path, rail_collaborators: RailCollabo
         certificate.n,
         planned.expected_rate,
     )
-    return Cascade(
-        engine=engine,
-        probes=probes,
-        rule=planned.rule,
-        decision_threshold=manifest.decision_threshold,
-        expert=expert,
-        on_failure=config.on_failure,
-        abstain_band=0.0 if manifest.performance is None else manifest.performance.band,
-        on_abstain=config.on_abstain,
-    )
+
+    def build(settings: CtdConfig, expert: Expert, tally: Tally) -> Cascade:
+        rule = planned.rule if settings is config else _plan(settings, planned.policy).rule
+        return Cascade(
+            engine=engine,
+            probes=probes,
+            rule=rule,
+            decision_threshold=manifest.decision_threshold,
+            expert=expert,
+            on_failure=settings.on_failure,
+            abstain_band=0.0 if manifest.performance is None else manifest.performance.band,
+            on_abstain=settings.on_abstain,
+            tally=tally,
+        )
+
+    return OverridableCascade(config, experts, build)
+
+
+def _build_experts(
+    config: CtdConfig, manifest: Manifest, folder: Path, rail_collaborators: RailCollaborators | None
+) -> dict[str | None, Expert]:
+    """Return the experts by name, all of them the one that the policy was calibrated with, and under one cap."""
+    cap = None if config.cap is None else shared_call_cap(str(folder.resolve()), **config.cap.model_dump())
+    experts: dict[str | None, Expert] = {}
+    for name, section in ((None, config.expert), *config.experts.items()):
+        expert = build_expert(section, rail_collaborators=rail_collaborators, base_dir=folder)
+        check_expert(manifest, expert.identity)
+        experts[name] = expert if cap is None else CappedExpert(expert, cap.take)
+    return experts

@@ -8,6 +8,7 @@ text, and could open the gate.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Timings, Verdict
 from ctd_guardrail.errors import (
     ActivationError,
+    ExpertCapError,
     ExpertError,
     ExpertTimeoutError,
     ExpertUnavailableError,
@@ -27,12 +29,13 @@ from ctd_guardrail.errors import (
     OverloadedError,
     OverlongError,
 )
+from ctd_guardrail.experts.capped import CappedExpert, countdown
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.policy.rule import DelegationRule
+from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:  # torch stays out of the import of the package
-from ctd_guardrail.probes.windows import over_windows
     from ctd_guardrail.activations.engine import ActivationEngine, Head
 
 __all__ = ["Cascade"]
@@ -40,6 +43,7 @@ __all__ = ["Cascade"]
 log = logging.getLogger(__name__)
 
 _REASONS: Final[tuple[tuple[type[BaseException], Reason], ...]] = (
+    (ExpertCapError, Reason.CAP_EXHAUSTED),
     (ExpertTimeoutError, Reason.EXPERT_TIMEOUT),
     (ExpertUnavailableError, Reason.EXPERT_UNAVAILABLE),
     (ExpertVerdictError, Reason.EXPERT_BAD_VERDICT),
@@ -63,6 +67,7 @@ class Cascade:
         on_abstain: The verdict there.
         expert: Asked where d > lambda.
         on_failure: What to do where the guard cannot do its work.
+        tally: Counts decisions; None: counters of its own.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Cascade:
         on_failure: FailurePolicy,
         abstain_band: float = 0.0,
         on_abstain: Verdict = Verdict.BLOCK,
+        tally: Tally | None = None,
     ) -> None:
         self._engine = engine
         self._probes = probes
@@ -85,7 +91,7 @@ class Cascade:
         self._rule = rule
         self._abstain_band = abstain_band
         self._on_abstain = on_abstain
-        self.tally = Tally()
+        self.tally = tally or Tally()
 
     async def check(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
         """Decide about a conversation.
@@ -118,6 +124,12 @@ class Cascade:
         """Release the expert. The base model belongs to the process and stays."""
         await self._expert.aclose()
 
+    def limited(self, calls: int) -> Cascade:
+        """Return this cascade with at most so many calls of the expert, counts shared: for one request."""
+        limited = copy.copy(self)
+        limited._expert = CappedExpert(self._expert, countdown(calls))  # noqa: SLF001  # a copy of this very object
+        return limited
+
     async def _screen(self, messages: Iterable[Mapping[str, Any]], screening: _Screening) -> None:
         conversation = Conversation.from_messages(messages)
         if conversation.is_blank:
@@ -136,6 +148,8 @@ class Cascade:
         screening.route = Route.EXPERT
         try:
             score = await self._expert.score(conversation)
+        except ExpertCapError:
+            raise
         except BaseException:
             self.tally.count_expert_attempts(1)
             raise

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ctd_guardrail.assemble import Plan, assemble, plan
-from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.config import CtdConfig
 from ctd_guardrail.console import exit_on_error
 from ctd_guardrail.decision import Decision, Verdict
@@ -24,6 +23,7 @@ from ctd_guardrail.errors import DataError
 from ctd_guardrail.experts.config import RailExpertConfig
 from ctd_guardrail.inputs import InputFormat, InputRow, read_inputs
 from ctd_guardrail.nemo.folder import RailFolder, read_folder
+from ctd_guardrail.overrides import OverridableCascade
 
 __all__ = ["app"]
 
@@ -105,7 +105,7 @@ def _standalone(rail: RailFolder) -> CtdConfig:
 
 
 async def _check_all(
-    cascade: Cascade, rows: Iterator[InputRow], report: _JsonReport | _ScreenReport, concurrency: int
+    cascade: OverridableCascade, rows: Iterator[InputRow], report: _JsonReport | _ScreenReport, concurrency: int
 ) -> None:
     try:
         while batch := [row for _, row in zip(range(concurrency), rows, strict=False)]:
@@ -165,7 +165,7 @@ class _ScreenReport:
         self._console.print(table)
 
 
-def _print_summary(console: Console, cascade: Cascade, planned: Plan) -> None:
+def _print_summary(console: Console, cascade: OverridableCascade, planned: Plan) -> None:
     counts = cascade.tally.snapshot()
     share = counts.delegated / counts.total if counts.total else 0.0
     console.print(
