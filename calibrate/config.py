@@ -22,6 +22,7 @@ __all__ = [
     "BudgetConfig",
     "CalibrateConfig",
     "DataConfig",
+    "PriceConfig",
     "RiskConfig",
     "SplitConfig",
     "load_config",
@@ -162,6 +163,18 @@ class BudgetConfig(_Section):
         raise PydanticCustomError("method", "{problem}", {"problem": problem, "hint": hint})
 
 
+class PriceConfig(_Section):
+    """What the report reckons costs with.
+
+    Attributes:
+        expert_call: Price of one call of the expert.
+        currency: Its unit, as the report shall write it.
+    """
+
+    expert_call: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    currency: Annotated[str, Field(min_length=1, max_length=12)] = "USD"
+
+
 class CalibrateConfig(_Section):
     """The content of CALIBRATE.yml. Relative paths start from the file's folder.
 
@@ -171,6 +184,7 @@ class CalibrateConfig(_Section):
         expert: Whom to ask for expert scores; None where ``data.expert_column`` has them.
         splits: Shares of training, calibration and test rows.
         budget: alpha and delta.
+        prices: What the report reckons costs with; None: it shows none.
         output: Folder of the policy.
         cache: Folder of activations and expert scores, from which a later run goes on.
     """
@@ -180,6 +194,7 @@ class CalibrateConfig(_Section):
     expert: ExpertConfig | None = None
     splits: SplitConfig = SplitConfig()
     budget: BudgetConfig
+    prices: PriceConfig | None = None
     output: _Path
     cache: Annotated[_Path, Field(validate_default=True)] = Path(".ctd-cache")
 

@@ -87,6 +87,8 @@ def test_a_hugging_face_id_is_no_path(write_config: Write) -> None:
         ({"data": {"path": 3}}, "data.path", "tuple"),
         ({"budget": {"alpha": 1.5}}, "budget.alpha", "less than 1"),
         ({"budget": {"alpha": 0.1, "delta": 0}}, "budget.delta", "greater than 0"),
+        ({"prices": {"expert_call": -0.1}}, "prices.expert_call", "greater than or equal to 0"),
+        ({"prices": {"currency": "EUR"}}, "prices.expert_call", "missing"),
         ({"budget": None}, "budget", "missing"),
         ({"output": None}, "output", "missing"),
         ({"splits": {"train": 0.5}}, "splits", "the shares sum to 0.9, not 1. Write all three"),
