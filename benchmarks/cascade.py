@@ -116,7 +116,7 @@ def run_trial(material: Material, counts: Counts, *, delta: float, seed: int) ->
     """Train, certify and evaluate on the rows of one seed."""
     draw = draw_rows(material.clusters, material.file_of_row, counts, seed=seed)
     pooled = material.pooled.take(draw.train)
-    train = draw.train[pooled.owner]
+    train = draw.train[pooled.row_of_window]
     trained = train_probes(
         pooled.values,
         material.labels[train],
@@ -229,7 +229,9 @@ def _result(trials: Sequence[Trial], command: str) -> dict[str, Any]:
 
 
 def _safety_rows(pooled: PooledRows, labels: FloatArray, clusters: IntArray) -> SafetyRows | None:
-    return SafetyRows(pooled.values, labels[pooled.owner], clusters[pooled.owner]) if pooled.rows else None
+    return (
+        SafetyRows(pooled.values, labels[pooled.row_of_window], clusters[pooled.row_of_window]) if len(pooled) else None
+    )
 
 
 def _groups(dataset: Dataset) -> list[str]:

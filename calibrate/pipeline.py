@@ -119,11 +119,12 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
     calibration, test = slice(cuts[0], cuts[1]), slice(cuts[1], rows.size)
     labels, clusters = dataset.labels[rows], split.clusters[rows]
     windows = pooled.take(np.arange(split.train.size))
+    row = windows.row_of_window
     trained = train_probes(
         windows.values,
-        labels[windows.owner],
-        expert.p[windows.owner],
-        clusters[windows.owner],
+        labels[row],
+        expert.p[row],
+        clusters[row],
         seed=config.splits.seed,
         safety=safety_rows,
     )
@@ -225,7 +226,7 @@ def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None
 
 def _pool_safety(safety: _SafetyData, engine: ActivationEngine, cache: Path, progress: Progress) -> SafetyRows:
     pooled = pool_activations(safety.dataset, safety.rows, engine, cache=cache, progress=progress)
-    row = pooled.owner
+    row = pooled.row_of_window
     return SafetyRows(pooled.values, safety.dataset.labels[safety.rows][row], safety.clusters[row])
 
 

@@ -74,8 +74,8 @@ def _mean_and_length(tokens: Ragged) -> torch.Tensor:
 
 def _join(means: Sequence[FloatArray], width: int) -> PooledRows:
     joined = np.concatenate([np.empty((0, width + 1), dtype=np.float32), *means])
-    owner = np.repeat(np.arange(len(means)), [len(mean) for mean in means])
-    return PooledRows(joined[:, :-1], owner, joined[:, -1].astype(np.int64))
+    windows = np.array([len(mean) for mean in means], dtype=np.int64)
+    return PooledRows(joined[:, :-1], joined[:, -1].astype(np.int64), windows)
 
 
 def _write(folder: Path, digests: Sequence[bytes], means: Sequence[FloatArray]) -> None:
