@@ -148,6 +148,8 @@ class LoopbackJudge:
                 self.reply(503 if judge.is_down else 200, choice)
 
             def answer(self, *, is_streamed: bool) -> None:
+                # NeMo keeps connections for the event loop that opened them, and asks again from any other loop.
+                self.close_connection = True
                 if not is_streamed:
                     self.reply(200, {"message": {"role": "assistant", "content": "the main LLM's answer"}})
                     return
@@ -155,7 +157,6 @@ class LoopbackJudge:
                 self.send_header("Content-Type", "text/event-stream")
                 self.send_header("Connection", "close")
                 self.end_headers()
-                self.close_connection = True
                 deltas = [{"role": "assistant", "content": "the main"}, {"content": " LLM's"}, {"content": " answer"}]
                 for delta in [*deltas, {}]:
                     choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
@@ -170,6 +171,7 @@ class LoopbackJudge:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(raw)))
+                self.send_header("Connection", "close" if self.close_connection else "keep-alive")
                 self.end_headers()
                 self.wfile.write(raw)
 
@@ -202,6 +204,14 @@ class LoopbackJudge:
 
 @pytest.fixture
 def judge() -> Iterator[LoopbackJudge]:
+    server = LoopbackJudge()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def shared_judge() -> Iterator[LoopbackJudge]:
+    """For processes that serve many tests: these take its counts as differences."""
     server = LoopbackJudge()
     yield server
     server.close()

@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,31 +16,6 @@ from nemoguardrails.testing import FakeLLMModel
 REFUSED = "I'm sorry, I can't respond to that."
 UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
 ANSWER = "the main LLM's answer"
-
-
-@pytest.fixture(autouse=True)
-def _installed_package_on_the_import_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # NeMo resolves import_paths against the current folder and site-packages; a checkout is the former.
-    monkeypatch.chdir(Path(__file__).parents[2])
-    yield
-    sys.modules.pop("config", None)
-
-
-@pytest.fixture(autouse=True)
-def _loops_that_the_host_forgets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # NeMo's synchronous calls make an event loop for each thread and never close it.
-    loops: list[asyncio.AbstractEventLoop] = []
-    make = asyncio.new_event_loop
-
-    def remember() -> asyncio.AbstractEventLoop:
-        loops.append(make())
-        return loops[-1]
-
-    monkeypatch.setattr(asyncio, "new_event_loop", remember)
-    yield
-    for loop in loops:
-        if not loop.is_running():
-            loop.close()
 
 
 def app_for(folder: Path) -> tuple[LLMRails, FakeLLMModel]:

@@ -1,0 +1,44 @@
+"""From what a client of NeMo Guardrails receives to the word of the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from matrix.entry_points import Seen
+
+__all__ = ["seen_in_check", "seen_in_exception", "seen_in_text"]
+
+_TEXTS: Final = {
+    "the main LLM's answer": Seen.ANSWER,
+    "I'm sorry, I can't respond to that.": Seen.REFUSED,
+    "I'm sorry, I can't check messages right now. Please try again later.": Seen.UNAVAILABLE,
+    # What IORails says for every rail that broke.
+    "I'm sorry, an internal error has occurred.": Seen.UNAVAILABLE,
+}
+_EXCEPTIONS: Final = {
+    "CtdCheckInputException": Seen.REFUSED,
+    "CtdGuardUnavailableException": Seen.UNAVAILABLE,
+}
+
+
+def seen_in_text(text: str) -> Seen:
+    """Read an assistant's message."""
+    assert text in _TEXTS, text
+    return _TEXTS[text]
+
+
+def seen_in_check(result: Any) -> Seen:
+    """Read the result of ``check_async``, or the body of ``/v1/checks``."""
+    if isinstance(result, Mapping):
+        status, content = result["status"], result["content"]
+    else:
+        status, content = result.status.value, result.content
+    return Seen.PASSED if status == "passed" else seen_in_text(content)
+
+
+def seen_in_exception(message: Mapping[str, Any]) -> Seen:
+    """Read a message that may hold an exception of a rail."""
+    return (
+        _EXCEPTIONS[message["content"]["type"]] if message["role"] == "exception" else seen_in_text(message["content"])
+    )

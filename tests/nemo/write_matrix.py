@@ -1,0 +1,14 @@
+"""Write the matrix of entry points into docs/nemo.md: ``python tests/nemo/write_matrix.py``."""
+
+import re
+
+from matrix import colang, processes  # noqa: F401  # they fill the table
+from matrix.entry_points import markdown
+from matrix.rig import ROOT
+
+PAGE = ROOT / "docs" / "nemo.md"
+
+if __name__ == "__main__":
+    marker = "<!-- table: entry points -->\n"
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(re.sub(f"(?<={marker})(\\|.*\n)*", lambda _: markdown(), page), encoding="utf-8")
