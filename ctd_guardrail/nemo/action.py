@@ -8,23 +8,21 @@ from typing import Any, Final
 from nemoguardrails.actions import action
 from nemoguardrails.actions.rail_outcome import RailOutcome
 
-from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.decision import Decision, Verdict
 from ctd_guardrail.nemo.messages import messages_from_events
+from ctd_guardrail.overrides import OverridableCascade
 
 __all__ = ["ACTION_NAME", "make_action", "to_outcome"]
 
 ACTION_NAME: Final = "ctd_check_input"
 
 
-def make_action(cascade: Cascade) -> Callable[..., Awaitable[RailOutcome]]:
+def make_action(cascade: OverridableCascade) -> Callable[..., Awaitable[RailOutcome]]:
     """Return the action that NeMo calls for every input."""
 
     # A system action runs in this process even where an actions server is configured.
     @action(name=ACTION_NAME, is_system_action=True)
-    async def ctd_check_input(
-        events: list[dict[str, Any]] | None = None, context: dict[str, Any] | None = None
-    ) -> RailOutcome:
+    async def ctd_check_input(events: list[Any] | None = None, context: dict[str, Any] | None = None) -> RailOutcome:
         try:
             messages = messages_from_events(events, context)
         except Exception:  # noqa: BLE001  # NeMo logs what leaves an action together with the user's text
