@@ -17,7 +17,7 @@ from ctd_guardrail.errors import DataError
 __all__ = ["combine_studies"]
 
 _SETTINGS: Final = ("tau", "delta", "alpha")
-_NUMBERS: Final = ("rows", "unsafe", "clusters", "calibration_rows", "spearman")
+_NUMBERS: Final = ("rows", "unsafe", "clusters", "calibration_rows")
 
 
 def combine_studies(studies: Sequence[Study]) -> Study:
@@ -47,7 +47,8 @@ def combine_studies(studies: Sequence[Study]) -> Study:
             tables[name] = _combine_tables(same)
     settings = {name: getattr(studies[0], name) for name in _SETTINGS}
     numbers = {name: float(np.mean([getattr(study, name) for study in studies])) for name in _NUMBERS}
-    return Study(**settings, **numbers, tables=tables, studies=len(studies))
+    spearman = _mean([study.spearman for study in studies])
+    return Study(**settings, **numbers, spearman=spearman, tables=tables, studies=len(studies))
 
 
 def _combine_tables(tables: Sequence[Table]) -> Table:
@@ -69,8 +70,12 @@ def _combine_tables(tables: Sequence[Table]) -> Table:
 
 def _summary(column: str, rows: Sequence[Record]) -> float | None:
     """Return the mean of a column, or the error of the mean of the column that a ``_se`` belongs to."""
-    measured = [row[column.removesuffix("_se")] for row in rows]
-    known = np.array([value for value in measured if value is not None and math.isfinite(value)], dtype=np.float64)
-    if column.endswith("_se"):
-        return float(known.std(ddof=1) / math.sqrt(known.size)) if known.size > 1 else None
-    return float(known.mean()) if known.size else None
+    if not column.endswith("_se"):
+        return _mean([row[column] for row in rows])
+    known = np.array([value for row in rows if (value := row[column.removesuffix("_se")]) is not None])
+    return float(known.std(ddof=1) / math.sqrt(known.size)) if known.size > 1 else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -60,7 +59,7 @@ class Study:
         tau: Scores of at least tau block.
         delta: Error probability of each certificate.
         alpha: The policy's own budget, which ``failures`` speaks of.
-        spearman: Rank correlation of d with the true v.
+        spearman: Rank correlation of d with the true v; None where one of them is constant.
         tables: The figures.
         studies: Number of evaluations that were combined; the numbers above are then means over them.
     """
@@ -72,16 +71,14 @@ class Study:
     tau: float
     delta: float
     alpha: float
-    spearman: float
+    spearman: float | None
     tables: Mapping[str, Table]
     studies: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as values of strict JSON; what could not be measured is None."""
         numbers = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tables"}
-        tables = {name: table.to_dict() for name, table in self.tables.items()}
-        strict: dict[str, Any] = _strict({**numbers, "tables": tables})
-        return strict
+        return {**numbers, "tables": {name: table.to_dict() for name, table in self.tables.items()}}
 
 
 def study(
@@ -169,22 +166,9 @@ def _pool(
     return pooled, np.concatenate([clusters, clusters.max() + 1 + np.arange(held)])
 
 
-def _rank_correlation(rows: ScoredRows) -> float:
-    """Return Spearman's correlation of d and v, NaN where one of them is constant."""
+def _rank_correlation(rows: ScoredRows) -> float | None:
+    """Return Spearman's correlation of d and v, None where one of them is constant."""
     ranks = rankdata(rows.d), rankdata(rows.value)
     if min(np.ptp(rank) for rank in ranks) == 0:
-        return math.nan
+        return None
     return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _strict(value: Any) -> Any:
-    """Replace what strict JSON cannot hold by None."""
-    match value:
-        case Mapping():
-            return {key: _strict(part) for key, part in value.items()}
-        case list() | tuple():
-            return [_strict(part) for part in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value

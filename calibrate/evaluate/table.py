@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class Table:
         title: What the figure shows, in one sentence.
         keys: What tells one row from another: column -> meaning.
         values: What was measured: column -> meaning. A column ``x_se`` is the standard error of ``x``.
-        rows: Column -> str, int, float or None, where there is nothing to measure.
+        rows: Column -> str, int, float, bool, or None where there is nothing to measure; NaN becomes None.
     """
 
     name: str
@@ -30,6 +31,11 @@ class Table:
     keys: Mapping[str, str]
     values: Mapping[str, str]
     rows: tuple[Record, ...]
+
+    def __post_init__(self) -> None:
+        """Keep NaN out: neither JSON nor a spreadsheet knows it."""
+        rows = ({name: None if _is_nan(value) else value for name, value in row.items()} for row in self.rows)
+        object.__setattr__(self, "rows", tuple(rows))
 
     @property
     def columns(self) -> list[str]:
@@ -51,3 +57,7 @@ class Table:
         writer.writeheader()
         writer.writerows(self.rows)
         return text.getvalue()
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,1 @@
+"""What people read of a policy: the report with its budget explorer, the model card, and how to reproduce it."""
