@@ -1,0 +1,73 @@
+"""The score of a delegated input, from the probe's p and the expert's e."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.special import expit, logit
+
+__all__ = ["Merge"]
+
+# Experts say 0 and 1; a logarithm of odds has to be finite.
+_SURE: Final = 1e-6
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Merge(BaseModel):
+    """How p and e become one score; the verdict compares it with the decision threshold.
+
+    Which inputs are delegated does not depend on it, so neither does the certificate of the budget.
+
+    Attributes:
+        kind: ``replace``: e alone, as in arXiv 2604.14251. ``average``: (1 - weight) p + weight e. ``stacking``:
+            logistic in the log-odds of both.
+        weight: Share of e in ``average``.
+        intercept: Of ``stacking``.
+        probe: Coefficient of logit p in ``stacking``.
+        expert: Coefficient of logit e in ``stacking``.
+        expert_scale: (a, b) of Platt scaling, e := sigmoid(a logit e + b), before anything else; None leaves e as the
+            expert gives it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["replace", "average", "stacking"] = "replace"
+    weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    intercept: _Number = 0.0
+    probe: _Number = 0.5
+    expert: _Number = 0.5
+    expert_scale: tuple[_Number, _Number] | None = None
+
+    def __call__(self, p: ArrayLike, e: ArrayLike) -> NDArray[np.float64]:
+        """Return P(unsafe) of delegated inputs.
+
+        Args:
+            p: Safety probe, P(unsafe).
+            e: Expert, P(unsafe), of the same shape.
+
+        Returns:
+            The shape of ``p``.
+        """
+        p, e = np.asarray(p, dtype=np.float64), np.asarray(e, dtype=np.float64)
+        if self.expert_scale is not None:
+            slope, offset = self.expert_scale
+            e = expit(slope * _log_odds(e) + offset)
+        match self.kind:
+            case "replace":
+                return e
+            case "average":
+                return (1.0 - self.weight) * p + self.weight * e
+            case "stacking":
+                merged: NDArray[np.float64] = expit(
+                    self.intercept + self.probe * _log_odds(p) + self.expert * _log_odds(e)
+                )
+                return merged
+
+
+def _log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    odds: NDArray[np.float64] = logit(np.clip(probability, _SURE, 1.0 - _SURE))
+    return odds
