@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from calibrate.options import TrainOptions
 from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.config import CostConfig
@@ -184,6 +185,7 @@ class CalibrateConfig(_Section):
         expert: Whom to ask for expert scores; None where ``data.expert_column`` has them.
         splits: Shares of training, calibration and test rows.
         budget: alpha and delta.
+        probes: How the probes are trained.
         prices: What the report reckons costs with; None: it shows none.
         output: Folder of the policy.
         cache: Folder of activations and expert scores, from which a later run goes on.
@@ -194,6 +196,7 @@ class CalibrateConfig(_Section):
     expert: ExpertConfig | None = None
     splits: SplitConfig = SplitConfig()
     budget: BudgetConfig
+    probes: TrainOptions = TrainOptions()
     prices: PriceConfig | None = None
     output: _Path
     cache: Annotated[_Path, Field(validate_default=True)] = Path(".ctd-cache")
@@ -210,6 +213,22 @@ class CalibrateConfig(_Section):
                     "hint": "Write either `data.expert_column` (recorded scores) or `expert` (ask for them)",
                 },
             )
+        return self
+
+
+    @model_validator(mode="after")
+    def _layers_to_choose_from(self) -> CalibrateConfig:
+        for layers in self.probes.layers or ():
+            if not set(layers) <= set(self.base.layers):
+                raise PydanticCustomError(
+                    "layers",
+                    "probes.layers names {layers}, and base.layers has {available}",
+                    {
+                        "layers": str(list(layers)),
+                        "available": str(list(self.base.layers)),
+                        "hint": "List under base.layers every layer that may be chosen",
+                    },
+                )
         return self
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-__all__ = ["ActivationSpec", "Fingerprint"]
+__all__ = ["ActivationSpec", "Fingerprint", "Layers"]
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -24,12 +24,13 @@ def _check_ascending(layers: Sequence[int]) -> Sequence[int]:
     return layers
 
 
-_Layers = Annotated[
+Layers = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...],
     BeforeValidator(_as_tuple),
     AfterValidator(_check_ascending),
     Field(min_length=1),
 ]
+"""Layers that are read side by side, ascending; one number stands for one layer."""
 
 
 class ActivationSpec(BaseModel):
@@ -53,7 +54,7 @@ class ActivationSpec(BaseModel):
 
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
-    layers: _Layers
+    layers: Layers
     site: Literal["input_norm", "residual"] = "input_norm"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     window: Annotated[int, Field(ge=8)] | None = None

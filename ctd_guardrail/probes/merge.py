@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import expit, logit
 
-__all__ = ["Merge"]
+__all__ = ["Merge", "log_odds"]
 
 # Experts say 0 and 1; a logarithm of odds has to be finite.
 _SURE: Final = 1e-6
@@ -55,7 +55,7 @@ class Merge(BaseModel):
         p, e = np.asarray(p, dtype=np.float64), np.asarray(e, dtype=np.float64)
         if self.expert_scale is not None:
             slope, offset = self.expert_scale
-            e = expit(slope * _log_odds(e) + offset)
+            e = expit(slope * log_odds(e) + offset)
         match self.kind:
             case "replace":
                 return e
@@ -63,11 +63,12 @@ class Merge(BaseModel):
                 return (1.0 - self.weight) * p + self.weight * e
             case "stacking":
                 merged: NDArray[np.float64] = expit(
-                    self.intercept + self.probe * _log_odds(p) + self.expert * _log_odds(e)
+                    self.intercept + self.probe * log_odds(p) + self.expert * log_odds(e)
                 )
                 return merged
 
 
-def _log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logit, finite for probabilities of 0 and 1 too."""
     odds: NDArray[np.float64] = logit(np.clip(probability, _SURE, 1.0 - _SURE))
     return odds

@@ -13,9 +13,9 @@ from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.probes import reductions
 from ctd_guardrail.probes.delegation import delegation_value
 from ctd_guardrail.probes.segments import Segments
-from ctd_guardrail.probes.spec import ProbeSpec, check_tensors
+from ctd_guardrail.probes.spec import Feature, ProbeSpec, check_tensors
 
-__all__ = ["Probes", "head_values", "scores"]
+__all__ = ["Probes", "extra_features", "head_values", "scores"]
 
 
 class Probes:
@@ -107,7 +107,7 @@ def scores(
     p = torch.sigmoid(logit)
     heads = values[:, 1:]
     if spec.features:
-        heads = heads + _features(spec, logit, p, lengths) @ tensors["extra"].T
+        heads = heads + extra_features(spec.features, logit, p, lengths) @ tensors["extra"].T
     match spec.delegation:
         case "plug_in":
             eta, e1, e0 = heads.unbind(dim=1)
@@ -119,15 +119,23 @@ def scores(
     return torch.stack([p, d], dim=1)
 
 
-def _features(
-    spec: ProbeSpec, logit: torch.Tensor, p: torch.Tensor, lengths: Sequence[int] | NDArray[np.int64]
+def extra_features(
+    names: Sequence[Feature], logit: torch.Tensor, p: torch.Tensor, lengths: Sequence[int] | NDArray[np.int64]
 ) -> torch.Tensor:
+    """Return what the heads after p read beside activations, shape [windows, features].
+
+    Args:
+        names: Which.
+        logit: Of p, shape [windows].
+        p: Safety probe, shape [windows].
+        lengths: Tokens of each window.
+    """
     columns = {
         "logit": logit,
         "uncertainty": (p - 0.5).abs(),
         "length": torch.as_tensor(lengths, dtype=p.dtype, device=p.device).log(),
     }
-    return torch.stack([columns[name] for name in spec.features], dim=1)
+    return torch.stack([columns[name] for name in names], dim=1)
 
 
 def _own(tensors: Mapping[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
