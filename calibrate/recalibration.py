@@ -111,5 +111,5 @@ def recalibrate_policy(
         threshold=certificate.threshold,
     )
     fields = manifest.model_copy(update={"recalibrations": (*past, record)}).model_dump(exclude={"tensors_sha256"})
-    write_policy(folder, fields, policy.probe, policy.calibration, traffic)
+    write_policy(folder, fields, policy.probe, policy.calibration, traffic=traffic, used_rows=policy.used_rows)
     return Recalibration(certificate, previous, look, delta, kept)

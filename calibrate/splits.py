@@ -8,7 +8,7 @@ training rows flatters.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,9 +21,10 @@ from calibrate.risk.splits import one_per_cluster, require_disjoint
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import DataError
 
-__all__ = ["PARTS", "Split", "find_clusters", "split_rows"]
+__all__ = ["PARTS", "Split", "begin_with", "find_clusters", "row_digests", "split_rows"]
 
 IntArray = NDArray[np.int64]
+DigestArray = NDArray[np.uint64]
 
 PARTS: Final = ("train", "calibration", "test")
 
@@ -118,6 +119,27 @@ def find_clusters(*datasets: Dataset) -> IntArray:
             forest.join(row, first.get(prefix, row))
     roots = [forest.root(row) for row in range(len(conversations))]
     return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+
+
+def row_digests(conversations: Iterable[Conversation]) -> DigestArray:
+    """Return what a policy keeps of the rows that it was made from: distinct 64-bit digests, ascending.
+
+    Texts that differ in case or white space alone share one. Whoever has a text can ask whether it was among the rows;
+    nobody can read a text out of a digest.
+    """
+    return np.unique(np.array([_short(list(_prefixes(row))[-1]) for row in conversations], dtype=np.uint64))
+
+
+def begin_with(conversations: Sequence[Conversation], digests: DigestArray) -> NDArray[np.bool_]:
+    """Return which conversations are, or begin with, one of those that digests were taken of, shape [n]."""
+    known = set(digests.tolist())
+    return np.array(
+        [any(_short(prefix) in known for prefix in _prefixes(row)) for row in conversations], dtype=np.bool_
+    )
+
+
+def _short(digest: bytes) -> int:
+    return int.from_bytes(digest[:8])
 
 
 def _prefixes(conversation: Conversation) -> Iterator[bytes]:

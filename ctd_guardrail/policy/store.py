@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
 from ctd_guardrail.policy.manifest import Manifest
+from ctd_guardrail.probes.spec import check_tensors
 
 __all__ = ["MANIFEST_FILE", "TENSORS_FILE", "CalibrationScores", "Policy", "read_policy", "write_policy"]
 
@@ -27,6 +28,7 @@ _LARGEST_FILE: Final = 1 << 28
 _PROBE: Final = "probe."
 _CALIBRATION: Final = "calibration."
 _TRAFFIC: Final = "traffic.d"
+_USED_ROWS: Final = "used_rows"
 
 FloatArray = NDArray[np.float64]
 
@@ -70,12 +72,15 @@ class Policy:
         probe: Parameters of the two probes, by name.
         calibration: Scores of the labelled calibration rows.
         traffic: Delegation values of unlabelled traffic, ascending, where the policy was recalibrated on it.
+        used_rows: 64-bit digests of the rows that it was trained or calibrated on, ascending: an evaluation leaves
+            them out. None where nobody kept them.
     """
 
     manifest: Manifest
     probe: Mapping[str, NDArray[np.float32]]
     calibration: CalibrationScores
     traffic: FloatArray | None = None
+    used_rows: NDArray[np.uint64] | None = None
 
     @property
     def scores(self) -> FloatArray:
@@ -88,7 +93,9 @@ def write_policy(
     manifest: Mapping[str, Any],
     policy_probe: Mapping[str, NDArray[np.float32]],
     calibration: CalibrationScores,
+    *,
     traffic: FloatArray | None = None,
+    used_rows: NDArray[np.uint64] | None = None,
 ) -> Policy:
     """Write a policy folder so that a reader sees the old policy or the new one, never a mixture.
 
@@ -98,6 +105,7 @@ def write_policy(
         policy_probe: Parameters of the two probes, by name.
         calibration: Scores of the labelled calibration rows.
         traffic: Delegation values of unlabelled traffic, ascending, from a recalibration.
+        used_rows: Digests of the rows that it was trained or calibrated on, ascending.
 
     Returns:
         The policy as a reader will see it.
@@ -112,6 +120,8 @@ def write_policy(
             tensors[_CALIBRATION + name] = np.ascontiguousarray(column)
     if traffic is not None:
         tensors[_TRAFFIC] = np.ascontiguousarray(traffic)
+    if used_rows is not None:
+        tensors[_USED_ROWS] = np.ascontiguousarray(used_rows)
     blob = save(tensors)
     digest = hashlib.sha256(blob).hexdigest()
     checked = Manifest.model_validate({**manifest, "tensors_sha256": digest})
@@ -119,7 +129,7 @@ def write_policy(
     # The manifest goes last: until it is in place, its hash of the tensors refuses the mixture.
     _replace(folder / TENSORS_FILE, blob)
     _replace(folder / MANIFEST_FILE, (checked.model_dump_json(indent=2) + "\n").encode())
-    return Policy(checked, dict(policy_probe), calibration, traffic)
+    return Policy(checked, dict(policy_probe), calibration, traffic, used_rows)
 
 
 def read_policy(folder: Path) -> Policy:
@@ -148,15 +158,28 @@ def read_policy(folder: Path) -> Policy:
         tensors = load(blob)
     except (SafetensorError, KeyError, ValueError) as error:
         raise PolicyFormatError(f"{folder / TENSORS_FILE} is not a safetensors file") from error
-    traffic = tensors.pop(_TRAFFIC, None)
+    traffic, used_rows = tensors.pop(_TRAFFIC, None), tensors.pop(_USED_ROWS, None)
     probe = {name.removeprefix(_PROBE): array for name, array in tensors.items() if name.startswith(_PROBE)}
     columns = {
         name.removeprefix(_CALIBRATION): array for name, array in tensors.items() if name.startswith(_CALIBRATION)
     }
     if len(probe) + len(columns) != len(tensors):
         raise PolicyFormatError(f"{folder / TENSORS_FILE} holds tensors that do not belong to a policy")
+    _check_probe(folder, manifest, probe)
     _check_traffic(folder, manifest, traffic)
-    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), traffic)
+    if used_rows is not None and (used_rows.ndim != 1 or used_rows.dtype != np.uint64):
+        raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_USED_ROWS} are not 64-bit digests")
+    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), traffic, used_rows)
+
+
+def _check_probe(folder: Path, manifest: Manifest, probe: Mapping[str, NDArray[Any]]) -> None:
+    width = manifest.fingerprint.hidden_size * len(manifest.activations.layers)
+    try:
+        check_tensors(manifest.probe, width, probe)
+    except PolicyFormatError as error:
+        raise PolicyFormatError(
+            f"{folder / TENSORS_FILE}: {error.problem}", hint="Copy both files of the policy again, or calibrate again"
+        ) from None
 
 
 def _check_calibration(folder: Path, manifest: Manifest, columns: Mapping[str, NDArray[Any]]) -> CalibrationScores:

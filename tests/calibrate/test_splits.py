@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from calibrate.config import SplitConfig
 from calibrate.data import Dataset
-from calibrate.splits import PARTS, Split, find_clusters, split_rows
+from calibrate.splits import PARTS, Split, begin_with, find_clusters, row_digests, split_rows
 from ctd_guardrail.conversation import Conversation, Message
 from ctd_guardrail.errors import DataError
 
@@ -166,3 +166,10 @@ def test_a_split_that_would_void_the_certificate_is_refused(
     train, calibration, test = (np.array(part, dtype=np.int64) for part in rows)
     with pytest.raises(DataError, match=problem):
         Split(train, calibration, test, np.array(clusters))
+
+
+def test_digests_know_their_rows_and_whatever_begins_with_them() -> None:
+    digests = row_digests([_turns("Hello  there"), _turns("one", "two"), _turns("hello THERE")])
+    assert digests.size == 2
+    rows = [_turns("hello there"), _turns("hello there", "yes"), _turns("one"), _turns("one", "two", "three")]
+    assert begin_with(rows, digests).tolist() == [True, True, False, True]

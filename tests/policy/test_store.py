@@ -14,6 +14,7 @@ from ctd_guardrail.policy.match import check_expert, check_fingerprint
 from ctd_guardrail.policy.store import CalibrationScores, Policy, read_policy, write_policy
 
 N = 50
+PROBE = {"bias": np.ones(4, np.float32), "0.weight": np.ones((4, 3), np.float32)}
 
 
 def fingerprint(**changes: Any) -> Fingerprint:
@@ -53,23 +54,35 @@ def write(folder: Path) -> Policy:
     scores = CalibrationScores.from_rows(
         d=rng.normal(size=N), p=rng.uniform(size=N), expert=rng.uniform(size=N), label=np.repeat([0.0, 1.0], N // 2)
     )
-    return write_policy(folder, manifest(), {"weight": np.ones((4, 3), np.float32)}, scores)
+    return write_policy(folder, manifest(), PROBE, scores)
 
 
 def test_what_is_read_is_what_was_written(policy: Policy, tmp_path: Path) -> None:
     again = read_policy(tmp_path)
     assert again.manifest == policy.manifest
-    assert np.array_equal(again.probe["weight"], policy.probe["weight"])
+    assert np.array_equal(again.probe["0.weight"], policy.probe["0.weight"])
     for column in ("d", "p", "expert", "label"):
         assert np.array_equal(getattr(again.calibration, column), getattr(policy.calibration, column))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
 
 
 def test_arrays_in_any_memory_layout_come_back_as_they_were(tmp_path: Path) -> None:
-    probe = {"weight": np.arange(12, dtype=np.float32).reshape(3, 4).T, "strided": np.arange(9, dtype=np.float32)[::2]}
+    probe = {"0.weight": np.arange(12, dtype=np.float32).reshape(3, 4).T, "bias": np.arange(8, dtype=np.float32)[::2]}
     write_policy(tmp_path, manifest(), probe, CalibrationScores(np.arange(2.0 * N)[::2], np.zeros(N)))
     again = read_policy(tmp_path)
     assert all(np.array_equal(again.probe[name], probe[name]) for name in probe)
+
+
+def test_digests_of_used_rows_come_back(tmp_path: Path, policy: Policy) -> None:
+    assert read_policy(tmp_path).used_rows is None
+    digests = np.array([1, 2**63, 2**64 - 1], dtype=np.uint64)
+    write_policy(tmp_path, manifest(), policy.probe, policy.calibration, used_rows=digests)
+    again = read_policy(tmp_path).used_rows
+    assert again is not None
+    assert again.tolist() == digests.tolist()
+    write_policy(tmp_path, manifest(), policy.probe, policy.calibration, used_rows=np.ones(3))  # type: ignore[arg-type]
+    with pytest.raises(PolicyFormatError, match="used_rows are not 64-bit digests"):
+        read_policy(tmp_path)
 
 
 def test_rows_are_sorted_together() -> None:
@@ -115,6 +128,14 @@ HOSTILE = {
     "unknown field": lambda f: edit(f, surprise=1),
     "later format": lambda f: edit(f, format=2),
     "unknown probe": lambda f: edit(f, probe="pickle"),
+    "unknown kind of probe": lambda f: edit(f, probe={"delegation": "pickle"}),
+    "probes of other tensors": lambda f: edit(f, probe={"features": ["length"]}),
+    "probes of another width": lambda f: retensor(f, probe__0__weight=np.zeros((4, 2), np.float32)),
+    "a probe tensor is missing": lambda f: retensor(f, probe__bias=None),
+    "a probe tensor too many": lambda f: retensor(f, probe__surplus=np.zeros(1, np.float32)),
+    "a probe tensor of float64": lambda f: retensor(f, probe__bias=np.zeros(4)),
+    "a probe tensor with infinity": lambda f: retensor(f, probe__bias=np.array([0, 0, np.inf, 0], np.float32)),
+    "a merge that is none": lambda f: edit(f, merge={"kind": "average", "weight": 2}),
     "threshold out of range": lambda f: edit(f, decision_threshold=1.5),
     "flipped byte": lambda f: (f / "policy.safetensors").write_bytes(
         (f / "policy.safetensors").read_bytes()[:-1] + b"\x7f"
@@ -155,7 +176,10 @@ def test_hostile_folders_are_refused(name: str, tmp_path: Path) -> None:
 def test_a_changed_tensor_file_is_an_integrity_error(tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_policy(
-        other, manifest(), {"weight": np.zeros((4, 3), np.float32)}, CalibrationScores(np.arange(N / 1), np.zeros(N))
+        other,
+        manifest(),
+        {name: 0 * array for name, array in PROBE.items()},
+        CalibrationScores(np.arange(N / 1), np.zeros(N)),
     )
     (tmp_path / "policy.safetensors").write_bytes((other / "policy.safetensors").read_bytes())
     with pytest.raises(PolicyIntegrityError):
