@@ -6,6 +6,7 @@
     ├── ConfigError              a YAML file or a command-line option is wrong
     ├── DataError                a row of a data or score file is wrong
     ├── DependencyError          an optional package is not installed
+    ├── HostError                NeMo Guardrails is not as this version knows it
     ├── PolicyError
     │   ├── PolicyFormatError    the policy folder cannot be read as a policy
     │   ├── PolicyIntegrityError its content is not what its manifest says
@@ -42,6 +43,7 @@ __all__ = [
     "ExpertTimeoutError",
     "ExpertUnavailableError",
     "ExpertVerdictError",
+    "HostError",
     "InfeasibleBudgetError",
     "InputError",
     "NonTextError",
@@ -107,6 +109,10 @@ class DataError(CtdError):
 
 class DependencyError(CtdError):
     """An optional package that this step needs is not installed."""
+
+
+class HostError(CtdError):
+    """The host, NeMo Guardrails, keeps something in another way than this version of the rail knows."""
 
 
 class PolicyError(CtdError):

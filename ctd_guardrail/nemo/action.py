@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 from nemoguardrails.actions import action
 from nemoguardrails.actions.rail_outcome import RailOutcome
 
-from ctd_guardrail.decision import Decision, Verdict
+from ctd_guardrail.decision import Decision, Reason, Verdict
+from ctd_guardrail.nemo.catalog import ACTION_NAME
 from ctd_guardrail.nemo.messages import messages_from_events
 from ctd_guardrail.overrides import OverridableCascade
 
-__all__ = ["ACTION_NAME", "make_action", "to_outcome"]
-
-ACTION_NAME: Final = "ctd_check_input"
+__all__ = ["ACTION_NAME", "make_action", "screen", "to_outcome"]
 
 
-def make_action(cascade: OverridableCascade) -> Callable[..., Awaitable[RailOutcome]]:
-    """Return the action that NeMo calls for every input."""
+def make_action(guard: OverridableCascade) -> Callable[..., Awaitable[RailOutcome]]:
+    """Return the action that a Colang runtime calls for every input."""
 
     # A system action runs in this process even where an actions server is configured.
     @action(name=ACTION_NAME, is_system_action=True)
     async def ctd_check_input(events: list[Any] | None = None, context: dict[str, Any] | None = None) -> RailOutcome:
-        try:
-            messages = messages_from_events(events, context)
-        except Exception:  # noqa: BLE001  # NeMo logs what leaves an action together with the user's text
-            # None is no list of messages: the cascade fails it, counts it, and applies the stated policy.
-            messages = [None]  # type: ignore[list-item]
-        return to_outcome(await cascade.check(messages))
+        return await screen(guard, lambda: messages_from_events(events, context))
 
     return ctd_check_input
+
+
+async def screen(guard: OverridableCascade | None, messages: Callable[[], list[dict[str, Any]]]) -> RailOutcome:
+    """Return a guard's outcome for what a host hands over.
+
+    Nothing leaves an action but the cancellation of its task: NeMo logs an exception together with the user's text
+    and its own keys.
+
+    Args:
+        guard: The guard; None, where a host asks for a configuration that was never prepared.
+        messages: Reads the messages.
+    """
+    if guard is None:
+        return RailOutcome.failure(reason=Reason.INTERNAL_ERROR.value)
+    try:
+        read = messages()
+    except Exception:  # noqa: BLE001  # see above
+        # None is no message: the guard fails it, counts it, and blocks.
+        read = [None]  # type: ignore[list-item]
+    return to_outcome(await guard.check(read))
 
 
 def to_outcome(decision: Decision) -> RailOutcome:

@@ -1,0 +1,79 @@
+"""From a NeMo Guardrails configuration to its guard, which configurations of like content share."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ctd_guardrail.assemble import assemble
+from ctd_guardrail.config import SECTION, CtdConfig, parse_section
+from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.experts.config import RailExpertConfig
+from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.policy.store import MANIFEST_FILE
+
+if TYPE_CHECKING:
+    from nemoguardrails import RailsConfig
+
+    from ctd_guardrail.experts.rail import RailCollaborators
+
+__all__ = ["Guard", "config_folder", "guard_for"]
+
+Guard = OverridableCascade
+
+# NeMo builds an app for every model that requests name, and IORails an engine for every synchronous call.
+_SHARED: Final[weakref.WeakValueDictionary[tuple[str, str, str], Guard]] = weakref.WeakValueDictionary()
+
+
+def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Guard:
+    """Return the guard of a configuration, building it where no app has one of like content.
+
+    It is shared as long as some app holds it. A guard whose expert is a rail belongs to one app: it asks that app's
+    models. A policy that has changed on disk makes another guard.
+
+    Args:
+        config: What NeMo has read.
+        collaborators: The host's models and prompts, for an expert of type ``rail``.
+
+    Raises:
+        CtdError: The configuration, the policy, the base model or the expert is not usable.
+    """
+    section = _section(config)
+    folder = config_folder(config)
+    if any(isinstance(expert, RailExpertConfig) for expert in (section.expert, *section.experts.values())):
+        return assemble(section, folder=folder, rail_collaborators=collaborators)
+    key = (str(folder.resolve()), section.model_dump_json(), _policy_digest(folder / section.policy))
+    guard = _SHARED.get(key)
+    if guard is None:
+        guard = _SHARED[key] = assemble(section, folder=folder)
+    return guard
+
+
+def config_folder(config: RailsConfig) -> Path:
+    """Return the folder that relative paths start from: the configuration's, or the current one."""
+    if not config.config_path:
+        return Path.cwd()
+    path = Path(config.config_path.split(",")[0].strip())
+    return path if path.is_dir() else path.parent
+
+
+def _section(config: RailsConfig) -> CtdConfig:
+    section = config.custom_data.get("ctd")
+    if section is None:
+        raise ConfigError(
+            "the section is missing",
+            file=config.config_path,
+            key=SECTION,
+            hint="Add it at the top level of config.yml; `ctd-guardrail validate DIR` finds misplaced sections",
+        )
+    return parse_section(section)
+
+
+def _policy_digest(policy: Path) -> str:
+    """Return a hash of the policy's manifest, which holds the hash of all else; empty where it cannot be read."""
+    try:
+        return hashlib.sha256((policy / MANIFEST_FILE).read_bytes()).hexdigest()
+    except OSError:
+        return ""
