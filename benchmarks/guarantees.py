@@ -1,5 +1,6 @@
-"""Times of certificates beside a sort of the same array and beside MAPIE, and of monitors per update.
+"""What the guarantees cost in time: ``python benchmarks/guarantees.py [--json OUT] [--mapie-rows N]``.
 
+Certificates beside a sort of the same array and beside MAPIE, a new alpha from a stored policy, and monitors per update.
 All figures come from one run on one machine: their ratios mean something, milliseconds move with the machine.
 """
 
@@ -150,3 +151,7 @@ def _per_update(update: Callable[[int], object]) -> float:
 
 def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
+
+
+if __name__ == "__main__":
+    main()
