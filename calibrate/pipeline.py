@@ -43,7 +43,7 @@ from ctd_guardrail.experts.config import OpenAIExpertConfig
 from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows
 from ctd_guardrail.policy.match import RECORDED
 from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
-from ctd_guardrail.probes.plug_in import PlugInProbes
+from ctd_guardrail.probes.probes import Probes
 
 __all__ = ["PipelineResult", "run"]
 
@@ -155,6 +155,7 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         "decision_threshold": tau,
         "expert": identity,
         "performance": performance,
+        "probe": trained.probes.spec,
         "calibration": {
             "rows": split.calibration.size,
             "alpha": config.budget.alpha,
@@ -253,9 +254,9 @@ def _expert_scores(
     return expert.identity, asyncio.run(ask())
 
 
-def _score(probes: PlugInProbes, pooled: PooledRows) -> Sequence[FloatArray]:
+def _score(probes: Probes, pooled: PooledRows) -> Sequence[FloatArray]:
     """Return p and d as the rail computes them, each of shape [rows]."""
-    scores: FloatArray = probes.from_pooled(torch.from_numpy(pooled.values)).numpy().astype(np.float64)
+    scores: FloatArray = probes.from_pooled(torch.from_numpy(pooled.values), pooled.lengths).numpy().astype(np.float64)
     return list(pooled.over_windows(scores).T)
 
 

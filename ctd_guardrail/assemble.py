@@ -13,7 +13,7 @@ from pydantic import SecretBytes
 
 from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.config import SECTION, CtdConfig
-from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, PolicyMismatchError
+from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.capped import CappedExpert
 from ctd_guardrail.experts.protocol import Expert
@@ -136,7 +136,7 @@ def _choose(config: CtdConfig, policy: Policy, certificate: Certificate) -> Choi
         config.criterion,
         d=rows.d,
         probe=rows.p,
-        expert=rows.expert,
+        expert=policy.manifest.merge(rows.p, rows.expert),
         label=rows.label,
         tau=policy.manifest.decision_threshold,
         costs=Costs(**config.costs.model_dump()),
@@ -165,20 +165,14 @@ def assemble(
     experts = _build_experts(config, manifest, folder, rail_collaborators)
 
     from ctd_guardrail.activations.engine import get_engine  # noqa: PLC0415  # torch
-    from ctd_guardrail.probes.plug_in import PlugInProbes  # noqa: PLC0415
+    from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415
 
-    probes = PlugInProbes(planned.policy.probe)
+    probes = Probes(manifest.probe, planned.policy.probe)
     spec = manifest.activations
     if config.base_model is not None:
         spec = spec.model_copy(update={"model": config.base_model, "revision": None})
     engine = get_engine(spec, device=config.device)
     check_fingerprint(manifest, engine.fingerprint)
-    if probes.width != engine.fingerprint.hidden_size:
-        raise PolicyMismatchError(
-            f"the probes read activations of width {probes.width}, and the base model gives "
-            f"{engine.fingerprint.hidden_size}",
-            hint="Calibrate again",
-        )
     certificate = planned.certificate
     log.info(
         "ctd guard ready: alpha %g, delta %g, guarantee %s, lambda %.6g, n %d, expected rate %.4f",
@@ -198,6 +192,7 @@ def assemble(
             rule=rule,
             decision_threshold=manifest.decision_threshold,
             expert=expert,
+            merge=manifest.merge,
             on_failure=settings.on_failure,
             abstain_band=0.0 if manifest.performance is None else manifest.performance.band,
             on_abstain=settings.on_abstain,

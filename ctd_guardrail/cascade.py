@@ -32,6 +32,7 @@ from ctd_guardrail.errors import (
 from ctd_guardrail.experts.capped import CappedExpert, countdown
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.policy.rule import DelegationRule
+from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.tally import Tally
 
@@ -66,6 +67,7 @@ class Cascade:
         abstain_band: Half-width of the band around tau in which a score decides nothing.
         on_abstain: The verdict there.
         expert: Asked where d > lambda.
+        merge: Makes one score of the probe's and the expert's.
         on_failure: What to do where the guard cannot do its work.
         tally: Counts decisions; None: counters of its own.
     """
@@ -79,6 +81,7 @@ class Cascade:
         decision_threshold: float,
         expert: Expert,
         on_failure: FailurePolicy,
+        merge: Merge = Merge(),  # noqa: B008  # frozen
         abstain_band: float = 0.0,
         on_abstain: Verdict = Verdict.BLOCK,
         tally: Tally | None = None,
@@ -89,6 +92,7 @@ class Cascade:
         self._expert = expert
         self._on_failure = on_failure
         self._rule = rule
+        self._merge = merge
         self._abstain_band = abstain_band
         self._on_abstain = on_abstain
         self.tally = tally or Tally()
@@ -157,7 +161,8 @@ class Cascade:
         if not 0.0 <= score.p_unsafe <= 1.0:
             raise ExpertVerdictError("the expert's score is not a probability")
         screening.p_expert = score.p_unsafe
-        screening.conclude(*self._judge(score.p_unsafe, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
+        merged = float(self._merge(p, score.p_unsafe))
+        screening.conclude(*self._judge(merged, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
 
     def _judge(self, score: float, safe: Reason, unsafe: Reason) -> tuple[Verdict, Reason]:
         if abs(score - self._decision_threshold) < self._abstain_band:

@@ -246,7 +246,7 @@ def rail_policy(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     augmented = np.hstack([pooled, np.ones((len(pooled), 1))]).astype(np.float64)
     solution = np.linalg.lstsq(augmented, np.array(wanted), rcond=None)[0].T
     probe = {
-        "weight": solution[:, :-1].astype(np.float32),
+        "0.weight": solution[:, :-1].astype(np.float32),
         "bias": solution[:, -1].astype(np.float32),
     }
     n = 200

@@ -30,7 +30,7 @@ from ctd_guardrail.activations.engine import get_engine
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import Reason, Route, Verdict
 from ctd_guardrail.experts.build import build_expert
-from ctd_guardrail.probes.plug_in import PlugInProbes
+from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ def _print_outcome(
         Conversation.from_messages(row.get("messages") or [{"role": "user", "content": row["text"]}]) for row in rows
     ]
     labels = np.array([item.is_unsafe for item in screened])
-    windows = get_engine(result.policy.manifest.activations).run_many(conversations, PlugInProbes(result.policy.probe))
+    manifest = result.policy.manifest
+    windows = get_engine(manifest.activations).run_many(conversations, Probes(manifest.probe, result.policy.probe))
     p = np.array([over_windows(scores)[0] for scores in windows])
     expert = asyncio.run(_ask_expert(folder, conversations))
     verdicts = np.array([item.verdict is Verdict.BLOCK for item in screened])

@@ -2,7 +2,7 @@
 
 v = (2y - 1)(e - p) (arXiv 2604.14251, section 3), and p is known wherever v is predicted. Besides eta = P(y=1|x), only
 e1 = E[e | x, y=1] and e0 = E[e | x, y=0] are unknown; each is a ridge regression on the rows of its label.
-:class:`ctd_guardrail.probes.plug_in.PlugInProbes` puts the three together.
+:func:`ctd_guardrail.probes.delegation.delegation_value` puts the three together.
 """
 
 from __future__ import annotations

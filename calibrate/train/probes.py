@@ -15,7 +15,9 @@ from calibrate.train.crossfit import check_classes
 from calibrate.train.delegation import fit_expert_heads
 from calibrate.train.logistic import fit_logistic
 from ctd_guardrail.errors import DataError
-from ctd_guardrail.probes.plug_in import PlugInProbes, delegation_value
+from ctd_guardrail.probes.delegation import delegation_value
+from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.probes.spec import ProbeSpec
 
 __all__ = ["SafetyRows", "TrainedProbes", "train_probes"]
 
@@ -47,7 +49,7 @@ class TrainedProbes:
         record: Seed, rows, alternatives and their cross-validated scores, as JSON.
     """
 
-    probes: PlugInProbes
+    probes: Probes
     record: dict[str, Any]
 
 
@@ -87,11 +89,12 @@ def train_probes(
         logit = probe.logit(features)
     e1, e0 = fit_expert_heads(features, labels, expert, clusters)
     heads = (probe, eta, e1, e0)
-    probes = PlugInProbes(
+    probes = Probes(
+        ProbeSpec(),
         {
-            "weight": np.stack([head.weight for head in heads]).astype(np.float32),
+            "0.weight": np.stack([head.weight for head in heads]).astype(np.float32),
             "bias": np.array([head.bias for head in heads], dtype=np.float32),
-        }
+        },
     )
     record = {
         "seed": seed,
@@ -99,7 +102,7 @@ def train_probes(
         "refit": safety is None,
         "safety": probe.record,
         "delegation": {
-            "kind": PlugInProbes.kind,
+            "kind": probes.spec.delegation,
             "eta": eta.record,
             "e1": e1.record,
             "e0": e0.record,
@@ -123,8 +126,8 @@ def _agreement(labels: FloatArray, expert: FloatArray, **out_of_sample: FloatArr
     good.
     """
     value = (2.0 * labels - 1.0) * (expert - out_of_sample["p"])
-    parts = {name: torch.from_numpy(part) for name, part in out_of_sample.items()}
-    predicted = delegation_value(**parts).numpy()
+    parts = (torch.from_numpy(out_of_sample[name]) for name in ("p", "eta", "e1", "e0"))
+    predicted = delegation_value(*parts).numpy()
     return {
         "mean_value": float(value.mean()),
         "spearman": float(spearmanr(value, predicted).statistic),

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
+from ctd_guardrail.probes.merge import Merge
+from ctd_guardrail.probes.spec import ProbeSpec
 
 __all__ = [
     "FORMAT",
@@ -127,8 +129,9 @@ class Manifest(BaseModel):
         versions: Versions of the packages that it was made with.
         activations: Where activations are read.
         fingerprint: What was loaded; a rail that loads something else refuses to start.
-        probe: Kind of the two probes.
-        decision_threshold: tau: a score of at least tau, the probe's or the expert's, blocks.
+        probe: What the two probes are made of.
+        merge: How the probe's and the expert's score of a delegated input become one.
+        decision_threshold: tau: a score of at least tau, the probe's or the merged one, blocks.
         expert: Identity of the expert whose scores the delegation value was trained on; ``recorded:COLUMN`` for
             scores that came with the data.
         calibration: The labelled rows behind the first certificate.
@@ -148,7 +151,8 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     activations: ActivationSpec
     fingerprint: Fingerprint
-    probe: Literal["plug_in"] = "plug_in"
+    probe: ProbeSpec = ProbeSpec()
+    merge: Merge = Merge()
     decision_threshold: _Share = 0.5
     expert: Annotated[str, Field(min_length=1)]
     calibration: CalibrationRecord

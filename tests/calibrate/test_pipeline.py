@@ -22,7 +22,7 @@ from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.store import read_policy
-from ctd_guardrail.probes.plug_in import PlugInProbes
+from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
 
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ async def test_the_policys_scores_are_those_that_the_rail_computes(
     result = _run(write_config())
     conversations = read_dataset([rows]).conversations
     engine = get_engine(result.policy.manifest.activations, device="cpu")
-    probes = PlugInProbes(result.policy.probe)
+    probes = Probes(result.policy.manifest.probe, result.policy.probe)
     online = np.array([over_windows(await engine.run(conversations[row], probes)) for row in result.split.calibration])
     np.testing.assert_allclose(np.sort(online[:, 1]), result.policy.calibration.d, atol=1e-5)
 

@@ -54,7 +54,7 @@ def policy(tmp_path: Path) -> Path:
             "training": {},
             "evaluation": {},
         },
-        {"weight": np.ones((4, 3), np.float32)},
+        {"bias": np.zeros(4, np.float32), "0.weight": np.ones((4, 3), np.float32)},
         CalibrationScores.from_rows(d=rng.normal(size=N), p=rng.random(N), expert=rng.random(N), label=np.ones(N)),
     )
     return folder
@@ -73,7 +73,7 @@ def test_the_new_certificate_comes_from_the_traffic_and_the_old_policy_is_kept(p
     again = read_policy(policy)
     assert again.scores.size == 2000
     assert again.calibration.d.size == N
-    assert np.array_equal(again.probe["weight"], np.ones((4, 3), np.float32))
+    assert np.array_equal(again.probe["0.weight"], np.ones((4, 3), np.float32))
     assert {path.name: path.read_bytes() for path in Path(answer["kept"]).iterdir()} == before
 
 
