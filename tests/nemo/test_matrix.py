@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import colang, processes  # noqa: F401  # each fills the table
+from matrix import colang, colang2, processes  # noqa: F401  # each fills the table
 from matrix.entry_points import CASES, ENTRY_POINTS, Cell, EntryPoint, markdown
 from matrix.rig import ROOT, Rig
 
