@@ -58,7 +58,7 @@ class Methods:
       threshold that is certified on the calibration rows for P(rate <= alpha) >= 1 - delta.
     - ``ctd_auroc``, ``ctd_accuracy``, ``ctd_brier``: as ``ctd``, at the certified threshold that does best by this
       criterion on the labelled calibration rows.
-    - ``oracle``: the share alpha with the largest true v = (2y - 1)(e - p). It needs the answers: a bound, no method.
+    - ``oracle``: the share alpha with the largest true v = (2y - 1)(m - p). It needs the answers: a bound, no method.
     - ``uncertainty_top_32``, ``ctd_top_64``, ``oracle_top_128`` and so on: rows arrive in batches of that size in
       random order, and the largest of each batch go. It needs a batch, and certifies nothing: in a batch that is
       all easy, as many go as in one that is all hard.
@@ -148,7 +148,13 @@ class Methods:
         if certificate.k < 0 or held.expert is None or held.label is None:
             return Delegation(np.zeros(self._rows.label.size, dtype=np.bool_))
         choice = best_threshold(
-            certificate, criterion, d=held.d, probe=held.p, expert=held.expert, label=held.label, tau=self._tau
+            certificate,
+            criterion,
+            d=held.d,
+            probe=held.p,
+            expert=self._rows.merge(held.p, held.expert),
+            label=held.label,
+            tau=self._tau,
         )
         return Delegation(self._rows.d > choice.threshold, choice.threshold, choice.exceedances)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctd_guardrail.errors import DataError
+from ctd_guardrail.probes.merge import Merge
 
 __all__ = ["ScoredRows"]
 
@@ -28,7 +29,7 @@ class ScoredRows:
         group: Name of each row's group; None where the rows have none.
         cluster: Rows of one number depend on each other, shape [n]; None where each stands for itself.
         name: Where each row is to be found, ``FILE:LINE``; None where nobody needs to find it.
-        merged: The cascade's score where the expert is asked, shape [n]; None where the expert's replaces the probe's.
+        merge: How p and e become the cascade's score where the expert is asked.
         binary: Delegation value of a probe that was trained on the binary target, shape [n]; None where there is none.
     """
 
@@ -39,13 +40,18 @@ class ScoredRows:
     group: list[str] | None = None
     cluster: IntArray | None = None
     name: list[str] | None = None
-    merged: FloatArray | None = None
+    merge: Merge = field(default_factory=Merge)
     binary: FloatArray | None = None
 
     @property
+    def merged(self) -> FloatArray:
+        """The cascade's score m where the expert is asked, e itself unless the merge says otherwise, shape [n]."""
+        return self.merge(self.p, self.expert)
+
+    @property
     def value(self) -> FloatArray:
-        """True delegation value v = (2y - 1)(e - p), shape [n]."""
-        value: FloatArray = (2.0 * self.label - 1.0) * (self.expert - self.p)
+        """True delegation value v = (2y - 1)(m - p), shape [n]."""
+        value: FloatArray = (2.0 * self.label - 1.0) * (self.merged - self.p)
         return value
 
     @property
@@ -55,7 +61,7 @@ class ScoredRows:
 
     def cascade_score(self, delegated: BoolArray) -> FloatArray:
         """Return the cascade's score when these rows go to the expert, shape [n]."""
-        score: FloatArray = np.where(delegated, self.expert if self.merged is None else self.merged, self.p)
+        score: FloatArray = np.where(delegated, self.merged, self.p)
         return score
 
     def check(self) -> None:
@@ -65,7 +71,7 @@ class ScoredRows:
             DataError: The columns differ in length, or hold values that are not finite.
         """
         columns = {"p": self.p, "d": self.d, "expert": self.expert, "label": self.label}
-        optional = {"cluster": self.cluster, "merged": self.merged, "binary": self.binary}
+        optional = {"cluster": self.cluster, "binary": self.binary}
         columns |= {name: column.astype(np.float64) for name, column in optional.items() if column is not None}
         for name, column in columns.items():
             if column.shape != self.label.shape or column.ndim != 1:

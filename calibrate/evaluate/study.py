@@ -15,6 +15,7 @@ from calibrate.evaluate.cascade import ALPHAS
 from calibrate.evaluate.curves import area_table, cascade_table, measure_points
 from calibrate.evaluate.delegation import fixes_table, gain_table, groups_table, reliability_table, targets_table
 from calibrate.evaluate.failures import failures_table
+from calibrate.evaluate.merges import merges_table
 from calibrate.evaluate.methods import Methods
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.significance import compare_methods
@@ -49,6 +50,7 @@ class Study:
     - ``failures`` [case, row]: rows on which delegation went wrong, worst first (2). No texts.
     - ``reliability`` [bin]: mean v in bins of d.
     - ``fixes`` [bin]: P(the expert fixes the verdict | d), P(it spoils it | d).
+    - ``merges`` [merge, alpha]: figures of CTD when the expert's score replaces the probe's, is averaged or stacked.
     - ``sensitivity`` [share]: figures of the cascade at every threshold.
 
     Attributes:
@@ -138,6 +140,7 @@ def study(
         reliability_table(rows),
         fixes_table(rows, tau=tau),
         sensitivity_table(rows, tau=tau),
+        merges_table(rows, calibration, methods, alphas, tau=tau),
     )
     return Study(
         rows=rows.label.size,
