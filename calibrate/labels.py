@@ -17,11 +17,15 @@ from calibrate.data import Dataset
 from calibrate.journal import Journal
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ExpertError, ExpertTimeoutError, ExpertUnavailableError, InputError
+from ctd_guardrail.experts.build import build_expert
+from ctd_guardrail.experts.config import ExpertConfig, OpenAIExpertConfig
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 
-__all__ = ["ExpertScores", "ask_expert"]
+__all__ = ["ExpertScores", "ask_expert", "score_with"]
 
 _ATTEMPTS: Final = 5
+# Enough to fill the device or the wire for experts that state no limit of their own.
+_CONCURRENCY: Final = 32
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -40,6 +44,35 @@ class ExpertScores:
     p: FloatArray
     asked: int = 0
     tokens: int | None = None
+
+
+def score_with(
+    section: ExpertConfig, dataset: Dataset, rows: IntArray, *, cache: Path, progress: Progress
+) -> tuple[str, ExpertScores]:
+    """Build an expert, score the rows with it, and release it; return its identity and the scores.
+
+    Args:
+        section: The expert.
+        dataset: The rows.
+        rows: Indices of those to score.
+        cache: Folder of the journal of saved scores.
+        progress: Where a bar is drawn.
+
+    Raises:
+        ExpertError, DataError: As :func:`ask_expert` does.
+    """
+    expert = build_expert(section)
+    concurrency = section.max_concurrency if isinstance(section, OpenAIExpertConfig) else _CONCURRENCY
+
+    async def ask() -> ExpertScores:
+        try:
+            return await ask_expert(
+                dataset, rows, expert, journal=cache / "expert.sqlite", concurrency=concurrency, progress=progress
+            )
+        finally:
+            await expert.aclose()
+
+    return expert.identity, asyncio.run(ask())
 
 
 async def ask_expert(
