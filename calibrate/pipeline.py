@@ -6,7 +6,6 @@ have as they go; training takes a second and is simply done again.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 from collections.abc import Sequence
@@ -27,19 +26,17 @@ from calibrate.config import CalibrateConfig
 from calibrate.data import Dataset, read_dataset
 from calibrate.evaluate import ALPHAS, Evaluation, ScoredRows, evaluate
 from calibrate.features import pool_activations
-from calibrate.labels import ExpertScores, ask_expert
+from calibrate.labels import ExpertScores, score_with
 from calibrate.performance import certify_performance, to_record
 from calibrate.pooled import PooledRows
 from calibrate.progress import progress_bars
 from calibrate.risk.rows import Rows
-from calibrate.splits import PARTS, Split, find_clusters, split_rows
+from calibrate.splits import PARTS, Split, find_clusters, row_digests, split_rows
 from calibrate.train import SafetyRows, train_probes
 from calibrate.train.crossfit import check_classes
 from ctd_guardrail import __version__
 from ctd_guardrail.activations.engine import ActivationEngine, get_engine
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
-from ctd_guardrail.experts.build import build_expert
-from ctd_guardrail.experts.config import OpenAIExpertConfig
 from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows
 from ctd_guardrail.policy.match import RECORDED
 from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
@@ -51,8 +48,6 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _PACKAGES: Final = ("torch", "transformers", "numpy", "scipy", "scikit-learn")
-# Enough to fill the device or the wire for experts that state no limit of their own.
-_EXPERT_CONCURRENCY: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +59,7 @@ class PipelineResult:
         policy: The policy as the rail reads it.
         certificate: The budget and its threshold.
         evaluation: The cascade and its baselines on the test rows.
+        tested: The test rows with everybody's scores.
         split: Which rows did what.
         expert: Expert scores of the rows of all three parts.
         safety_rows: Rows of other files that the safety probe was trained on; 0 where there are none.
@@ -74,6 +70,7 @@ class PipelineResult:
     policy: Policy
     certificate: Certificate
     evaluation: Evaluation
+    tested: ScoredRows
     split: Split
     expert: ExpertScores
     safety_rows: int = 0
@@ -139,8 +136,9 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         setting = certify_performance(held, config.budget)
         performance, tau = to_record(setting, config.budget), setting.tau
     groups = None if dataset.groups is None else [dataset.groups[row] for row in split.test]
+    tested = ScoredRows(p[test], d[test], expert.p[test], labels[test], groups)
     evaluation = evaluate(
-        ScoredRows(p[test], d[test], expert.p[test], labels[test], groups),
+        tested,
         scores,
         delta=config.budget.delta,
         alphas=sorted({*ALPHAS, config.budget.alpha}),
@@ -152,10 +150,10 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         "versions": _versions(),
         "activations": engine.spec,
         "fingerprint": engine.fingerprint,
+        "probe": trained.probes.spec,
         "decision_threshold": tau,
         "expert": identity,
         "performance": performance,
-        "probe": trained.probes.spec,
         "calibration": {
             "rows": split.calibration.size,
             "alpha": config.budget.alpha,
@@ -166,12 +164,16 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         "training": {**trained.record, "split": {part: int(getattr(split, part).size) for part in PARTS}},
         "evaluation": evaluation.to_dict(),
     }
-    policy = write_policy(config.output, manifest, trained.probes.tensors(), scores)
+    used = [dataset.conversations[row] for row in rows[: cuts[1]]]
+    if safety is not None:
+        used += [safety.dataset.conversations[row] for row in safety.rows]
+    policy = write_policy(config.output, manifest, trained.probes.tensors(), scores, used_rows=row_digests(used))
     return PipelineResult(
         output=config.output,
         policy=policy,
         certificate=certificate,
         evaluation=evaluation,
+        tested=tested,
         split=split,
         expert=expert,
         safety_rows=0 if safety is None else safety.rows.size,
@@ -239,19 +241,7 @@ def _expert_scores(
         return f"{RECORDED}{config.data.expert_column}", ExpertScores(dataset.expert[rows])
     if config.expert is None:
         raise ConfigError("there is no source of expert scores", hint="Write `data.expert_column` or `expert`")
-    expert = build_expert(config.expert)
-    section = config.expert
-    concurrency = section.max_concurrency if isinstance(section, OpenAIExpertConfig) else _EXPERT_CONCURRENCY
-
-    async def ask() -> ExpertScores:
-        try:
-            return await ask_expert(
-                dataset, rows, expert, journal=cache / "expert.sqlite", concurrency=concurrency, progress=progress
-            )
-        finally:
-            await expert.aclose()
-
-    return expert.identity, asyncio.run(ask())
+    return score_with(config.expert, dataset, rows, cache=cache, progress=progress)
 
 
 def _score(probes: Probes, pooled: PooledRows) -> Sequence[FloatArray]:
