@@ -1,4 +1,4 @@
-"""``ctd-guardrail``: look at a configuration and try it, without a chat."""
+"""``ctd-guardrail check``: screen messages, without a chat."""
 
 from __future__ import annotations
 
@@ -15,58 +15,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ctd_guardrail.assemble import Plan, assemble, plan
-from ctd_guardrail.config import CtdConfig
+from ctd_guardrail.assemble import Plan
 from ctd_guardrail.console import exit_on_error
 from ctd_guardrail.decision import Decision, Verdict
 from ctd_guardrail.errors import DataError
-from ctd_guardrail.experts.config import RailExpertConfig
 from ctd_guardrail.inputs import InputFormat, InputRow, read_inputs
-from ctd_guardrail.nemo.folder import RailFolder, read_folder
 from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.standalone import load_guard
 
-__all__ = ["app"]
-
-app = typer.Typer(
-    name="ctd-guardrail",
-    help="""Screen chat inputs within an expert budget.
-
-    A configuration is a NeMo Guardrails folder whose config.yml has a [bold]custom_data.ctd[/] section. A policy comes
-    from [bold]ctd-calibrate run[/].
-
-    [dim]ctd-guardrail validate config[/]
-    [dim]echo "How do I kill a Python process?" | ctd-guardrail check --config config[/]
-    """,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,  # locals may hold users' texts
-)
+__all__ = ["check"]
 
 
-@app.command()
-def validate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="NeMo Guardrails configuration folder.")],
-) -> None:
-    """Check a configuration without loading a model.
-
-    Finds what NeMo drops in silence: a section in the wrong place, twice, or mistyped, and a rail that no flow
-    calls. Reads the policy and derives the threshold for the configured alpha.
-
-    Exit status: 0 sound; 2 an error, with file, key path and hint; 3 a budget that the policy cannot certify.
-    """
-    with exit_on_error():
-        rail = read_folder(folder)
-        planned = plan(rail.config, folder=rail.path)
-    certificate = planned.certificate
-    Console().print(
-        f"[green]ok[/] {rail.file}: at most {certificate.alpha:.1%} of the inputs reach the expert, "
-        f"with confidence {1 - certificate.delta:.1%} (lambda {planned.rule.threshold:.4g} from {certificate.n} "
-        f"calibration rows, {planned.expected_rate:.1%} expected)",
-        soft_wrap=True,
-    )
-
-
-@app.command()
 def check(
     config: Annotated[Path, typer.Option(metavar="DIR", help="NeMo Guardrails configuration folder.")],
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Messages; standard input if left out.")] = None,
@@ -83,25 +42,14 @@ def check(
     [dim]ctd-guardrail check --config config --json < messages.jsonl > decisions.jsonl[/]
     """
     with exit_on_error():
-        rail = read_folder(config)
         screen = Console(stderr=as_json)
         with screen.status("Loading the base model"):
-            planned = plan(rail.config, folder=rail.path)
-            cascade = assemble(_standalone(rail), folder=rail.path)
+            guard = load_guard(config)
         report = _JsonReport(scores=scores) if as_json else _ScreenReport(Console(), scores=scores)
         with _open(file) as stream:
             rows = read_inputs(stream, form=form, file=file or "standard input")
-            asyncio.run(_check_all(cascade, rows, report, concurrency))
-    _print_summary(screen, cascade, planned)
-
-
-def _standalone(rail: RailFolder) -> CtdConfig:
-    """Return the section as it reads outside of NeMo: a rail as expert takes its models from this very folder."""
-    expert = rail.config.expert
-    if not isinstance(expert, RailExpertConfig) or expert.config is not None:
-        return rail.config
-    expert = expert.model_copy(update={"config": rail.path.absolute()})
-    return rail.config.model_copy(update={"expert": expert})
+            asyncio.run(_check_all(guard.cascade, rows, report, concurrency))
+    _print_summary(screen, guard.cascade, guard.planned)
 
 
 async def _check_all(
@@ -193,7 +141,3 @@ def _open(file: Path | None) -> Iterator[TextIO]:
             yield stream
         except UnicodeDecodeError as error:
             raise DataError("is not UTF-8", file=file) from error
-
-
-if __name__ == "__main__":
-    app()

@@ -1,0 +1,5 @@
+"""``python -m ctd_guardrail.cli``: the command ``ctd-guardrail``."""
+
+from ctd_guardrail.cli import app
+
+app()

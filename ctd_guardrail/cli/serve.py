@@ -1,0 +1,112 @@
+"""``ctd-guardrail serve``: the rail as an HTTP service."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+
+from ctd_guardrail.assemble import plan
+from ctd_guardrail.console import exit_on_error
+from ctd_guardrail.errors import ConfigError, DependencyError
+from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.sidecar.settings import Limits, ServeSettings
+
+__all__ = ["serve"]
+
+_DEFAULTS: Final = ServeSettings()
+
+
+def serve(
+    config: Annotated[Path, typer.Option(metavar="DIR", help="NeMo Guardrails configuration folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = _DEFAULTS.host,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = _DEFAULTS.port,
+    token_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable with the bearer token to ask for.")
+    ] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Answer with p, d and the expert's score as well.")] = False,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Largest body.")] = _DEFAULTS.limits.body_bytes,
+    max_messages: Annotated[
+        int, typer.Option(min=1, help="Most messages of a conversation, or contents of a call.")
+    ] = _DEFAULTS.limits.messages,
+    max_concurrency: Annotated[
+        int, typer.Option(min=1, help="Most requests under way; one more gets 503 and Retry-After.")
+    ] = _DEFAULTS.limits.concurrency,
+    drain_delay: Annotated[
+        float, typer.Option(min=0, help="Seconds after SIGTERM in which requests are still taken.")
+    ] = _DEFAULTS.drain_delay_s,
+    drain_deadline: Annotated[
+        float, typer.Option(min=1, help="Seconds that running requests then get to end.")
+    ] = _DEFAULTS.drain_deadline_s,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Certificate chain: serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more; never texts, scores or secrets.")] = False,
+) -> None:
+    """Serve the rail over HTTP: a detector for NeMo's own `hf classifier` rail, and plain JSON.
+
+    POST /v1/check: {"messages": [...]} or {"text": "..."} to verdict, route and reason
+
+    POST /api/v1/text/contents: the FMS detector API, for `engine: fms`
+
+    GET /v1/stats: counts of decisions. GET /health/live, /health/ready
+
+    A client must take everything but HTTP 200 with `"verdict": "allow"` for a block.
+
+    SIGTERM drains, SIGHUP reads the configuration again. Needs the extra `serve`.
+
+    [dim]ctd-guardrail serve --config config --port 8080 --token-env SIDECAR_TOKEN[/]
+
+    Exit status: 0 ended on request; 2 an error, with file, key path and hint; 3 a budget that the policy cannot
+    certify.
+    """
+    _log_to_stderr(verbose=verbose)
+    console = Console(stderr=True)
+    with exit_on_error():
+        for package in ("fastapi", "uvicorn"):
+            if importlib.util.find_spec(package) is None:
+                raise DependencyError(
+                    f"package {package!r} is not installed", hint="Run: pip install 'ctd-guardrail[serve]'"
+                )
+        if (tls_cert is None) != (tls_key is None):
+            raise ConfigError("HTTPS takes both", key="--tls-cert, --tls-key", hint="Give certificate and key")
+        settings = ServeSettings(
+            host=host,
+            port=port,
+            token=None if token_env is None else _read_token(token_env),
+            limits=Limits(body_bytes=max_body_bytes, messages=max_messages, concurrency=max_concurrency),
+            show_scores=scores,
+            drain_delay_s=drain_delay,
+            drain_deadline_s=drain_deadline,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+        )
+        rail = read_folder(config)
+        plan(rail.config, folder=rail.path)  # what is wrong on paper is said at once
+
+        from ctd_guardrail.sidecar import server  # noqa: PLC0415  # an extra
+
+        asyncio.run(server.serve(config, settings, on_listening=lambda url: console.print(f"listening on {url}")))
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    # Other libraries' words stay out below WARNING: HTTP clients log headers, and so keys.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("ctd_guardrail").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _read_token(variable: str) -> SecretStr:
+    token = os.environ.get(variable, "").strip()
+    if not (token and token.isascii() and token.isprintable()):
+        raise ConfigError(
+            f"environment variable {variable} holds no token",
+            key="--token-env",
+            hint="Export a long random word under this name",
+        )
+    return SecretStr(token)

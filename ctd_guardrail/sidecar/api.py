@@ -1,0 +1,100 @@
+"""The routes of the sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ctd_guardrail.sidecar.gate import REQUEST_ID
+from ctd_guardrail.sidecar.messages import CheckAnswer, CheckRequest, ContentsRequest, Detection, detections
+from ctd_guardrail.sidecar.service import Service
+from ctd_guardrail.sidecar.settings import Problem, ServeSettings
+
+__all__ = ["create_api"]
+
+
+def create_api(service: Service, settings: ServeSettings) -> FastAPI:
+    """Return the web application, without the gate in front of it."""
+    api = FastAPI(
+        title="ctd-guardrail",
+        version=importlib.metadata.version("ctd-guardrail"),
+        docs_url=None,  # the pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    api.add_exception_handler(Problem, _answer_problem)
+    api.add_exception_handler(HTTPException, _answer_http_exception)
+    api.add_exception_handler(RequestValidationError, _answer_malformed)
+    api.add_exception_handler(Exception, _answer_bug)
+
+    def refuse_too_many(count: int) -> None:
+        if count > settings.limits.messages:
+            raise Problem(413, "too_many", f"more than {settings.limits.messages} messages or contents")
+
+    @api.post("/v1/check", response_model_exclude_none=True)
+    async def check(body: CheckRequest, request: Request) -> CheckAnswer:
+        """Screen one conversation."""
+        messages = body.conversation()
+        refuse_too_many(len(messages))
+        decision = await service.check(messages, body.overrides)
+        return CheckAnswer.of(decision, _request_id(request), show_scores=settings.show_scores)
+
+    @api.post("/api/v1/text/contents")
+    async def text_contents(body: ContentsRequest) -> list[list[Detection]]:
+        """Screen texts, as a detector of the FMS API."""
+        refuse_too_many(len(body.contents))
+        turns = ([{"role": "user", "content": content}] for content in body.contents)
+        decisions = await asyncio.gather(*(service.check(messages) for messages in turns))
+        return [detections(decision, content) for decision, content in zip(decisions, body.contents, strict=True)]
+
+    @api.get("/v1/stats")
+    async def stats() -> dict[str, Any]:
+        """Count what was decided since the start."""
+        return service.stats()
+
+    @api.get("/health/live")
+    async def live() -> dict[str, str]:
+        """Say that the process answers."""
+        return {"status": "live"}
+
+    @api.get("/health/ready")
+    async def ready() -> JSONResponse:
+        """Say whether traffic should come here."""
+        return JSONResponse({"status": service.status}, 200 if service.is_ready else 503)
+
+    return api
+
+
+def _request_id(request: Request) -> str:
+    return str(request.scope[REQUEST_ID])
+
+
+async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Problem)  # noqa: S101  # registered for this type
+    return JSONResponse(error.body(_request_id(request)), error.status, error.headers)
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101  # registered for this type
+    status = HTTPStatus(error.status_code)
+    problem = Problem(status, status.name.lower(), status.phrase, headers=error.headers)
+    return await _answer_problem(request, problem)
+
+
+async def _answer_bug(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001  # the framework's signature
+    """Answer in the usual form; the gate logs the error's kind."""
+    return await _answer_problem(request, Problem(500, "internal_error", "the request could not be served"))
+
+
+async def _answer_malformed(request: Request, error: Exception) -> JSONResponse:
+    """Name the place and the complaint, and leave out what stood there."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for this type
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return await _answer_problem(request, Problem(422, "invalid_request", f"{where}: {first['msg']}"))

@@ -1,0 +1,179 @@
+"""What a request passes before a byte of it is parsed: readiness, token, concurrency, size.
+
+It stands outside of the web framework, so that no exception and no part of a body reaches the server's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import re
+import uuid
+from collections import Counter
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from ctd_guardrail.sidecar.settings import Problem, ServeSettings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from ctd_guardrail.sidecar.service import Service
+
+__all__ = ["REQUEST_ID", "Gate"]
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID: Final = "ctd_request_id"
+"""Key of the request's id in the ASGI scope."""
+
+_HEALTH: Final = "/health/"
+_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_CLOSE: Final = {"Connection": "close"}
+
+
+class Gate:
+    """ASGI application in front of the API.
+
+    Args:
+        app: The API.
+        service: Says whether the guard is ready.
+        settings: Token and limits.
+
+    Attributes:
+        refused: Number of answers without a verdict, by HTTP status.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, settings: ServeSettings) -> None:
+        self._app = app
+        self._service = service
+        self._limits = settings.limits
+        self._token = None if settings.token is None else _digest(settings.token.get_secret_value().encode())
+        self._running = 0
+        self.refused: Counter[int] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the ASGI server."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
+        scope[REQUEST_ID] = request_id
+        answer = _Answer(send, request_id, self.refused)
+        try:
+            if scope["path"].startswith(_HEALTH):
+                await self._app(scope, receive, answer.send)
+            else:
+                await self._admit(scope, headers, receive, answer)
+        except Problem as problem:
+            await answer.refuse(problem)
+        except Exception as error:  # noqa: BLE001  # its message may quote the request
+            log.error("request failed: %s", type(error).__name__)  # noqa: TRY400  # and so may its traceback
+            await answer.refuse(Problem(500, "internal_error", "the request could not be served"))
+
+    async def _admit(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, answer: _Answer) -> None:
+        self._authorize(headers)
+        if not self._service.is_serving:
+            raise Problem(503, "not_ready", f"the guard is {self._service.status}", headers={"Retry-After": "1"})
+        if self._running >= self._limits.concurrency:
+            raise Problem(503, "overloaded", "too many requests are under way", headers={"Retry-After": "1"})
+        self._running += 1
+        try:
+            await self._run(scope, await self._read(headers, receive), receive, answer)
+        finally:
+            self._running -= 1
+
+    def _authorize(self, headers: dict[bytes, bytes]) -> None:
+        if self._token is None:
+            return
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(_digest(token.strip()), self._token):
+            raise Problem(
+                401,
+                "unauthorized",
+                "a valid bearer token is needed",
+                headers={"WWW-Authenticate": "Bearer", **_CLOSE},
+            )
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        limit = self._limits.body_bytes
+        too_large = Problem(413, "too_large", f"the body exceeds {limit} bytes", headers=_CLOSE)
+        if int(headers.get(b"content-length", b"0")) > limit:  # the server has checked that it is a number
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Problem(400, "disconnected", "the body was cut off")
+                    body += message.get("body", b"")
+                    if len(body) > limit:
+                        raise too_large
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise Problem(408, "too_slow", "the body did not arrive in time", headers=_CLOSE) from None
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, answer: _Answer) -> None:
+        """Let the API answer; where the client leaves, stop working for it."""
+        left = asyncio.ensure_future(receive())
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return waiting.pop() if waiting else await asyncio.shield(left)
+
+        work = asyncio.ensure_future(self._app(scope, replay, answer.send))
+        try:
+            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.has_ended:
+                await work
+            elif work.done():
+                work.result()
+        finally:
+            left.cancel()
+            work.cancel()
+            await asyncio.gather(work, left, return_exceptions=True)
+
+
+class _Answer:
+    """Adds the request's id to the answer, counts refusals, and knows how far the answer has come."""
+
+    def __init__(self, send: Send, request_id: str, refused: Counter[int]) -> None:
+        self._send = send
+        self._request_id = request_id
+        self._refused = refused
+        self._has_begun = False
+        self.has_ended = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._has_begun = True
+            if message["status"] >= HTTPStatus.BAD_REQUEST:
+                self._refused[message["status"]] += 1
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
+        elif not message.get("more_body"):
+            self.has_ended = True
+        await self._send(message)
+
+    async def refuse(self, problem: Problem) -> None:
+        if self._has_begun:
+            return
+        body = json.dumps(problem.body(self._request_id)).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **problem.headers}
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def _digest(token: bytes) -> bytes:
+    # Of one length, so that the comparison tells nothing about the token's.
+    return hashlib.sha256(token).digest()

@@ -1,0 +1,135 @@
+"""What goes over the wire: bodies of requests and answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from ctd_guardrail.decision import Decision, Reason, Route, Verdict
+
+__all__ = ["BLOCK_LABEL", "FAILURE_LABEL", "CheckAnswer", "CheckRequest", "ContentsRequest", "Detection", "detections"]
+
+BLOCK_LABEL = "ctd_block"
+"""Label of every block; the one that clients must act upon."""
+
+FAILURE_LABEL = "ctd_failure"
+"""Label of a second detection beside a block that the guard did not judge, but could not check."""
+
+
+class CheckRequest(BaseModel):
+    """Body of ``POST /v1/check``: one conversation.
+
+    Attributes:
+        messages: Chat messages in the OpenAI form, oldest first, the input to screen last.
+        text: One user turn, instead of ``messages``.
+        overrides: Settings for this request alone; only those that ``allow_overrides`` names.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    text: str | None = None
+    overrides: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> CheckRequest:
+        if (self.messages is None) == (self.text is None):
+            raise PydanticCustomError("conversation", "give either `messages` or `text`")
+        return self
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """Return the messages."""
+        return [{"role": "user", "content": self.text}] if self.messages is None else self.messages
+
+
+class CheckAnswer(BaseModel):
+    """Answer of ``POST /v1/check``.
+
+    Attributes:
+        verdict: ``allow`` or ``block``.
+        route: Whom the budget rule assigned the input to.
+        reason: Why.
+        failed: Whether the guard could not do its work and the failure policy chose the verdict.
+        request_id: The request's ``X-Request-Id``, or one that was made for it.
+        latency_ms: Time that the guard took.
+        p: Safety probe, P(unsafe); where scores are shown.
+        d: Delegation value; where scores are shown.
+        p_expert: Expert, P(unsafe); where scores are shown and it was asked.
+    """
+
+    verdict: Verdict
+    route: Route
+    reason: Reason
+    failed: bool
+    request_id: str
+    latency_ms: float
+    p: float | None = None
+    d: float | None = None
+    p_expert: float | None = None
+
+    @classmethod
+    def of(cls, decision: Decision, request_id: str, *, show_scores: bool) -> CheckAnswer:
+        """Return the answer for a decision."""
+        answer = cls(
+            verdict=decision.verdict,
+            route=decision.route,
+            reason=decision.reason,
+            failed=decision.reason.is_failure,
+            request_id=request_id,
+            latency_ms=round(decision.timings.total_ms, 3),
+        )
+        if not show_scores:
+            return answer
+        return answer.model_copy(update={"p": decision.p, "d": decision.d, "p_expert": decision.p_expert})
+
+
+class ContentsRequest(BaseModel):
+    """Body of ``POST /api/v1/text/contents``, the FMS detector API.
+
+    Attributes:
+        contents: Texts; each is screened as a conversation of one user turn.
+        detector_params: Accepted and not used: the policy has the thresholds.
+    """
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    contents: Annotated[list[str], Field(min_length=1)]
+    detector_params: dict[str, Any] = {}
+
+
+class Detection(BaseModel):
+    """One detection of the FMS detector API.
+
+    Attributes:
+        start: First character of the content that it is about.
+        end: The one after the last.
+        detection: The decision's reason.
+        detection_type: ``ctd_block``, or ``ctd_failure``.
+        score: 1: a verdict, not a probability, so that no threshold of a client undoes it.
+        metadata: Route and reason.
+    """
+
+    start: int
+    end: int
+    detection: Reason
+    detection_type: str
+    score: float = 1.0
+    metadata: dict[str, str]
+
+
+def detections(decision: Decision, content: str) -> list[Detection]:
+    """Return what a detector says of a content: nothing where it is allowed.
+
+    A block is always ``ctd_block``. Where the guard could not check the content, ``ctd_failure`` stands beside it and
+    never instead of it: a client that knows one label only is closed either way.
+    """
+    if decision.verdict is Verdict.ALLOW:
+        return []
+    labels = [BLOCK_LABEL, *([FAILURE_LABEL] if decision.reason.is_failure else [])]
+    metadata = {"route": decision.route.value, "reason": decision.reason.value}
+    return [
+        Detection(start=0, end=len(content), detection=decision.reason, detection_type=label, metadata=metadata)
+        for label in labels
+    ]

@@ -1,0 +1,128 @@
+"""The process around the service: socket, signals, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.sidecar.api import create_api
+from ctd_guardrail.sidecar.gate import Gate
+from ctd_guardrail.sidecar.service import Service
+from ctd_guardrail.sidecar.settings import ServeSettings
+
+__all__ = ["serve"]
+
+log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 1024
+_KEEP_ALIVE_S: Final = 30
+
+
+async def serve(folder: Path, settings: ServeSettings, *, on_listening: Callable[[str], None] = log.info) -> None:
+    """Serve a configuration folder until the process is asked to end.
+
+    SIGTERM drains: ``/health/ready`` says no at once, requests that still come are answered for
+    ``settings.drain_delay_s``, and then those under way get ``settings.drain_deadline_s`` to end. SIGINT, or a second
+    SIGTERM, leaves out the delay. SIGHUP reads the configuration again.
+
+    Args:
+        folder: NeMo Guardrails configuration folder.
+        settings: Everything that is not about the guard.
+        on_listening: Called with the address once connections are taken; the guard is still loading then.
+
+    Raises:
+        CtdError: The address cannot be listened on, or the guard cannot be loaded.
+    """
+    service = Service(folder)
+    with _listen(settings) as listener:
+        server = _Server(_uvicorn_config(service, settings), service, settings.drain_delay_s)
+        loop = asyncio.get_running_loop()
+        background: set[asyncio.Task[bool]] = set()
+
+        def reload() -> None:
+            task = loop.create_task(service.reload())
+            background.add(task)
+            task.add_done_callback(background.discard)
+
+        starting = loop.create_task(service.start())
+        starting.add_done_callback(server.end_if_failed)
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or Windows
+            loop.add_signal_handler(signal.SIGHUP, reload)
+        scheme = "http" if settings.tls_cert is None else "https"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        on_listening(f"{scheme}://{host}:{listener.getsockname()[1]}")
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, *background, return_exceptions=True)
+            await service.aclose()
+        if not starting.cancelled():
+            starting.result()
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host} port {settings.port} ({error.strerror})",
+            key="--port",
+            hint="Choose another port, or end what listens there",
+        ) from error
+
+
+def _uvicorn_config(service: Service, settings: ServeSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        Gate(create_api(service, settings), service, settings),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.drain_deadline_s)),
+        ssl_certfile=None if settings.tls_cert is None else str(settings.tls_cert),
+        ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
+    )
+
+
+class _Server(uvicorn.Server):
+    """Drains before it ends."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_delay_s: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_delay_s = drain_delay_s
+        self._loop = asyncio.get_running_loop()
+        self._is_draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
+        """Begin to drain, or, where the user or the platform insists, end."""
+        delay = self._drain_delay_s if sig == signal.SIGTERM and not self._is_draining else 0.0
+        self._is_draining = True
+        self._loop.call_soon_threadsafe(self._drain, delay)
+
+    def end_if_failed(self, starting: asyncio.Task[None]) -> None:
+        """End where the guard could not be loaded: whoever restarts the process sees it, and reads why."""
+        if not starting.cancelled() and starting.exception() is not None:
+            self.should_exit = True
+
+    def _drain(self, delay: float) -> None:
+        self._service.drain()
+        self._loop.call_later(delay, self._end)
+
+    def _end(self) -> None:
+        self.should_exit = True

@@ -1,0 +1,200 @@
+"""The guard's life in a service: loaded, tested, ready, replaced, drained."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from ctd_guardrail.decision import Decision
+from ctd_guardrail.errors import CtdError, OverloadedError
+from ctd_guardrail.selftest import self_test
+from ctd_guardrail.standalone import StandaloneGuard, load_guard
+
+__all__ = ["Service", "Status"]
+
+log = logging.getLogger(__name__)
+
+_TEST_AGAIN_S: Final = 5.0
+_SUPERSEDED_S: Final = 60.0
+
+
+class Status(StrEnum):
+    """Where the service is in its life."""
+
+    LOADING = "loading"
+    FAILING_SELF_TEST = "failing its self-test"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class _InService:
+    """A guard and how many requests it is working on."""
+
+    def __init__(self, guard: StandaloneGuard) -> None:
+        self.config = guard.rail.config
+        self.planned = guard.planned
+        self.cascade = guard.cascade
+        self.running = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def check(self, messages: Iterable[Mapping[str, Any]], overrides: object) -> Decision:
+        self.running += 1
+        self.idle.clear()
+        try:
+            return await self.cascade.check(messages, overrides)
+        finally:
+            self.running -= 1
+            if not self.running:
+                self.idle.set()
+
+    async def retire(self) -> None:
+        """Let running requests end, then release the expert."""
+        try:
+            await asyncio.wait_for(self.idle.wait(), _SUPERSEDED_S)
+        except TimeoutError:
+            log.warning("a replaced guard still had %d requests under way", self.running)
+        await self.cascade.aclose()
+
+
+class Service:
+    """The guard of one configuration folder. All methods belong to one event loop.
+
+    Args:
+        folder: NeMo Guardrails configuration folder.
+        test_again_s: Seconds between self-tests as long as they fail.
+
+    Attributes:
+        status: Where the service is in its life.
+        reloads: Number of reloads that took effect.
+    """
+
+    def __init__(self, folder: Path, *, test_again_s: float = _TEST_AGAIN_S) -> None:
+        self.status = Status.LOADING
+        self.reloads = 0
+        self._folder = folder
+        self._test_again_s = test_again_s
+        self._guard: _InService | None = None
+        self._reloading = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether traffic should come here."""
+        return self.status is Status.READY
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether requests are answered: also while draining, as long as they still come."""
+        return self._guard is not None and self.status in {Status.READY, Status.DRAINING}
+
+    async def start(self) -> None:
+        """Load the guard and test it until it passes.
+
+        Raises:
+            CtdError: The configuration, the policy, the base model or the expert is not usable.
+        """
+        async with self._reloading:
+            self._guard = await self._load()
+        while self.status is not Status.DRAINING and not await self._passes(self._guard):
+            self._become(Status.FAILING_SELF_TEST)
+            await asyncio.sleep(self._test_again_s)
+        self._become(Status.READY)
+
+    async def check(self, messages: Iterable[Mapping[str, Any]], overrides: object = None) -> Decision:
+        """Decide about a conversation; see :meth:`OverridableCascade.check`.
+
+        Raises:
+            OverloadedError: There is no guard yet.
+        """
+        if self._guard is None:
+            raise OverloadedError("the guard is not loaded yet")
+        return await self._guard.check(messages, overrides)
+
+    async def reload(self) -> bool:
+        """Read the configuration again and, where it is sound and passes its self-test, put it in place.
+
+        A base model that both configurations name is shared. Requests that are under way end with the guard that they
+        began with.
+
+        Returns:
+            Whether the new configuration is in place; the reason is logged where it is not.
+        """
+        async with self._reloading:
+            try:
+                guard = await self._load()
+            except CtdError as error:
+                log.error("reload refused, the old configuration stays: %s", error)  # noqa: TRY400  # says it all
+                return False
+            if not await self._passes(guard):
+                log.error("reload refused, the old configuration stays: the new one fails its self-test")
+                await guard.cascade.aclose()
+                return False
+            replaced, self._guard = self._guard, guard
+            self.reloads += 1
+            self._become(Status.READY)
+            log.info("configuration reloaded")
+            if replaced is not None:
+                task = asyncio.create_task(replaced.retire())
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
+            return True
+
+    def drain(self) -> None:
+        """Ask for no more traffic; what still comes is answered."""
+        self._become(Status.DRAINING)
+
+    async def aclose(self) -> None:
+        """Release the expert."""
+        self._become(Status.DRAINING)
+        await asyncio.gather(*self._retiring)
+        if self._guard is not None:
+            await self._guard.cascade.aclose()
+
+    def stats(self) -> dict[str, Any]:
+        """Return counts since the start, or since the last reload, and the budget that they are measured by."""
+        if self._guard is None:
+            return {"status": self.status}
+        counts = self._guard.cascade.tally.snapshot()
+        certificate = self._guard.planned.certificate
+        return {
+            "status": self.status,
+            "total": counts.total,
+            "delegated": counts.delegated,
+            "failures": counts.failures,
+            "expert_attempts": counts.expert_attempts,
+            "running": self._guard.running,
+            "reloads": self.reloads,
+            "alpha": certificate.alpha,
+            "delta": certificate.delta,
+            "expected_rate": self._guard.planned.expected_rate,
+            "decisions": [
+                {"verdict": verdict, "route": route, "reason": reason, "count": count}
+                for (verdict, route, reason), count in sorted(counts.decisions.items())
+            ],
+        }
+
+    def _become(self, status: Status) -> None:
+        if self.status is not status and self.status is not Status.DRAINING:  # draining is for good
+            log.info("the guard is %s", status)
+            self.status = status
+
+    async def _load(self) -> _InService:
+        return _InService(await asyncio.to_thread(load_guard, self._folder))
+
+    async def _passes(self, guard: _InService) -> bool:
+        results = await self_test(guard.cascade, guard.config)
+        failed = [result for result in results if not result.has_passed]
+        for result in failed:
+            log.error(
+                "self-test %s: expected %s, got %s (%s)",
+                result.name,
+                result.expected,
+                result.decision.verdict,
+                result.decision.reason,
+            )
+        return not failed

@@ -1,0 +1,52 @@
+"""The guard of a configuration folder without NeMo Guardrails around it, for the command line and the sidecar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctd_guardrail.assemble import Plan, assemble, plan
+from ctd_guardrail.config import CtdConfig
+from ctd_guardrail.experts.config import ExpertConfig, RailExpertConfig
+from ctd_guardrail.nemo.folder import RailFolder, read_folder
+from ctd_guardrail.overrides import OverridableCascade
+
+__all__ = ["StandaloneGuard", "load_guard", "standalone_config"]
+
+
+@dataclass(frozen=True, slots=True)
+class StandaloneGuard:
+    """A guard and what it was made from.
+
+    Attributes:
+        rail: The folder.
+        planned: What its section amounts to.
+        cascade: The guard.
+    """
+
+    rail: RailFolder
+    planned: Plan
+    cascade: OverridableCascade
+
+
+def load_guard(folder: Path) -> StandaloneGuard:
+    """Read, check and load a configuration folder. Blocks while the base model is loaded.
+
+    Raises:
+        CtdError: The configuration, the policy, the base model or the expert is not usable.
+    """
+    rail = read_folder(folder)
+    planned = plan(rail.config, folder=rail.path)
+    return StandaloneGuard(rail, planned, assemble(standalone_config(rail), folder=rail.path))
+
+
+def standalone_config(rail: RailFolder) -> CtdConfig:
+    """Return the section as it reads outside of NeMo: a rail as expert takes its models from this very folder."""
+
+    def own_folder(expert: ExpertConfig) -> ExpertConfig:
+        if not isinstance(expert, RailExpertConfig) or expert.config is not None:
+            return expert
+        return expert.model_copy(update={"config": rail.path.absolute()})
+
+    experts = {name: own_folder(expert) for name, expert in rail.config.experts.items()}
+    return rail.config.model_copy(update={"expert": own_folder(rail.config.expert), "experts": experts})

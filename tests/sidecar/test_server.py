@@ -1,0 +1,177 @@
+"""The process as an orchestrator sees it: start, signals, end."""
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from ctd_guardrail.cli import app
+from ctd_guardrail.sidecar import service as sidecar_service
+
+ROOT = Path(__file__).parents[2]
+
+
+class Process:
+    def __init__(self, folder: Path, log: Path, *arguments: str) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "ctd_guardrail.cli",
+            "serve",
+            "--config",
+            str(folder),
+            "--port",
+            "0",
+            *arguments,
+        ]
+        self._log = log
+        with log.open("wb") as file:
+            self.popen = subprocess.Popen(  # noqa: S603  # fixed words
+                command, cwd=ROOT, stderr=file, stdout=file
+            )
+        self.wait_for(lambda: re.search(r"listening on (\S+)", self.log) or self.popen.poll() is not None)
+        found = re.search(r"listening on (\S+)", self.log)
+        self.url = found[1] if found else ""
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 90) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.log
+            time.sleep(0.02)
+
+    def status(self) -> int | None:
+        try:
+            return httpx.get(f"{self.url}/health/ready").status_code
+        except httpx.TransportError:
+            return None
+
+    def check(self, text: str) -> dict[str, Any]:
+        return dict(httpx.post(f"{self.url}/v1/check", json={"text": text}, timeout=30).json())
+
+
+@contextmanager
+def process(folder: Path, log: Path, *arguments: str) -> Iterator[Process]:
+    running = Process(folder, log, *arguments)
+    try:
+        yield running
+    finally:
+        if running.popen.poll() is None:
+            running.popen.kill()
+        running.popen.wait(30)
+
+
+def test_ready_reload_drain(make_rail_folder: Callable[..., Path], judge: Any, tmp_path: Path) -> None:
+    folder = make_rail_folder(on_failure="block")
+    with process(folder, tmp_path / "log", "--drain-delay", "1", "--drain-deadline", "20") as server:
+        server.wait_for(lambda: server.status() == 200)
+        judge.is_down = True
+        assert server.check("an odd question")["verdict"] == "block"
+
+        # SIGHUP takes what is sound, and keeps what it has where the new is not.
+        make_rail_folder(on_failure="allow")
+        server.popen.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: "configuration reloaded" in server.log)
+        assert server.check("an odd question")["verdict"] == "allow"
+        make_rail_folder(on_failure="sometimes")
+        server.popen.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: "reload refused" in server.log)
+        assert "custom_data.ctd.on_failure" in server.log
+        assert server.check("an odd question")["verdict"] == "allow"
+        assert server.status() == 200
+
+        # SIGTERM: no more traffic is asked for, what still comes is answered, what runs may end.
+        server.popen.send_signal(signal.SIGTERM)
+        server.wait_for(lambda: server.status() == 503)
+        assert server.check("a plain question")["verdict"] == "allow"
+        assert server.popen.wait(30) == 0
+        assert "plain question" not in server.log
+        assert "odd question" not in server.log
+        assert server.url.rpartition(":")[2] not in server.log.replace(server.url, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "status"),
+    [
+        ({"alfa": 1}, "custom_data.ctd.alfa", 2),
+        ({"alpha": 0.001}, "smallest alpha", 3),
+        ({"base_model": "no"}, "no", 2),
+    ],
+)
+def test_what_cannot_be_served_ends_with_file_key_and_hint(
+    make_rail_folder: Callable[..., Path], changes: dict[str, Any], message: str, status: int
+) -> None:
+    result = CliRunner().invoke(app, ["serve", "--config", str(make_rail_folder(**changes)), "--port", "0"])
+    assert result.exit_code == status, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_options_that_do_not_do_are_errors(
+    make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIDECAR_TOKEN", " ")
+    folder = str(make_rail_folder())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for options, message in (
+            (["--token-env", "SIDECAR_TOKEN"], "SIDECAR_TOKEN holds no token"),
+            (["--tls-cert", "cert.pem"], "HTTPS takes both"),
+            (["--port", str(taken.getsockname()[1])], "cannot listen on 127.0.0.1"),
+        ):
+            result = CliRunner().invoke(app, ["serve", "--config", folder, *options])
+            assert result.exit_code == 2
+            assert message in result.stderr
+
+
+async def test_a_self_test_that_fails_keeps_traffic_away_until_it_passes(
+    make_rail_folder: Callable[..., Path], judge: Any
+) -> None:
+    judge.is_down = True
+    folder = make_rail_folder(self_test={"safe": ["an odd question"], "unsafe": ["an odd and harmful wish"]})
+    service = sidecar_service.Service(folder, test_again_s=0.05)
+    starting = asyncio.create_task(service.start())
+    while service.status is sidecar_service.Status.LOADING:  # noqa: ASYNC110  # the status is no event
+        await asyncio.sleep(0.02)
+    assert service.status is sidecar_service.Status.FAILING_SELF_TEST
+    assert not service.is_ready
+    assert not service.is_serving
+    judge.is_down = False
+    await asyncio.wait_for(starting, 30)
+    assert service.is_ready
+    await service.aclose()
+
+
+async def test_a_reload_that_fails_its_self_test_is_refused(make_rail_folder: Callable[..., Path]) -> None:
+    folder = make_rail_folder()
+    service = sidecar_service.Service(folder)
+    await service.start()
+    before = service._guard
+    content = yaml.safe_load((folder / "config.yml").read_text())
+    content["custom_data"]["ctd"]["self_test"] = {"safe": ["a plain threat"]}
+    (folder / "config.yml").write_text(yaml.safe_dump(content))
+    assert not await service.reload()
+    assert service._guard is before
+    assert service.is_ready
+    content["custom_data"]["ctd"]["self_test"] = {"unsafe": ["a plain threat"]}
+    (folder / "config.yml").write_text(yaml.safe_dump(content))
+    assert await service.reload()
+    assert service._guard is not before
+    assert service._guard is not None
+    assert before is not None
+    assert service._guard.cascade._cascade._engine is before.cascade._cascade._engine  # one base model
+    await service.aclose()
