@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save
 
 from calibrate.cache import write_atomically
 from calibrate.data import Dataset
@@ -27,7 +28,7 @@ from ctd_guardrail.errors import ActivationError, InputError, OverloadedError
 __all__ = ["CHUNK", "cache_folder", "chunks", "compute", "distinct", "read_chunk", "write_chunk"]
 
 CHUNK: Final = 512
-"""Conversations of one chunk: what a kill can cost."""
+"""Conversations of one chunk at most: what a kill can cost."""
 
 _DIGESTS: Final = "digests"
 
@@ -51,7 +52,7 @@ def distinct(dataset: Dataset, rows: NDArray[np.int64]) -> dict[bytes, list[int]
     return places
 
 
-def chunks(dataset: Dataset, missing: Mapping[bytes, int], size: int = CHUNK) -> Iterator[list[bytes]]:
+def chunks(dataset: Dataset, missing: Mapping[bytes, int], *, characters: float = math.inf) -> Iterator[list[bytes]]:
     """Yield chunks of conversations of like length, which leaves little padding, short and long in turns.
 
     In random order, so that the bar's rate and time to go are right from the start.
@@ -59,12 +60,19 @@ def chunks(dataset: Dataset, missing: Mapping[bytes, int], size: int = CHUNK) ->
     Args:
         dataset: The rows.
         missing: A row for the digest of each conversation.
-        size: Conversations of one chunk.
+        characters: A chunk is closed before its text exceeds this. A longer conversation is a chunk of its own.
     """
-    ordered = sorted(missing, key=lambda digest: len(dataset.conversations[missing[digest]].plain_text()))
-    starts = np.arange(0, len(ordered), size)
-    for start in np.random.default_rng(0).permutation(starts).tolist():
-        yield ordered[start : start + size]
+    lengths = {digest: len(dataset.conversations[row].plain_text()) for digest, row in missing.items()}
+    found: list[list[bytes]] = []
+    room = 0.0
+    for digest in sorted(lengths, key=lengths.__getitem__):
+        if not found or len(found[-1]) == CHUNK or lengths[digest] > room:
+            found.append([])
+            room = characters
+        found[-1].append(digest)
+        room -= lengths[digest]
+    for number in np.random.default_rng(0).permutation(len(found)).tolist():
+        yield found[number]
 
 
 def compute(
@@ -90,19 +98,23 @@ def compute(
         raise
 
 
-def write_chunk(folder: Path, digests: Sequence[bytes], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Save what was computed of these conversations."""
+def write_chunk(folder: Path, digests: Sequence[bytes], tensors: Mapping[str, torch.Tensor]) -> Path:
+    """Save what was computed of these conversations, and return the file."""
     joined = b"".join(digests)
     table = torch.frombuffer(bytearray(joined), dtype=torch.uint8).reshape(len(digests), -1)
-    name = hashlib.sha256(joined).hexdigest()
-    write_atomically(folder / f"{name}.safetensors", save({_DIGESTS: table, **tensors}))
+    file = folder / f"{hashlib.sha256(joined).hexdigest()}.safetensors"
+    write_atomically(file, save({_DIGESTS: table, **tensors}))
+    return file
 
 
 def read_chunk(file: Path) -> tuple[list[bytes], dict[str, torch.Tensor]]:
-    """Return the conversations of a chunk and what was computed of them; nothing where the disk has damaged it."""
+    """Return the conversations of a chunk and what was computed of them; nothing where the disk has damaged it.
+
+    Tensors are mapped from the file: what is not touched takes no memory.
+    """
     try:
-        tensors = load(file.read_bytes())
-    except (OSError, SafetensorError):
+        tensors = load_file(file)
+    except (OSError, ValueError, SafetensorError):
         return [], {}
     table = tensors.pop(_DIGESTS, None)
     return ([], {}) if table is None else ([digest.tobytes() for digest in table.numpy()], tensors)
