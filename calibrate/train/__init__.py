@@ -1,5 +1,8 @@
-"""Training of the two probes on pooled activations."""
+"""Training of the two probes: what they learn, in which kinds, and the choice between candidates."""
 
-from calibrate.train.probes import SafetyRows, TrainedProbes, train_probes
+from calibrate.options import TrainOptions
+from calibrate.train.probes import TokenRows, TrainedProbes, train_probes
+from calibrate.train.rows import SafetyRows
+from calibrate.train.selection import PaddedRows
 
-__all__ = ["SafetyRows", "TrainedProbes", "train_probes"]
+__all__ = ["PaddedRows", "SafetyRows", "TokenRows", "TrainOptions", "TrainedProbes", "train_probes"]

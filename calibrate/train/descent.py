@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from calibrate.train.targets import Target
 from ctd_guardrail.activations.ragged import Ragged
 
-__all__ = ["Schedule", "batches", "descend"]
+__all__ = ["SCHEDULE", "Schedule", "batches", "descend"]
 
 IntArray = NDArray[np.int64]
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.train.logistic import fit_logistic
+from calibrate.train.parts import Part
 from calibrate.train.ridge import PENALTIES, Ridge, fit_ridge
 from calibrate.train.rows import TrainingRows, over_rows
 from calibrate.train.standardise import Standardiser
 from calibrate.train.targets import Target
+from ctd_guardrail.probes.spec import Component, Output
 
 __all__ = ["LinearFit", "LinearHead", "fit_linear"]
 
@@ -53,6 +55,18 @@ class LinearFit:
     def record(self) -> dict[str, Any]:
         """Return how each head was regularised, as JSON."""
         return {name: head.record for name, head in self.heads.items()}
+
+    def parts(self) -> list[Part]:
+        """Return all heads as one component."""
+        heads = self.heads.values()
+        return [
+            Part(
+                Component(outputs=cast("tuple[Output, ...]", tuple(self.heads))),
+                {"weight": np.stack([head.weight for head in heads])},
+                np.array([head.bias for head in heads]),
+                np.stack([head.extra for head in heads]),
+            )
+        ]
 
     def predict(self, rows: TrainingRows) -> dict[str, FloatArray]:
         """Return the values of heads without extra features for other rows, the largest of each row's windows."""

@@ -1,43 +1,42 @@
-"""Both probes from one set of labelled rows."""
+"""Both probes from labelled rows: the best candidate by cross-validation, trained on all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
-from scipy.stats import spearmanr
 
-from calibrate.train.crossfit import check_classes
-from calibrate.train.delegation import fit_expert_heads
-from calibrate.train.logistic import fit_logistic
+from calibrate.options import TrainOptions
+from calibrate.pooled import PooledRows
+from calibrate.train.fit import Fitted, fit_candidate
+from calibrate.train.rows import SafetyRows, TrainingRows, as_pooled, check_rows
+from calibrate.train.selection import Candidate, PaddedRows, Scorer, Trainer, sample_rows, select
+from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.errors import DataError
-from ctd_guardrail.probes.delegation import delegation_value
+from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.probes import Probes
-from ctd_guardrail.probes.spec import ProbeSpec
 
-__all__ = ["SafetyRows", "TrainedProbes", "train_probes"]
+__all__ = ["TokenRows", "TrainedProbes", "train_probes"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class SafetyRows:
-    """Rows of another source, on which the safety probe is trained instead.
+class TokenRows:
+    """Token activations of some of the training rows.
 
     Attributes:
-        pooled: Mean-pooled activations, shape [n, width].
-        labels: 1 = unsafe, 0 = safe, shape [n].
-        clusters: Rows of one number are dependent, shape [n].
+        rows: Which, ascending.
+        tokens: Activations of each row's windows.
     """
 
-    pooled: NDArray[np.float32]
-    labels: FloatArray
-    clusters: IntArray
+    rows: IntArray
+    tokens: Sequence[Ragged]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,108 +45,120 @@ class TrainedProbes:
 
     Attributes:
         probes: As the rail runs them.
-        record: Seed, rows, alternatives and their cross-validated scores, as JSON.
+        merge: How the cascade scores a row that went to the expert.
+        layers: The layers that the probes read, of those that there are activations of.
+        record: Seed, rows, candidates and their cross-validated scores, as JSON.
     """
 
     probes: Probes
+    merge: Merge
+    layers: tuple[int, ...]
     record: dict[str, Any]
+
+    def score(self, windows: PooledRows) -> FloatArray:
+        """Return (p, d) of each row, shape [rows, 2], from the mean activations of the layers that the probes read."""
+        values = self.probes.from_pooled(torch.from_numpy(windows.values), windows.lengths)
+        return windows.over_windows(values.numpy().astype(np.float64))
 
 
 def train_probes(
-    pooled: NDArray[np.float32],
+    pooled: PooledRows | NDArray[np.float32],
     labels: FloatArray,
     expert: FloatArray,
     clusters: IntArray,
     *,
     seed: int,
     safety: SafetyRows | None = None,
+    options: TrainOptions = TrainOptions(),  # noqa: B008  # frozen
+    layers: tuple[int, ...] = (0,),
+    tokens: TokenRows | None = None,
+    padded: PaddedRows | None = None,
 ) -> TrainedProbes:
-    """Train the safety probe and the delegation value.
+    """Train the safety probe, the delegation value and the merge.
 
-    Without ``safety`` the same rows serve both: then eta, P(y=1|x) on these rows, is the safety probe.
+    Without ``safety`` the same rows serve both probes: then eta, P(y=1|x) on these rows, is the safety probe.
 
     Args:
-        pooled: Mean-pooled activations, shape [n, width].
+        pooled: Mean-pooled activations of every window, or shape [n, width] for rows of one window.
         labels: 1 = unsafe, 0 = safe, shape [n].
         expert: The expert's P(unsafe) in [0, 1] of rows that it was not trained on, shape [n].
         clusters: Rows of one number are near-duplicates or turns of one conversation, shape [n].
         seed: Of the folds; the same rows and seed give the same probes.
         safety: Rows for the safety probe, where it is to come from another source.
+        options: Kinds of probes, and what is chosen.
+        layers: The layers whose activations lie side by side.
+        tokens: Token activations of a sample of the rows, for all kinds but the mean.
+        padded: Rows inside benign context, for the choice between candidates.
 
     Raises:
-        DataError: Columns differ in length, a value is not finite or out of range, or a class has too few rows.
+        DataError: Columns differ in length, a value is not finite or out of range, a class has too few rows, or a
+            kind reads tokens and there are none.
     """
-    features = _check(pooled, labels, clusters, purpose="the delegation value")
-    if expert.shape != labels.shape or not ((expert >= 0.0) & (expert <= 1.0)).all():
-        raise DataError(f"expert scores are not {labels.size} numbers in [0, 1]", hint="They are P(unsafe), one a row")
-    eta = fit_logistic(features, labels, clusters, seed=seed)
-    if safety is None:
-        probe, logit = eta, eta.out_of_fold
-    else:
-        source = _check(safety.pooled, safety.labels, safety.clusters, purpose="the safety probe")
-        probe = fit_logistic(source, safety.labels, safety.clusters, seed=seed)
-        logit = probe.logit(features)
-    e1, e0 = fit_expert_heads(features, labels, expert, clusters)
-    heads = (probe, eta, e1, e0)
-    probes = Probes(
-        ProbeSpec(),
-        {
-            "0.weight": np.stack([head.weight for head in heads]).astype(np.float32),
-            "bias": np.array([head.bias for head in heads], dtype=np.float32),
-        },
-    )
+    rows = TrainingRows(as_pooled(pooled), labels, clusters, expert)
+    check_rows(rows, purpose="the delegation value")
+    source = None if safety is None else _source(safety)
+    sample = _with_tokens(rows, tokens) if options.reads_tokens else rows
+    candidates = [Candidate(chosen, kinds) for kinds in options.kind_sets() for chosen in options.layer_sets(layers)]
+
+    def fit(candidate: Candidate, part: TrainingRows, *, measured: bool) -> Fitted:
+        keep = _columns(candidate.layers, layers, rows.pooled.values.shape[1])
+        narrowed = None if source is None else source.columns(keep)
+        return fit_candidate(
+            part.columns(keep), candidate.kinds, options, seed=seed, safety=narrowed, measured=measured
+        )
+
+    def trainer_of(candidate: Candidate) -> Trainer:
+        keep = _columns(candidate.layers, layers, rows.pooled.values.shape[1])
+
+        def train(part: TrainingRows) -> Scorer:
+            fitted = fit(candidate, part, measured=False)
+            return lambda others: _score(fitted, others.columns(keep))
+
+        return train
+
+    chosen_from = sample.take(sample_rows(sample.clusters, seed=seed))
+    best, alternatives = select(candidates, chosen_from, trainer_of, padded=padded, seed=seed)
+    fitted = fit(best, rows if best.kinds == ("mean",) else sample, measured=True)
     record = {
         "seed": seed,
         "rows": int(labels.size),
         "refit": safety is None,
-        "safety": probe.record,
-        "delegation": {
-            "kind": probes.spec.delegation,
-            "eta": eta.record,
-            "e1": e1.record,
-            "e0": e0.record,
-            "cross_fitted": _agreement(
-                labels,
-                expert,
-                p=expit(logit),
-                eta=expit(eta.out_of_fold),
-                e1=e1.out_of_sample,
-                e0=e0.out_of_sample,
-            ),
-        },
+        "layers": list(best.layers),
+        "kinds": list(best.kinds),
+        "alternatives": alternatives,
+        **fitted.record,
     }
-    return TrainedProbes(probes, record)
+    return TrainedProbes(fitted.probes, fitted.merge, best.layers, record)
 
 
-def _agreement(labels: FloatArray, expert: FloatArray, **out_of_sample: FloatArray) -> dict[str, float]:
-    """Return how well d predicts v on the training rows, every part of both from fits that have not seen the row.
-
-    With in-sample scores p is nearer to the label than it will be in deployment: v comes out too small, and d too
-    good.
-    """
-    value = (2.0 * labels - 1.0) * (expert - out_of_sample["p"])
-    parts = (torch.from_numpy(out_of_sample[name]) for name in ("p", "eta", "e1", "e0"))
-    predicted = delegation_value(*parts).numpy()
-    return {
-        "mean_value": float(value.mean()),
-        "spearman": float(spearmanr(value, predicted).statistic),
-        "r2": float(1.0 - np.square(value - predicted).mean() / value.var()),
-    }
+def _source(safety: SafetyRows) -> TrainingRows:
+    rows = TrainingRows(
+        as_pooled(safety.pooled), safety.labels, safety.clusters, np.zeros_like(safety.labels), safety.tokens
+    )
+    check_rows(rows, purpose="the safety probe")
+    return rows
 
 
-def _check(pooled: NDArray[np.float32], labels: FloatArray, clusters: IntArray, *, purpose: str) -> FloatArray:
-    rows = labels.size
-    if pooled.ndim != 2 or labels.ndim != 1 or not pooled.shape[0] == rows == clusters.size:  # noqa: PLR2004  # a matrix
-        raise DataError(
-            f"the rows for {purpose} are {rows} labels, {clusters.size} clusters and activations {pooled.shape}"
-        )
-    if not np.isin(labels, (0.0, 1.0)).all():
-        raise DataError(f"a label of the rows for {purpose} is neither 0 nor 1")
-    if not np.isfinite(pooled).all():
-        raise DataError(
-            f"the activations of the rows for {purpose} are not all finite",
-            hint="Run the base model in float32 or bfloat16: float16 overflows in some models",
-        )
-    check_classes(labels, purpose=purpose)
-    # Sums over thousands of rows and dimensions of very different size: float32 would lose the small ones.
-    return pooled.astype(np.float64)
+def _with_tokens(rows: TrainingRows, tokens: TokenRows | None) -> TrainingRows:
+    if tokens is None:
+        raise DataError("a kind of probe reads tokens, and there are only mean activations", hint="Set kinds: [mean]")
+    part = rows.take(tokens.rows)
+    return TrainingRows(part.pooled, part.labels, part.clusters, part.expert, list(tokens.tokens))
+
+
+def _columns(chosen: tuple[int, ...], layers: tuple[int, ...], width: int) -> IntArray:
+    """Return the columns of some layers, where the layers lie side by side."""
+    size = width // len(layers)
+    return np.concatenate([np.arange(size) + layers.index(layer) * size for layer in chosen])
+
+
+def _score(fitted: Fitted, rows: TrainingRows) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return p, d and the score with the expert, as the rail computes them."""
+    pooled = rows.pooled
+    if rows.tokens is None:
+        windows = fitted.probes.from_pooled(torch.from_numpy(pooled.values), pooled.lengths)
+    else:
+        tokens = torch.cat([row.values for row in rows.tokens])
+        windows = fitted.probes(Ragged(tokens, tuple(pooled.lengths.tolist())))
+    p, d = pooled.over_windows(windows.numpy().astype(np.float64)).T
+    return p, d, fitted.merge(p, rows.expert)

@@ -1,0 +1,269 @@
+"""One candidate, trained from end to end: safety probe, scales, merge, delegation value.
+
+In this order, because each reads what the one before it says of rows that it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from calibrate.options import TrainOptions
+from calibrate.train.linear import fit_linear
+from calibrate.train.merging import Scale, compare_merges, fit_expert_scale, fit_merge, fit_probe_scale
+from calibrate.train.parts import Part, assemble
+from calibrate.train.quality import cascade_quality
+from calibrate.train.rows import TrainingRows
+from calibrate.train.targets import Target, delegation_targets, label_target
+from calibrate.train.tokens import fit_tokens
+from calibrate.train.windows import choose_windows
+from ctd_guardrail.probes.merge import Merge
+from ctd_guardrail.probes.probes import Probes, extra_features, scores
+from ctd_guardrail.probes.spec import Component, ProbeSpec, Reduction
+
+__all__ = ["Fitted", "fit_candidate"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Fit(Protocol):
+    """Heads that were fitted together, of one kind."""
+
+    def parts(self) -> list[Part]:
+        """Return the components, whose sum they are."""
+        ...
+
+    def held_out(self) -> dict[str, FloatArray]:
+        """Return each head's value for every training row, from fits that have not seen it, shape [rows]."""
+        ...
+
+    def predict(self, rows: TrainingRows) -> dict[str, FloatArray]:
+        """Return the values of heads without extra features for other rows, shape [rows]."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """Return how it was regularised, as JSON."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Both probes and the merge, as the rail runs them.
+
+    Attributes:
+        probes: p and d of every window.
+        merge: The score of a delegated row.
+        record: What was chosen on the way, as JSON.
+    """
+
+    probes: Probes
+    merge: Merge
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Learner:
+    """Rows, and the window of each that linear heads and values are learnt from."""
+
+    rows: TrainingRows
+    chosen: IntArray
+    kinds: tuple[Reduction, ...]
+    options: TrainOptions
+    seed: int
+
+    @classmethod
+    def of(cls, rows: TrainingRows, kinds: tuple[Reduction, ...], options: TrainOptions, seed: int) -> _Learner:
+        return cls(rows, choose_windows(rows.pooled, rows.labels, rows.clusters, seed=seed), kinds, options, seed)
+
+    def fit(self, targets: Mapping[str, Target], extras: FloatArray) -> list[Fit]:
+        """Return one fit of each kind."""
+        return [self._fit(kind, targets, extras) for kind in self.kinds]
+
+    def _fit(self, kind: Reduction, targets: Mapping[str, Target], extras: FloatArray) -> Fit:
+        if kind == "mean":
+            return fit_linear(self.rows, targets, extras, chosen=self.chosen, seed=self.seed)
+        seeds = self.options.seeds
+        return fit_tokens(self.rows, kind, targets, extras, chosen=self.chosen, seed=self.seed, seeds=seeds)
+
+    def no_extras(self) -> FloatArray:
+        return np.zeros((len(self.rows), 0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cascade:
+    """A delegation value for one choice of scales.
+
+    p, merged and d are held out, of shape [rows]; d is zero where nothing is measured.
+    """
+
+    parts: list[Part]
+    merge: Merge
+    p: FloatArray
+    merged: FloatArray
+    d: FloatArray
+    record: dict[str, Any]
+
+
+def fit_candidate(
+    rows: TrainingRows,
+    kinds: tuple[Reduction, ...],
+    options: TrainOptions,
+    *,
+    seed: int,
+    safety: TrainingRows | None = None,
+    measured: bool = True,
+) -> Fitted:
+    """Train the probes of one candidate.
+
+    Without ``safety`` the same rows serve both probes: then eta, P(y=1|x) on these rows, is the safety probe.
+
+    Args:
+        rows: The rows that delegation is learnt on, with the columns of the candidate's layers.
+        kinds: Reductions whose average the heads are.
+        options: What is learnt, and how it is put together.
+        seed: The same rows and seed give the same probes.
+        safety: Rows for the safety probe, where it is to come from another source.
+        measured: Whether the record is to say how well the held-out d agrees with v, which probes that are trained by
+            gradient descent take five more fits for.
+
+    Raises:
+        DataError: There are too few clusters for cross-validation, or too few rows for binary delegation.
+    """
+    # Brier scores decide on scales.
+    measured |= options.calibrate == "auto"
+    learner = _Learner.of(rows, kinds, options, seed)
+    source = learner if safety is None else _Learner.of(safety, kinds, options, seed)
+    probe = source.fit({"p": label_target(source.rows.labels)}, source.no_extras())
+    if safety is not None:
+        logit = _mean([fit.predict(rows) for fit in probe])["p"]
+    elif measured or _needs_p(options):
+        logit = _mean([fit.held_out() for fit in probe])["p"]
+    else:
+        logit = np.zeros(len(rows))
+
+    def cascade(scaled: bool) -> _Cascade:  # noqa: FBT001  # one of two
+        return _fit_cascade(learner, probe, logit, refit=safety is None, scaled=scaled, measured=measured)
+
+    wanted = {"none": [False], "platt": [True], "auto": [False, True]}[options.calibrate]
+    choices = [cascade(scaled) for scaled in wanted]
+    best = min(choices, key=lambda choice: _quality(rows, choice)["brier"]) if len(choices) > 1 else choices[0]
+    spec = ProbeSpec(
+        delegation=options.delegation,
+        components=_placeholder(options),
+        costs=options.costs,
+        features=options.features,
+    )
+    delegation = {"kind": options.delegation, **best.record}
+    record: dict[str, Any] = {"safety": _records(kinds, probe, "p"), "delegation": delegation}
+    if len(choices) > 1:
+        briers = [_quality(rows, choice)["brier"] for choice in choices]
+        record["calibrate"] = {"platt": best is choices[1], "brier": dict(zip(("none", "platt"), briers, strict=True))}
+    if measured:
+        record["merges"] = compare_merges(rows.labels, best.p, best.d, rows.expert, best.merge.expert_scale)
+        delegation["cross_fitted"] = _agreement(rows.labels, best)
+    return Fitted(assemble(spec, best.parts), best.merge, record)
+
+
+def _needs_p(options: TrainOptions) -> bool:
+    """Whether anything but the record reads the safety probe's held-out scores."""
+    plain = options.calibrate == "none" and options.merge == "replace"
+    return options.delegation != "plug_in" or bool(options.features) or not plain
+
+
+def _fit_cascade(
+    learner: _Learner, probe: Sequence[Fit], logit: FloatArray, *, refit: bool, scaled: bool, measured: bool
+) -> _Cascade:
+    rows, options = learner.rows, learner.options
+    probe_scale: Scale | None = fit_probe_scale(rows.labels, logit) if scaled else None
+    expert_scale = fit_expert_scale(rows.labels, rows.expert) if scaled else None
+    slope, offset = probe_scale or (1.0, 0.0)
+    logit = slope * logit + offset
+    p = expit(logit)
+    merge = fit_merge(options.merge, rows.labels, p, rows.expert, expert_scale)
+    merged = merge(p, rows.expert)
+    targets = delegation_targets(options.delegation, rows.labels, p, merged, options.costs)
+    # On the rows that the safety probe is fitted to, it is eta itself, unless eta is to read more than activations.
+    shares_eta = options.delegation == "plug_in" and refit and not options.features
+    if options.delegation == "plug_in" and not shares_eta:
+        targets = {"eta": label_target(rows.labels), **targets}
+    fits = learner.fit(targets, _extras(learner, logit, p))
+    members = [_with_features(part, options) for fit in probe for part in fit.parts()]
+    if shares_eta:
+        members = [part.shared("p", "eta") for part in members]
+    share = 1.0 / len(probe)
+    # Members add up to the head, so each takes its part of the offset.
+    offset /= share * len(members)
+    members = [part.rescaled(slope, offset, ("p", "eta") if shares_eta else ("p",)) for part in members]
+    parts = [part.times(share) for part in [*members, *(part for fit in fits for part in fit.parts())]]
+    d = np.zeros(len(rows))
+    if measured:
+        values = {"p": logit, **({"eta": logit} if shares_eta else {}), **_mean([fit.held_out() for fit in fits])}
+        d = _delegation(options, values)
+    record = {name: _records(learner.kinds, fits, name) for name in targets}
+    return _Cascade(parts, merge, p, merged, d, record)
+
+
+def _extras(learner: _Learner, logit: FloatArray, p: FloatArray) -> FloatArray:
+    """Return the extra features of each row's window, as the rail computes them, shape [rows, features]."""
+    names = learner.options.features
+    if not names:
+        return learner.no_extras()
+    lengths = learner.rows.pooled.lengths[learner.chosen]
+    return extra_features(names, torch.from_numpy(logit), torch.from_numpy(p), lengths).numpy()
+
+
+def _with_features(part: Part, options: TrainOptions) -> Part:
+    """Give a part that reads no extra features weights of zero on them."""
+    return Part(part.component, part.tensors, part.bias, np.zeros((part.bias.size, len(options.features))))
+
+
+def _placeholder(options: TrainOptions) -> tuple[Component, ...]:
+    return (Component(outputs=("p", "eta", "e1", "e0") if options.delegation == "plug_in" else ("p", "value")),)
+
+
+def _delegation(options: TrainOptions, values: Mapping[str, FloatArray]) -> FloatArray:
+    """Return d from the values of the heads, by the function that the rail uses."""
+    spec = ProbeSpec(delegation=options.delegation, components=_placeholder(options), costs=options.costs)
+    columns = torch.from_numpy(np.stack([values[name] for name in spec.outputs], axis=1))
+    return scores(spec, {}, columns, np.ones(len(columns), dtype=np.int64))[:, 1].numpy()
+
+
+def _mean(values: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
+    return {name: np.mean([each[name] for each in values], axis=0) for name in values[0]}
+
+
+def _records(kinds: Sequence[Reduction], fits: Sequence[Fit], head: str) -> dict[str, Any]:
+    """Return what is known of one head: of its linear fit where there is one, and of every other kind."""
+    found: dict[str, Any] = {}
+    for kind, fit in zip(kinds, fits, strict=True):
+        record = fit.record()
+        found |= record[head] if kind == "mean" else {kind: record}
+    return found
+
+
+def _quality(rows: TrainingRows, cascade: _Cascade) -> dict[str, float]:
+    return cascade_quality(rows.labels, cascade.p, cascade.d, cascade.merged)
+
+
+def _agreement(labels: FloatArray, cascade: _Cascade) -> dict[str, float]:
+    """Return how well d predicts v on the training rows, every part of both from fits that have not seen the row.
+
+    With in-sample scores p is nearer to the label than it will be in deployment: v comes out too small, and d too
+    good.
+    """
+    value = (2.0 * labels - 1.0) * (cascade.merged - cascade.p)
+    quality = cascade_quality(labels, cascade.p, cascade.d, cascade.merged)
+    return {
+        "mean_value": float(value.mean()),
+        "spearman": quality["spearman"],
+        "r2": float(1.0 - np.square(value - cascade.d).mean() / max(value.var(), 1e-12)),
+        "brier": quality["brier"],
+        "auroc": quality["auroc"],
+    }
