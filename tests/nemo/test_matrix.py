@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import colang, colang2, processes  # noqa: F401  # each fills the table
+from matrix import colang, colang2, iorails, processes  # noqa: F401  # each fills the table
 from matrix.entry_points import CASES, ENTRY_POINTS, Cell, EntryPoint, markdown
 from matrix.rig import ROOT, Rig
 
@@ -21,7 +21,7 @@ def rig(rail_policy: Path, shared_judge: Any, tmp_path_factory: pytest.TempPathF
     rig.close()
 
 
-@pytest.mark.parametrize("point", ENTRY_POINTS, ids=lambda point: point.open.__name__)
+@pytest.mark.parametrize("point", ENTRY_POINTS, ids=lambda point: f"{point.engine}: {point.name}".replace("`", ""))
 async def test_entry_point(point: EntryPoint, rig: Rig) -> None:
     observed, expected = {}, {}
     async with point.open(rig) as ask:

@@ -97,11 +97,10 @@ class EntryPoint:
     def expected(self, case: Case, cell: Cell) -> Cell:
         """Return what the matrix promises for a case; `cell`, where it keeps a promise with room in it."""
         seen = {Seen.ANSWER: self.allowed, Seen.UNAVAILABLE: self.broken}.get(case.seen, case.seen)
-        is_allowed = case.seen is Seen.ANSWER
-        main_calls = int(is_allowed and self.main_llm is not MainLLM.NEVER)
-        if self.main_llm is MainLLM.BESIDE and not is_allowed:
-            # The call may have been sent before the rail's verdict cancels it.
-            main_calls = min(cell.main_calls, 1)
+        main_calls = int(case.seen is Seen.ANSWER and self.main_llm is not MainLLM.NEVER)
+        if self.main_llm is MainLLM.BESIDE:
+            # A call that the verdict cancelled may have been sent, and may be counted late.
+            main_calls = max(main_calls, cell.main_calls)
         return Cell(seen, case.expert_calls, main_calls)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ctd_guardrail.decision import Reason
 from matrix.entry_points import Seen
 
-__all__ = ["seen_in_check", "seen_in_exception", "seen_in_text"]
+__all__ = ["seen_in_check", "seen_in_exception", "seen_in_stream", "seen_in_text"]
 
 _TEXTS: Final = {
     "the main LLM's answer": Seen.ANSWER,
@@ -26,6 +28,14 @@ def seen_in_text(text: str) -> Seen:
     """Read an assistant's message."""
     assert text in _TEXTS, text
     return _TEXTS[text]
+
+
+def seen_in_stream(text: str) -> Seen:
+    """Read what IORails streams: it ends a refused stream with an error that names the reason."""
+    _, blocked, reason = text.partition("Blocked by input rails: ")
+    if not blocked:
+        return seen_in_text(text)
+    return Seen.UNAVAILABLE if Reason(re.split(r'["\s]', reason)[0]).is_failure else Seen.REFUSED
 
 
 def seen_in_check(result: Any) -> Seen:
