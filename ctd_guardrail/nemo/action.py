@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from nemoguardrails.actions import action
 from nemoguardrails.actions.rail_outcome import RailOutcome
@@ -13,7 +13,10 @@ from ctd_guardrail.nemo.catalog import ACTION_NAME
 from ctd_guardrail.nemo.messages import messages_from_events
 from ctd_guardrail.overrides import OverridableCascade
 
-__all__ = ["ACTION_NAME", "make_action", "screen", "to_outcome"]
+__all__ = ["ACTION_NAME", "OVERRIDES", "make_action", "screen", "to_outcome"]
+
+OVERRIDES: Final = "ctd"
+"""The context variable of a request that holds its overrides."""
 
 
 def make_action(guard: OverridableCascade) -> Callable[..., Awaitable[RailOutcome]]:
@@ -22,12 +25,15 @@ def make_action(guard: OverridableCascade) -> Callable[..., Awaitable[RailOutcom
     # A system action runs in this process even where an actions server is configured.
     @action(name=ACTION_NAME, is_system_action=True)
     async def ctd_check_input(events: list[Any] | None = None, context: dict[str, Any] | None = None) -> RailOutcome:
-        return await screen(guard, lambda: messages_from_events(events, context))
+        overrides = (context or {}).get(OVERRIDES)
+        return await screen(guard, lambda: messages_from_events(events, context), overrides)
 
     return ctd_check_input
 
 
-async def screen(guard: OverridableCascade | None, messages: Callable[[], list[dict[str, Any]]]) -> RailOutcome:
+async def screen(
+    guard: OverridableCascade | None, messages: Callable[[], list[dict[str, Any]]], overrides: object = None
+) -> RailOutcome:
     """Return a guard's outcome for what a host hands over.
 
     Nothing leaves an action but the cancellation of its task: NeMo logs an exception together with the user's text
@@ -36,6 +42,7 @@ async def screen(guard: OverridableCascade | None, messages: Callable[[], list[d
     Args:
         guard: The guard; None, where a host asks for a configuration that was never prepared.
         messages: Reads the messages.
+        overrides: Settings for this request alone, as it states them.
     """
     if guard is None:
         return RailOutcome.failure(reason=Reason.INTERNAL_ERROR.value)
@@ -44,7 +51,7 @@ async def screen(guard: OverridableCascade | None, messages: Callable[[], list[d
     except Exception:  # noqa: BLE001  # see above
         # None is no message: the guard fails it, counts it, and blocks.
         read = [None]  # type: ignore[list-item]
-    return to_outcome(await guard.check(read))
+    return to_outcome(await guard.check(read, overrides))
 
 
 def to_outcome(decision: Decision) -> RailOutcome:

@@ -53,7 +53,7 @@ def seen_by(app: LLMRails) -> list[dict[str, Any]]:
     guard = next(cell.cell_contents for cell in action.__closure__ if hasattr(cell.cell_contents, "check"))
     check = guard.check
 
-    async def spy(messages: Any) -> Any:
+    async def spy(messages: Any, *_: Any) -> Any:
         seen[:] = messages
         return await check(messages)
 
