@@ -12,28 +12,27 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from time import perf_counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Timings, Verdict
+from ctd_guardrail.conversation import Context, Conversation, History, NonText, Turn
+from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Timings, UnreadablePolicy, Verdict
 from ctd_guardrail.errors import (
     ActivationError,
     ExpertCapError,
-    ExpertError,
-    ExpertTimeoutError,
-    ExpertUnavailableError,
     ExpertVerdictError,
     InputError,
     NonTextError,
-    OverloadedError,
     OverlongError,
 )
 from ctd_guardrail.experts.capped import CappedExpert, countdown
 from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.memory import JUDGED
 from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.windows import over_windows
+from ctd_guardrail.refusals import Refusals
+from ctd_guardrail.screening import Screening, reason_of
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:  # torch stays out of the import of the package
@@ -43,17 +42,12 @@ __all__ = ["Cascade"]
 
 log = logging.getLogger(__name__)
 
-_REASONS: Final[tuple[tuple[type[BaseException], Reason], ...]] = (
-    (ExpertCapError, Reason.CAP_EXHAUSTED),
-    (ExpertTimeoutError, Reason.EXPERT_TIMEOUT),
-    (ExpertUnavailableError, Reason.EXPERT_UNAVAILABLE),
-    (ExpertVerdictError, Reason.EXPERT_BAD_VERDICT),
-    (ExpertError, Reason.EXPERT_UNAVAILABLE),
-    (OverlongError, Reason.OVERLONG),
-    (NonTextError, Reason.NON_TEXT),
-    (InputError, Reason.NON_TEXT),
-    (OverloadedError, Reason.OVERLOADED),
-)
+# Characters of all units that one request may bring to be judged, for each token that one of them may have. A turn
+# is seen again in the units of all later ones: a forged history of many turns would cost their number squared.
+_CHARACTERS_PER_TOKEN: Final = 32
+
+# Who writes the input chooses these: the failure policy, which is meant for outages, has no say in them.
+_UNREADABLE: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG})
 
 
 class Cascade:
@@ -69,6 +63,13 @@ class Cascade:
         expert: Asked where d > lambda.
         merge: Makes one score of the probe's and the expert's.
         on_failure: What to do where the guard cannot do its work.
+        on_nontext: What to do with a turn that holds content other than text.
+        on_overlong: What to do with a unit that has more tokens than the policy allows.
+        mode: Whether verdicts count.
+        context: What a unit shows beside the user's turn.
+        refusals: The answers by which the app refuses.
+        policy: Hash of all that judgements depend on beside the unit. With it they are remembered for the process;
+            None: each turn is judged at each request.
         tally: Counts decisions; None: counters of its own.
     """
 
@@ -84,6 +85,12 @@ class Cascade:
         merge: Merge = Merge(),  # noqa: B008  # frozen
         abstain_band: float = 0.0,
         on_abstain: Verdict = Verdict.BLOCK,
+        on_nontext: UnreadablePolicy = UnreadablePolicy.BLOCK,
+        on_overlong: UnreadablePolicy = UnreadablePolicy.BLOCK,
+        mode: Mode = Mode.ENFORCE,
+        context: Context = Context.CONVERSATION,
+        refusals: Refusals | None = None,
+        policy: str | None = None,
         tally: Tally | None = None,
     ) -> None:
         self._engine = engine
@@ -95,34 +102,36 @@ class Cascade:
         self._merge = merge
         self._abstain_band = abstain_band
         self._on_abstain = on_abstain
+        self._on_nontext = on_nontext
+        self._on_overlong = on_overlong
+        self._mode = mode
+        self._context = context
+        self._refusals = refusals or Refusals()
+        self._policy = policy
         self.tally = tally or Tally()
 
     async def check(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
-        """Decide about a conversation.
+        """Decide about a conversation: about every turn of the user that has not been judged before.
+
+        An earlier turn that was refused and answered with a refusal stops nothing, and no later turn is seen with it.
 
         Args:
             messages: Chat messages in the OpenAI form, oldest first, the input to screen last.
 
         Returns:
-            The decision, also where something went wrong. The only exception that leaves this method is the
-            cancellation of the calling task itself.
+            The decision about the first turn that stops the conversation, else about the last; also where something
+            went wrong. The only exception that leaves this method is the cancellation of the calling task itself.
         """
-        screening = _Screening()
+        non_text: NonText = "drop" if self._on_nontext is UnreadablePolicy.ALLOW else "mark"
         try:
-            await self._screen(messages, screening)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Something inside was cancelled, not the caller. Hosts take a cancellation that leaves an action for
-            # the end of the request and may answer without the guard.
-            self._fail(screening, Reason.INTERNAL_ERROR, "a part of the guard was cancelled")
+            conversation = Conversation.from_messages(messages, non_text=non_text)
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
-            reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.INTERNAL_ERROR)
-            self._fail(screening, reason, type(error).__name__)
-        decision = screening.decision()
-        self.tally.count(decision)
-        return decision
+            screening = Screening()
+            self._fail(screening, reason_of(error), type(error).__name__)
+            decision = self._count(screening)
+        else:
+            decision = await self._walk(conversation)
+        return replace(decision, mode=self._mode)
 
     async def aclose(self) -> None:
         """Release the expert. The base model belongs to the process and stays."""
@@ -134,24 +143,95 @@ class Cascade:
         limited._expert = CappedExpert(self._expert, countdown(calls))  # noqa: SLF001  # a copy of this very object
         return limited
 
-    async def _screen(self, messages: Iterable[Mapping[str, Any]], screening: _Screening) -> None:
-        conversation = Conversation.from_messages(messages)
-        if conversation.is_blank:
-            screening.conclude(Verdict.ALLOW, Reason.BLANK)
-            return
+    async def _walk(self, conversation: Conversation) -> Decision:
+        history, timings = History(self._context), Timings()
+        characters = _CHARACTERS_PER_TOKEN * self._engine.spec.max_tokens
+        decision: Decision | None = None
+        for turn in conversation.turns():
+            if not turn.is_blank:
+                digest = history.digest(turn)
+                decision = self._recall(turn, digest)
+                if decision is None:
+                    unit = history.unit(turn)
+                    characters -= unit.length
+                    decision = await self._decide(unit, _obstacle(turn, characters))
+                    timings += decision.timings
+                    self._remember(turn, digest, decision)
+                if decision.verdict is Verdict.BLOCK:
+                    if not self._is_settled(turn, decision):
+                        break
+                    # It stops nothing any more, and does not speak for the turns after it.
+                    decision = None
+                    continue
+            history.add(turn)
+        return replace(decision or self._allow_blank(), timings=timings)
 
-        p, d = (float(score) for score in over_windows(await self._engine.run(conversation, self._probes)))
+    def _recall(self, turn: Turn, digest: str) -> Decision | None:
+        # The note in the place of other content is no description of it.
+        if self._policy is None or not turn.is_text:
+            return None
+        decision = JUDGED.get(self._policy, digest)
+        if decision is not None:
+            self.tally.count_recalled()
+        return decision
+
+    def _remember(self, turn: Turn, digest: str, decision: Decision) -> None:
+        if self._policy is not None and turn.is_text:
+            JUDGED.put(self._policy, digest, decision)
+
+    def _is_settled(self, turn: Turn, decision: Decision) -> bool:
+        """Return whether the user was told that this turn is refused."""
+        about_content = not decision.reason.is_failure or decision.reason in _UNREADABLE
+        return about_content and self._refusals.answer(turn)
+
+    def _allow_blank(self) -> Decision:
+        screening = Screening()
+        screening.conclude(Verdict.ALLOW, Reason.BLANK)
+        return self._count(screening)
+
+    async def _decide(self, unit: Conversation, obstacle: InputError | None) -> Decision:
+        screening = Screening()
+        try:
+            await self._screen(unit, obstacle, screening)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Something inside was cancelled, not the caller. Hosts take a cancellation that leaves an action for
+            # the end of the request and may answer without the guard.
+            self._fail(screening, Reason.INTERNAL_ERROR, "a part of the guard was cancelled")
+        except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
+            self._fail(screening, reason_of(error), type(error).__name__)
+        return self._count(screening)
+
+    async def _screen(self, unit: Conversation, obstacle: InputError | None, screening: Screening) -> None:
+        try:
+            if obstacle is not None:
+                raise obstacle
+            p, d = (float(score) for score in over_windows(await self._engine.run(unit, self._probes)))
+        except InputError as error:
+            if self._policy_for(error) is not UnreadablePolicy.EXPERT:
+                raise
+            screening.conclude(*self._judge(await self._ask(unit, screening), Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
+            return
         if not (math.isfinite(p) and math.isfinite(d)):
             # Every comparison with NaN is false: it would pass for safe.
             raise ActivationError("the probes gave a score that is not a number", hint="Use a wider dtype")
         screening.probed(p, d)
-        if not self._rule.delegates(d, conversation):
+        if not self._rule.delegates(d, unit):
             screening.conclude(*self._judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE))
             return
+        merged = float(self._merge(p, await self._ask(unit, screening)))
+        screening.conclude(*self._judge(merged, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
 
+    def _policy_for(self, error: InputError) -> UnreadablePolicy:
+        return self._on_overlong if isinstance(error, OverlongError) else self._on_nontext
+
+    async def _ask(self, unit: Conversation, screening: Screening) -> float:
+        """Return the expert's score."""
         screening.route = Route.EXPERT
         try:
-            score = await self._expert.score(conversation)
+            score = await self._expert.score(unit)
         except ExpertCapError:
             raise
         except BaseException:
@@ -161,58 +241,36 @@ class Cascade:
         if not 0.0 <= score.p_unsafe <= 1.0:
             raise ExpertVerdictError("the expert's score is not a probability")
         screening.p_expert = score.p_unsafe
-        merged = float(self._merge(p, score.p_unsafe))
-        screening.conclude(*self._judge(merged, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
+        return score.p_unsafe
 
     def _judge(self, score: float, safe: Reason, unsafe: Reason) -> tuple[Verdict, Reason]:
         if abs(score - self._decision_threshold) < self._abstain_band:
             return self._on_abstain, Reason.ABSTAINED
         return (Verdict.BLOCK, unsafe) if score >= self._decision_threshold else (Verdict.ALLOW, safe)
 
-    def _fail(self, screening: _Screening, reason: Reason, cause: str) -> None:
-        # The cause is a type's name or a fixed phrase: an exception's message might quote the conversation.
-        log.warning("guard failure %s (%s): policy %s applies", reason, cause, self._on_failure)
-        if self._on_failure is FailurePolicy.ALLOW:
+    def _fail(self, screening: Screening, reason: Reason, cause: str) -> None:
+        if reason in _UNREADABLE:
+            verdict = Verdict.BLOCK
+        elif self._on_failure is FailurePolicy.ALLOW:
             verdict = Verdict.ALLOW
         elif self._on_failure is FailurePolicy.PROBE and screening.p is not None:
             verdict, _ = self._judge(screening.p, reason, reason)
         else:
             verdict = Verdict.BLOCK
+        # The cause is a type's name or a fixed phrase: an exception's message might quote the conversation.
+        log.warning("guard failure %s (%s): %s", reason, cause, verdict)
         screening.conclude(verdict, reason)
 
+    def _count(self, screening: Screening) -> Decision:
+        decision = screening.decision()
+        self.tally.count(decision)
+        return decision
 
-class _Screening:
-    """What is known so far about the input under check."""
 
-    def __init__(self) -> None:
-        self.route = Route.PROBE
-        self.p: float | None = None
-        self.d: float | None = None
-        self.p_expert: float | None = None
-        self._start = self._probe_end = perf_counter()
-        # Closed until something says otherwise.
-        self._verdict, self._reason = Verdict.BLOCK, Reason.INTERNAL_ERROR
-
-    def probed(self, p: float, d: float) -> None:
-        self.p, self.d = p, d
-        self._probe_end = perf_counter()
-
-    def conclude(self, verdict: Verdict, reason: Reason) -> None:
-        self._verdict, self._reason = verdict, reason
-
-    def decision(self) -> Decision:
-        end = perf_counter()
-        probe_end = self._probe_end if self.p is not None else end
-        return Decision(
-            verdict=self._verdict,
-            route=self.route,
-            reason=self._reason,
-            p=self.p,
-            d=self.d,
-            p_expert=self.p_expert,
-            timings=Timings(
-                probe_ms=1000 * (probe_end - self._start),
-                expert_ms=1000 * (end - probe_end) if self.route is Route.EXPERT else 0.0,
-                total_ms=1000 * (end - self._start),
-            ),
-        )
+def _obstacle(turn: Turn, characters: int) -> InputError | None:
+    """Return why the base model cannot read a turn's unit, as far as that is known before it tries."""
+    if not turn.is_text:
+        return NonTextError("a message holds content that is not text")
+    if characters < 0:
+        return OverlongError("the conversation holds too many turns that were not judged before")
+    return None

@@ -6,6 +6,8 @@ they see:
 
 - System prompts are the operator's own words and the same for every user: they are left out.
 - Tool results are text that the operator did not write: they are screened as if a user had said them.
+
+What is judged at a time is a *unit*: one turn of the user, with the context that the policy was calibrated with.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 from ctd_guardrail.errors import InputError, NonTextError
 
-__all__ = ["Conversation", "Message", "Role"]
+__all__ = ["Context", "Conversation", "History", "Message", "NonText", "Role", "Turn"]
 
 Role = Literal["user", "assistant"]
 
@@ -36,6 +40,20 @@ _ROLES: Final[Mapping[str, Role | None]] = {
 }
 
 
+NonText = Literal["refuse", "drop", "mark"]
+"""What to do with content that is not text: raise, leave it out, or put a note in its place."""
+
+_MARK: Final = "[content that is not text]"
+_FRAME: Final = 16
+
+
+class Context(StrEnum):
+    """What a unit shows beside the user's turn: nothing, or the conversation up to it."""
+
+    LAST_TURN = "last_turn"
+    CONVERSATION = "conversation"
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn.
@@ -43,18 +61,44 @@ class Message:
     Attributes:
         role: Who speaks.
         content: The text, unchanged.
+        is_text: Whether that is all of it. False where a note stands for content that is not text.
     """
 
     role: Role
     content: str
+    is_text: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a user says until the assistant answers.
+
+    Attributes:
+        question: The user's messages, one or several in a row. In the last turn of a conversation also what follows
+            them: nobody has answered it yet, and an assistant's message there is a beginning of the answer.
+        answer: The assistant's messages; none in the last turn.
+    """
+
+    question: tuple[Message, ...]
+    answer: tuple[Message, ...] = ()
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether the question holds no visible character: there is nothing to screen."""
+        return not any(message.content.strip() for message in self.question)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the question is text alone."""
+        return all(message.is_text for message in self.question)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """An immutable sequence of turns, oldest first.
+    """An immutable sequence of messages, oldest first.
 
     Attributes:
-        messages: The turns. Neighbours of the same role are allowed.
+        messages: The messages. Neighbours of the same role are allowed.
     """
 
     messages: tuple[Message, ...]
@@ -65,18 +109,19 @@ class Conversation:
         return cls((Message("user", text),))
 
     @classmethod
-    def from_messages(cls, messages: Iterable[Mapping[str, Any]]) -> Conversation:
+    def from_messages(cls, messages: Iterable[Mapping[str, Any]], *, non_text: NonText = "refuse") -> Conversation:
         """Build a conversation from chat messages in the OpenAI form.
 
         Args:
             messages: Mappings with ``role`` and ``content``. ``content`` is a string, None (an assistant turn that
                 only calls tools), or a list of parts of which every one is ``{"type": "text", "text": ...}``.
+            non_text: What to do with parts that are an image, audio, a file, or anything else that is not text.
 
         Returns:
             The conversation, without system prompts and without turns that have no content at all.
 
         Raises:
-            NonTextError: A part is an image, audio, a file, or anything else that is not text.
+            NonTextError: There is such a part, and ``non_text`` is ``refuse``.
             InputError: A message is not a mapping, or its role is unknown.
         """
         turns: list[Message] = []
@@ -92,15 +137,53 @@ class Conversation:
             role = _ROLES[name]
             if role is None:
                 continue
-            text = _flatten(message.get("content"), number)
-            if text is not None:
-                turns.append(Message(role, text))
+            texts = _texts_of(message.get("content"))
+            if texts is not None:
+                if None in texts and non_text == "refuse":
+                    raise NonTextError(
+                        f"message {number} holds content that is not text",
+                        hint="The probes read text only; on_nontext decides what happens to such a message",
+                    )
+                turns.append(_join(role, texts, non_text))
         return cls(tuple(turns))
 
     @property
     def is_blank(self) -> bool:
         """Whether no turn holds a visible character: there is nothing to screen."""
         return not any(message.content.strip() for message in self.messages)
+
+    @property
+    def length(self) -> int:
+        """Number of characters, about, with what a chat template writes around each message."""
+        return sum(len(message.content) + _FRAME for message in self.messages)
+
+    def turns(self) -> tuple[Turn, ...]:
+        """Return the user's turns, each with its answer, oldest first.
+
+        An assistant's greeting is the answer to a first turn without a question. A conversation in which no user
+        speaks is one turn.
+        """
+        starts = [0, *(i for i in range(1, len(self.messages)) if self._begins_turn(i))]
+        if not any(message.role == "user" for message in self.messages):
+            return (Turn(self.messages),)
+        turns = [_split(self.messages[start:end]) for start, end in pairwise(starts)]
+        return (*turns, Turn(self.messages[starts[-1] :]))
+
+    def units(self, context: Context) -> tuple[Conversation, ...]:
+        """Return what is judged, one unit a user turn that is not blank, oldest first.
+
+        Offline, a row of a data file stands for its last unit. Online, all that have not been judged before are.
+        """
+        history = History(context)
+        units: list[Conversation] = []
+        for turn in self.turns():
+            if not turn.is_blank:
+                units.append(history.unit(turn))
+            history.add(turn)
+        return tuple(units)
+
+    def _begins_turn(self, i: int) -> bool:
+        return self.messages[i].role == "user" and self.messages[i - 1].role == "assistant"
 
     def alternating(self) -> tuple[Message, ...]:
         """Return the turns with neighbours of one role joined, beginning with a user turn.
@@ -128,27 +211,84 @@ class Conversation:
 
     def digest(self) -> str:
         """Return a SHA-256 of roles and texts, in hexadecimal: the key under which results are cached."""
-        canonical = json.dumps([[m.role, m.content] for m in self.messages], ensure_ascii=True)
-        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+        return _Digest().with_messages(self.messages).hexdigest()
 
 
-def _flatten(content: object, number: int) -> str | None:
-    """Return the text of a message's content, or None where it has none."""
+class History:
+    """The turns before the one under screening, as far as its unit shows them.
+
+    Args:
+        context: What units show beside the user's turn.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._messages: list[Message] = []
+        self._digest = _Digest()
+
+    def add(self, turn: Turn) -> None:
+        """Let later units show this turn, where they show any."""
+        if self._context is Context.CONVERSATION:
+            messages = (*turn.question, *turn.answer)
+            self._messages.extend(messages)
+            self._digest = self._digest.with_messages(messages)
+
+    def unit(self, turn: Turn) -> Conversation:
+        """Return what is judged of a turn."""
+        return Conversation((*self._messages, *turn.question))
+
+    def digest(self, turn: Turn) -> str:
+        """Return the digest of the turn's unit, without hashing the history again."""
+        return self._digest.with_messages(turn.question).hexdigest()
+
+
+class _Digest:
+    """A hash of messages that can be continued: of the canonical JSON list of their roles and texts."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(b"[")
+        self._separator = b""
+
+    def with_messages(self, messages: Iterable[Message]) -> _Digest:
+        longer = _Digest()
+        longer._hash, longer._separator = self._hash.copy(), self._separator
+        for message in messages:
+            longer._hash.update(longer._separator)
+            longer._hash.update(json.dumps([message.role, message.content]).encode("ascii"))
+            longer._separator = b", "
+        return longer
+
+    def hexdigest(self) -> str:
+        closed = self._hash.copy()
+        closed.update(b"]")
+        return closed.hexdigest()
+
+
+def _split(messages: tuple[Message, ...]) -> Turn:
+    """Split an answered turn, a question and what follows it, in two."""
+    end = next((i for i, message in enumerate(messages) if message.role == "assistant"), len(messages))
+    return Turn(messages[:end], messages[end:])
+
+
+def _join(role: Role, texts: list[str | None], non_text: NonText) -> Message:
+    if non_text == "drop":
+        return Message(role, "\n".join(text for text in texts if text is not None))
+    return Message(role, "\n".join(_MARK if text is None else text for text in texts), is_text=None not in texts)
+
+
+def _texts_of(content: object) -> list[str | None] | None:
+    """Return the text of each part of a message's content, None for other parts, or None where it has no content."""
     if content is None:
         return None
     if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        texts: list[str] = []
-        for part in content:
-            if isinstance(part, str):
-                texts.append(part)
-            elif isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            else:
-                raise NonTextError(
-                    f"message {number} holds a part that is not text",
-                    hint="The probes read text only; on_failure decides what happens to such a message",
-                )
-        return "\n".join(texts)
-    raise NonTextError(f"the content of message {number} is a {type(content).__name__}, not text")
+        return [content]
+    return [_text_of(part) for part in content] if isinstance(content, list) else [None]
+
+
+def _text_of(part: object) -> str | None:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        text: str = part["text"]
+        return text
+    return None

@@ -79,7 +79,8 @@ class Mode(StrEnum):
 class UnreadablePolicy(StrEnum):
     """What to do with an input that the probes cannot read: content that is not text, or too much of it.
 
-    ``expert`` asks the expert, who may read more than the base model does.
+    ``expert`` asks the expert, who may read more than the base model does. The failure policy has no say here: who
+    writes the input chooses its form, and a policy that is meant for outages would be a way around the guard.
     """
 
     ALLOW = "allow"
@@ -101,6 +102,10 @@ class Timings:
     expert_ms: float = 0.0
     total_ms: float = 0.0
 
+    def __add__(self, other: Timings) -> Timings:
+        """Return the time of one decision after another."""
+        return Timings(self.probe_ms + other.probe_ms, self.expert_ms + other.expert_ms, self.total_ms + other.total_ms)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -113,6 +118,7 @@ class Decision:
         p: Safety probe, P(unsafe) in [0, 1]; None where it did not run.
         d: Delegation value, the predicted improvement by the expert, in [-1, 1]; None where it did not run.
         p_expert: Expert, P(unsafe) in [0, 1]; None where it was not asked or gave no score.
+        mode: Whether the verdict counts.
         timings: How long it took.
     """
 
@@ -122,4 +128,10 @@ class Decision:
     p: float | None = None
     d: float | None = None
     p_expert: float | None = None
+    mode: Mode = Mode.ENFORCE
     timings: Timings = field(default_factory=Timings)
+
+    @property
+    def is_blocking(self) -> bool:
+        """Whether the input has to be stopped."""
+        return self.verdict is Verdict.BLOCK and self.mode is Mode.ENFORCE

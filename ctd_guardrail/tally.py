@@ -18,10 +18,12 @@ class TallySnapshot:
     Attributes:
         decisions: Number of decisions for each (verdict, route, reason) that occurred.
         expert_attempts: Calls that were made to the expert, failed ones included.
+        recalled: Turns that had been judged before; they are not among the decisions.
     """
 
     decisions: dict[tuple[Verdict, Route, Reason], int]
     expert_attempts: int
+    recalled: int = 0
 
     @property
     def total(self) -> int:
@@ -46,6 +48,7 @@ class Tally:
         self._lock = threading.Lock()
         self._decisions: Counter[tuple[Verdict, Route, Reason]] = Counter()
         self._expert_attempts = 0
+        self._recalled = 0
 
     def count(self, decision: Decision) -> None:
         """Count a decision."""
@@ -57,7 +60,12 @@ class Tally:
         with self._lock:
             self._expert_attempts += attempts
 
+    def count_recalled(self) -> None:
+        """Count a turn that was judged before."""
+        with self._lock:
+            self._recalled += 1
+
     def snapshot(self) -> TallySnapshot:
         """Return the counts so far."""
         with self._lock:
-            return TallySnapshot(dict(self._decisions), self._expert_attempts)
+            return TallySnapshot(dict(self._decisions), self._expert_attempts, self._recalled)

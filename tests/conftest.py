@@ -32,6 +32,14 @@ _CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _nothing_judged_before() -> None:
+    # What one test has judged must not answer for another.
+    from ctd_guardrail.memory import JUDGED
+
+    JUDGED.clear()
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT encoder (2 layers, width 32, 128 positions) with a WordPiece tokenizer over single characters."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import FailurePolicy, Reason, Route, Verdict
@@ -26,6 +27,8 @@ ABOVE, BELOW = CERTIFICATE.threshold + 0.01, CERTIFICATE.threshold - 0.01
 
 class Engine:
     """Gives fixed scores, or raises."""
+
+    spec = ActivationSpec(model="model", layers=(1,))
 
     def __init__(self, p: float, d: float, error: BaseException | None = None) -> None:
         self.scores, self.error = (p, d), error
@@ -127,7 +130,6 @@ async def test_an_expert_that_fails_leaves_the_verdict_to_the_stated_policy(
 @pytest.mark.parametrize(
     ("engine", "reason"),
     [
-        (Engine(0, 0, OverlongError("long")), Reason.OVERLONG),
         (Engine(0, 0, OverloadedError("busy")), Reason.OVERLOADED),
         (Engine(0, 0, RuntimeError("bug")), Reason.INTERNAL_ERROR),
         (Engine(math.nan, BELOW), Reason.INTERNAL_ERROR),
@@ -141,6 +143,15 @@ async def test_without_a_probe_score_the_policy_probe_blocks(engine: Engine, rea
         decision = await cascade(engine, judge, FailurePolicy(policy)).check(user())
         assert (decision.verdict, decision.reason, decision.p) == (verdict, reason, None)
         assert judge.calls == 0
+
+
+@pytest.mark.parametrize("policy", list(FailurePolicy))
+async def test_the_failure_policy_is_no_way_around_a_limit_on_the_form_of_inputs(policy: FailurePolicy) -> None:
+    overlong = await cascade(Engine(0, 0, OverlongError("long")), Judge(), policy).check(user())
+    image = await cascade(Engine(0.0, BELOW), Judge(), policy).check(user([{"type": "image_url"}]))
+    odd = await cascade(Engine(0.0, BELOW), Judge(), policy).check([{"role": "nobody", "content": "hello"}])
+    assert [decision.verdict for decision in (overlong, image, odd)] == [Verdict.BLOCK] * 3
+    assert [decision.reason for decision in (overlong, image, odd)] == ["overlong", "non_text", "non_text"]
 
 
 @pytest.mark.parametrize(

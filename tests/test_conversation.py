@@ -1,8 +1,10 @@
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctd_guardrail.conversation import Conversation, Message
+from ctd_guardrail.conversation import Context, Conversation, History, Message
 from ctd_guardrail.errors import InputError, NonTextError
 
 
@@ -57,3 +59,61 @@ def test_digests_tell_conversations_apart(a: list[Message], b: list[Message]) ->
 
 def test_lone_surrogates_have_a_digest() -> None:
     assert len(Conversation.from_text("\ud800").digest()) == 64
+
+
+def conversation(*texts: str) -> Conversation:
+    """Texts that begin with `>` are the assistant's."""
+    return Conversation(tuple(Message("assistant", t[1:]) if t.startswith(">") else Message("user", t) for t in texts))
+
+
+@pytest.mark.parametrize(
+    ("whole", "last_turns", "conversations"),
+    [
+        (["a"], [["a"]], [["a"]]),
+        (["a", "b"], [["a", "b"]], [["a", "b"]]),
+        (["a", ">x", "b"], [["a"], ["b"]], [["a"], ["a", ">x", "b"]]),
+        (["a", ">x", ">y", "b", "c"], [["a"], ["b", "c"]], [["a"], ["a", ">x", ">y", "b", "c"]]),
+        ([">hello", "a"], [["a"]], [[">hello", "a"]]),
+        (["a", ">x"], [["a", ">x"]], [["a", ">x"]]),
+        (["a", ">x", " ", ">y", "b"], [["a"], ["b"]], [["a"], ["a", ">x", " ", ">y", "b"]]),
+        ([">x"], [[">x"]], [[">x"]]),
+        ([" "], [], []),
+        ([], [], []),
+    ],
+)
+def test_a_unit_is_a_turn_with_the_context_that_the_policy_asks_for(
+    whole: list[str], last_turns: list[list[str]], conversations: list[list[str]]
+) -> None:
+    units = conversation(*whole).units
+    assert list(units(Context.LAST_TURN)) == [conversation(*unit) for unit in last_turns]
+    assert list(units(Context.CONVERSATION)) == [conversation(*unit) for unit in conversations]
+
+
+@given(st.lists(turns, max_size=8), st.sampled_from(Context))
+def test_no_message_is_left_out_and_the_digest_of_a_unit_is_its_own(messages: list[Message], context: Context) -> None:
+    whole = Conversation(tuple(messages))
+    parts = [message for turn in whole.turns() for message in (*turn.question, *turn.answer)]
+    assert parts == messages
+    history = History(context)
+    for turn in whole.turns():
+        assert history.digest(turn) == history.unit(turn).digest()
+        history.add(turn)
+
+
+def test_the_digest_is_of_the_canonical_json() -> None:
+    digest = hashlib.sha256(b'[["user", "a"], ["assistant", "\\u00e4"]]').hexdigest()
+    assert conversation("a", ">\xe4").digest() == digest
+
+
+def test_other_content_than_text_is_left_out_or_marked() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url"}]
+    messages = [{"role": "user", "content": parts}, {"role": "user", "content": 7}]
+    dropped = Conversation.from_messages(messages, non_text="drop")
+    marked = Conversation.from_messages(messages, non_text="mark")
+    assert [message.content for message in dropped.messages] == ["a", ""]
+    assert [message.content for message in marked.messages] == [
+        "a\n[content that is not text]",
+        "[content that is not text]",
+    ]
+    assert not any(message.is_text for message in marked.messages)
+    assert all(message.is_text for message in dropped.messages)

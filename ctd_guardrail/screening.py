@@ -1,0 +1,80 @@
+"""What is known so far about the unit under screening, and how an error becomes a reason."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Final
+
+from ctd_guardrail.decision import Decision, Reason, Route, Timings, Verdict
+from ctd_guardrail.errors import (
+    ExpertCapError,
+    ExpertError,
+    ExpertTimeoutError,
+    ExpertVerdictError,
+    InputError,
+    OverloadedError,
+    OverlongError,
+)
+
+__all__ = ["Screening", "reason_of"]
+
+_REASONS: Final[tuple[tuple[type[BaseException], Reason], ...]] = (
+    (ExpertCapError, Reason.CAP_EXHAUSTED),
+    (ExpertTimeoutError, Reason.EXPERT_TIMEOUT),
+    (ExpertVerdictError, Reason.EXPERT_BAD_VERDICT),
+    (ExpertError, Reason.EXPERT_UNAVAILABLE),
+    (OverlongError, Reason.OVERLONG),
+    (InputError, Reason.NON_TEXT),
+    (OverloadedError, Reason.OVERLOADED),
+)
+
+
+def reason_of(error: BaseException) -> Reason:
+    """Return why a guard that raised this could not do its work."""
+    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.INTERNAL_ERROR)
+
+
+class Screening:
+    """Collects scores, route and times on the way to a decision.
+
+    Attributes:
+        route: Whom the budget rule assigned the unit to.
+        p: Safety probe; None as long as it has not run.
+        p_expert: Expert; None as long as it has not answered.
+    """
+
+    def __init__(self) -> None:
+        self.route = Route.PROBE
+        self.p: float | None = None
+        self.p_expert: float | None = None
+        self._d: float | None = None
+        self._start = self._probe_end = perf_counter()
+        # Closed until something says otherwise.
+        self._verdict, self._reason = Verdict.BLOCK, Reason.INTERNAL_ERROR
+
+    def probed(self, p: float, d: float) -> None:
+        """Note both probes' scores."""
+        self.p, self._d = p, d
+        self._probe_end = perf_counter()
+
+    def conclude(self, verdict: Verdict, reason: Reason) -> None:
+        """Note the verdict."""
+        self._verdict, self._reason = verdict, reason
+
+    def decision(self) -> Decision:
+        """Return the decision."""
+        end = perf_counter()
+        probe_end = end if self.p is None and self.route is Route.PROBE else self._probe_end
+        return Decision(
+            verdict=self._verdict,
+            route=self.route,
+            reason=self._reason,
+            p=self.p,
+            d=self._d,
+            p_expert=self.p_expert,
+            timings=Timings(
+                probe_ms=1000 * (probe_end - self._start),
+                expert_ms=1000 * (end - probe_end),
+                total_ms=1000 * (end - self._start),
+            ),
+        )
