@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import colang, colang2, iorails, processes  # noqa: F401  # each fills the table
+from matrix import colang, colang2, iorails, processes, sidecar  # noqa: F401  # each fills the table
 from matrix.entry_points import CASES, ENTRY_POINTS, Cell, EntryPoint, markdown
 from matrix.rig import ROOT, Rig
 
@@ -16,6 +16,7 @@ def rig(rail_policy: Path, shared_judge: Any, tmp_path_factory: pytest.TempPathF
     rig = Rig(shared_judge, rail_policy, tmp_path_factory.mktemp("configurations"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", "a-key")
+        sidecar.start(rig)
         processes.start(rig)
         yield rig
     rig.close()

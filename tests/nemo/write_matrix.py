@@ -2,7 +2,7 @@
 
 import re
 
-from matrix import colang, colang2, iorails, processes  # noqa: F401  # they fill the table
+from matrix import colang, colang2, iorails, processes, sidecar  # noqa: F401  # they fill the table
 from matrix.entry_points import markdown
 from matrix.rig import ROOT
 

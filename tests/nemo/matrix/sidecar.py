@@ -1,0 +1,42 @@
+"""The rail as a service, behind NeMo's own rail for classifiers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, Final
+
+from nemoguardrails import Guardrails, RailsConfig
+
+from matrix.colang import asking
+from matrix.entry_points import Ask, Seen, entry_point
+from matrix.rig import Rig
+
+_SIDECAR: Final = "sidecar"
+
+
+def start(rig: Rig) -> None:
+    """Start the sidecar."""
+    arguments = ["-m", "ctd_guardrail.cli", "serve", "--port={port}", "--drain-delay=0"]
+    rig.start(_SIDECAR, [*arguments, f"--config={rig.write('behind_the_sidecar')}"], health="/health/ready")
+
+
+async def behind_classifier(rig: Rig, *, use_iorails: bool) -> AsyncIterator[Ask]:
+    """NeMo asks the sidecar as it would ask a detector."""
+    address = await asyncio.to_thread(rig.address, _SIDECAR)
+    classifier = {"engine": "fms", "model": "ctd", "base_url": address, "blocked_labels": ["ctd_block"]}
+    rails: dict[str, Any] = {
+        "config": {"hf_classifier": {"ctd": classifier}},
+        "input": {"flows": ['hf classifier check input $classifier="ctd"']},
+    }
+    folder = rig.write(f"sidecar_{use_iorails}", import_paths=[], custom_data={}, rails=rails)
+    app = Guardrails(RailsConfig.from_path(str(folder)), use_iorails=use_iorails, require_iorails=use_iorails)
+    async with app:
+        yield asking(app)
+
+
+for engine, use_iorails in (("Colang 1.0", False), ("IORails", True)):
+    entry_point("`ctd-guardrail serve` behind `hf classifier check input`", engine, broken=Seen.REFUSED)(
+        partial(behind_classifier, use_iorails=use_iorails)
+    )
