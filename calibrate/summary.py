@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -39,8 +40,8 @@ def to_json(result: PipelineResult) -> dict[str, Any]:
     }
 
 
-def print_summary(result: PipelineResult, console: Console) -> None:
-    """Print rows, evaluation and budget."""
+def print_summary(result: PipelineResult, console: Console, *, report: Path) -> None:
+    """Print rows, evaluation and budget, and where policy and report lie."""
     console.print(_rows_table(result))
     for title, figure in (("AUROC", "auroc"), ("Accuracy", "accuracy"), ("Share sent to the expert", "rate")):
         console.print(_cascade_table(result, title, figure))
@@ -60,7 +61,8 @@ def print_summary(result: PipelineResult, console: Console) -> None:
             f"tau = {result.policy.manifest.decision_threshold:g}, abstain band {performance.band:g}.",
             highlight=False,
         )
-    console.print(f"Policy: {result.output}", highlight=False, markup=False, soft_wrap=True)
+    for name, path in (("Policy", result.output), ("Report", report)):
+        console.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _rows_table(result: PipelineResult) -> Table:

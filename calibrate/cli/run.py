@@ -21,7 +21,7 @@ def run(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Calibrate a policy: activations, probes, expert scores, budget, evaluation.
+    """Calibrate a policy: activations, probes, expert scores, budget, evaluation, report.
 
     A run that was stopped goes on where it was: activations and expert scores are kept, and no expert score is asked
     for twice.
@@ -42,6 +42,7 @@ def run(
         try:
             # Heavy imports only once the configuration is known to be right.
             from calibrate.pipeline import run as run_pipeline  # noqa: PLC0415
+            from calibrate.report.documents import write_documents  # noqa: PLC0415
             from calibrate.summary import print_summary, to_json  # noqa: PLC0415
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] != "sklearn":
@@ -51,7 +52,8 @@ def run(
                 hint="Run: pip install 'ctd-guardrail[calibrate]'",
             ) from error
         result = run_pipeline(settings, console=Console(stderr=True))
+        report = write_documents(result, settings, command=["ctd-calibrate", "run", str(config)])
         if as_json:
-            typer.echo(json.dumps(to_json(result)))
+            typer.echo(json.dumps(to_json(result) | {"report": str(report)}))
         else:
-            print_summary(result, Console())
+            print_summary(result, Console(), report=report)

@@ -25,6 +25,7 @@ from calibrate.demo.prompts import write_dataset
 from calibrate.pipeline import PipelineResult
 from calibrate.pipeline import run as run_pipeline
 from calibrate.progress import progress_bars
+from calibrate.report.documents import write_documents
 from calibrate.summary import print_summary
 from ctd_guardrail.activations.engine import get_engine
 from ctd_guardrail.conversation import Conversation
@@ -78,15 +79,17 @@ def tour(folder: Path, *, console: Console) -> None:
         console.print(f"A classifier fine-tuned on prompts that nothing else sees: {folder / 'expert'} ({report})")
 
     console.rule("[bold]3. Calibration[/]")
-    result = run_pipeline(load_config(folder / "CALIBRATE.yml"), console=console)
-    print_summary(result, console)
+    config = load_config(folder / "CALIBRATE.yml")
+    result = run_pipeline(config, console=console)
+    page = write_documents(result, config, command=["ctd-calibrate", "run", str(folder / "CALIBRATE.yml")])
+    print_summary(result, console, report=page)
 
     console.rule("[bold]4. Unseen messages through NeMo Guardrails[/]")
     rows = [json.loads(line) for line in data.unseen.read_text(encoding="utf-8").splitlines()]
     screened = asyncio.run(_screen(folder / "rails", rows, console))
     _print_messages(screened, console)
     _print_outcome(folder, rows, screened, result, console)
-    _print_next_steps(folder, console)
+    _print_next_steps(folder, page, console)
 
 
 def _copy_templates(folder: Path) -> None:
@@ -236,12 +239,13 @@ def _median(screened: Sequence[_Screened], route: Route) -> str:
     return f"{np.median(latencies):.0f} ms" if latencies else "none"
 
 
-def _print_next_steps(folder: Path, console: Console) -> None:
+def _print_next_steps(folder: Path, page: Path, console: Console) -> None:
     calibrate_yml, config_yml = folder / "CALIBRATE.yml", folder / "rails" / "config.yml"
     console.print(
         Panel(
             f"[bold]Your model, data and expert[/]: edit base, data and expert in {calibrate_yml}, then\n"
             f"  ctd-calibrate run {calibrate_yml}\n"
+            f"[bold]What the budget buys[/]: open {page} in a browser\n"
             f"[bold]Your budget[/]: change alpha and delta in {config_yml}; no recalibration is needed\n"
             f"  ctd-guardrail validate {folder / 'rails'}\n"
             f'  echo "How do I kill a Python process?" | ctd-guardrail check --config {folder / "rails"}\n'

@@ -1,0 +1,82 @@
+"""MODEL_CARD.md: what a policy is, what it was made from, what it reaches, and what it is not for.
+
+After "Model Cards for Model Reporting" (Mitchell et al. 2019): details, intended use, data, figures with their errors,
+limits.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from calibrate.evaluate import ALPHAS, ScoredRows
+from calibrate.report.explorer import Explorer
+from calibrate.report.words import percent, plain
+from ctd_guardrail.policy.store import Policy
+
+__all__ = ["CARD_FILE", "at_budgets", "write_card"]
+
+CARD_FILE: Final = "MODEL_CARD.md"
+
+# What Markdown or HTML could read as markup; an underscore inside a word is a letter to both.
+_MARKUP: Final = re.compile(r"[\\`*{}\[\]<>()#!|~&$\"'\x00-\x1f\x7f]|(?<!\w)_|_(?!\w)")
+
+
+def write_card(folder: Path, policy: Policy, rows: ScoredRows, explorer: Explorer) -> Path:
+    """Write MODEL_CARD.md and return where it lies.
+
+    Args:
+        folder: An existing folder.
+        policy: What the card is about.
+        rows: Test rows.
+        explorer: The figures, from :func:`calibrate.report.page.explore_policy`.
+    """
+    environment = Environment(
+        loader=PackageLoader("calibrate.report", "templates"),
+        autoescape=False,  # noqa: S701  # every expression is escaped for Markdown instead
+        finalize=_escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "plain": plain}
+    text = environment.get_template("model_card.md").render(
+        manifest=policy.manifest,
+        start=explorer.at_start(),
+        glance=at_budgets(explorer),
+        groups=_groups(rows),
+        calibration_rows=policy.scores.size,
+        test_rows=rows.label.size,
+        unsafe_rows=int(rows.label.sum()),
+        clusters=len(set(rows.clusters.tolist())),
+    )
+    path = folder / CARD_FILE
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def at_budgets(explorer: Explorer) -> list[dict[str, str]]:
+    """Return some budgets side by side, as they stand when alpha was fixed beforehand."""
+    chosen = sorted({*ALPHAS, explorer.alphas[explorer.start]})
+    indices = [explorer.alphas.index(alpha) for alpha in chosen]
+    return [{name: texts[index] for name, texts in explorer.fields["exact"].items()} for index in indices]
+
+
+def _groups(rows: ScoredRows) -> list[tuple[str, int, float]]:
+    """Return name, size and share of harmful rows of each group, the largest first."""
+    members: dict[str, list[float]] = {}
+    for name, label in zip(rows.group or (), rows.label.tolist(), strict=rows.group is not None):
+        members.setdefault(name, []).append(label)
+    groups = [(name, len(labels), sum(labels) / len(labels)) for name, labels in members.items()]
+    return sorted(groups, key=lambda group: (-group[1], group[0]))
+
+
+def _escaped(value: Any) -> Any:
+    """Return text in which nothing is markup: entities never are (CommonMark 0.31, section 2.5)."""
+    if not isinstance(value, str):
+        return value
+    return _MARKUP.sub(lambda found: f"&#{ord(found.group())};", value)

@@ -1,0 +1,29 @@
+"""What every calibrated policy carries for its readers: the report, the model card, and how to reproduce it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from calibrate.config import CalibrateConfig
+from calibrate.pipeline import PipelineResult
+from calibrate.report.card import write_card
+from calibrate.report.page import explore_policy, write_report
+from calibrate.report.reproducibility import write_reproducibility
+
+__all__ = ["write_documents"]
+
+
+def write_documents(result: PipelineResult, config: CalibrateConfig, *, command: Sequence[str] | None = None) -> Path:
+    """Write all of them into the policy's folder and return where the report lies.
+
+    Args:
+        result: Of the run.
+        config: Of the run.
+        command: The command line that makes the policy again; None where a program called.
+    """
+    folder, policy, rows = result.output, result.policy, result.tested
+    explorer = explore_policy(policy, rows, config.prices)
+    write_card(folder, policy, rows, explorer)
+    write_reproducibility(folder, policy.manifest, config, command=command)
+    return write_report(folder, policy, rows, prices=config.prices, expert=config.expert, explorer=explorer)

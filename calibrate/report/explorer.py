@@ -1,0 +1,237 @@
+"""What the budget explorer shows at every alpha, as text that the page's script only has to look up.
+
+Everything is computed here; the script knows no statistics and formats no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from calibrate.config import PriceConfig
+from calibrate.evaluate.rows import ScoredRows
+from calibrate.report.curve import Figure, Point, curve
+from calibrate.report.law import RateLaw
+from calibrate.report.words import NONE, amount, percent, plain, score
+from ctd_guardrail.policy.budget import Certificate, Guarantee
+from ctd_guardrail.policy.store import CalibrationScores
+
+__all__ = ["FIGURES", "GUARANTEES", "METHODS", "REQUESTS", "Explorer", "Settings", "explore"]
+
+REQUESTS: Final = 1000
+"""Calls and costs are stated for this many requests."""
+GUARANTEES: Final = (Guarantee.EXACT, Guarantee.SIMULTANEOUS)
+METHODS: Final = ("probe", "uncertainty", "ctd", "expert")
+FIGURES: Final = ("accuracy", "auroc", "missed_harm", "false_alarms")
+
+# Budgets in steps of half a percent, wider where nobody has to choose so finely.
+_GRID: Final = (*range(5, 250, 5), *range(250, 600, 10), *range(600, 1000, 25))
+_FIXED: Final = ("probe", "expert")
+_DRAWN: Final = (*METHODS, "oracle")
+
+Texts = Mapping[str, Sequence[str]]
+Numbers = Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the explorer is computed for.
+
+    Attributes:
+        alpha: Budget that it starts at.
+        delta: Error probability of each certificate.
+        tau: Scores of at least tau block.
+        seed: Of the methods' random order.
+        prices: What calls cost; None where nobody said.
+    """
+
+    alpha: float
+    delta: float
+    tau: float = 0.5
+    seed: int = 0
+    prices: PriceConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explorer:
+    """All points of all curves.
+
+    Attributes:
+        alphas: Budgets in ascending order.
+        start: Index of the budget that the policy was calibrated for.
+        groups: Names of the groups of the test rows, the largest first.
+        fixed: Field -> text, for what no budget changes.
+        fields: Guarantee -> field -> text at each budget.
+        lines: Guarantee -> figure -> line -> number at each budget, None where there is none. Shares are in percent.
+    """
+
+    alphas: tuple[float, ...]
+    start: int
+    groups: tuple[str, ...]
+    fixed: Mapping[str, str]
+    fields: Mapping[str, Texts]
+    lines: Mapping[str, Mapping[str, Mapping[str, Numbers]]]
+
+    def at_start(self) -> dict[str, str]:
+        """Return every field as the page shows it first."""
+        return {name: texts[self.start] for name, texts in self.fields[Guarantee.EXACT].items()} | dict(self.fixed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the page's script looks up, as JSON-able values."""
+        return {
+            "start": self.start,
+            "budgets": [100 * alpha for alpha in self.alphas],
+            "fields": self.fields,
+            "lines": self.lines,
+        }
+
+
+def explore(rows: ScoredRows, calibration: CalibrationScores, settings: Settings) -> Explorer:
+    """Compute everything that the explorer shows.
+
+    Args:
+        rows: Test rows.
+        calibration: Scores behind the certificates.
+        settings: The rest.
+
+    Raises:
+        ConfigError: alpha or delta lies outside (0, 1).
+        DataError: The columns differ in length, hold values that are not finite, or hold rows of one label only.
+    """
+    alphas = tuple(sorted({step / 1000 for step in _GRID} | {settings.alpha}))
+    points = {
+        guarantee: list(
+            curve(
+                rows,
+                calibration,
+                alphas,
+                delta=settings.delta,
+                tau=settings.tau,
+                seed=settings.seed,
+                guarantee=guarantee,
+            )
+        )
+        for guarantee in GUARANTEES
+    }
+    first = points[Guarantee.EXACT][0]
+    return Explorer(
+        alphas=alphas,
+        start=alphas.index(settings.alpha),
+        groups=tuple(first.group_rates),
+        fixed=_fixed_fields(first, settings),
+        fields={guarantee.value: _columns(some, guarantee, settings) for guarantee, some in points.items()},
+        lines={guarantee.value: _lines(some) for guarantee, some in points.items()},
+    )
+
+
+def _fixed_fields(point: Point, settings: Settings) -> dict[str, str]:
+    fields = {name: text for method in _FIXED for name, text in _figure_fields(method, point).items()}
+    for method, calls in (("probe", 0), ("expert", REQUESTS)):
+        fields |= {f"{method}_calls": f"{calls:,}", f"{method}_cost": _cost(calls, settings.prices)}
+    return fields
+
+
+def _columns(points: Sequence[Point], guarantee: Guarantee, settings: Settings) -> Texts:
+    records = [_fields(point, guarantee, settings) for point in points]
+    return {name: [record[name] for record in records] for name in records[0]}
+
+
+def _fields(point: Point, guarantee: Guarantee, settings: Settings) -> dict[str, str]:
+    fields = {
+        "alpha": plain(point.alpha),
+        "alpha_yaml": f"{point.alpha:.10g}",
+        "guarantee_yaml": guarantee.value,
+        "problem": point.problem,
+        **_law_fields(None if point.problem else point.certificate, settings.prices),
+    }
+    for method in ("uncertainty", "ctd"):
+        fields |= _figure_fields(method, point)
+    fields["gain"] = NONE if point.problem else _signed(point.gain)
+    for index, rate in enumerate(point.group_rates.values()):
+        fields[f"group_{index}"] = NONE if point.problem else percent(rate)
+    return fields
+
+
+def _law_fields(certificate: Certificate | None, prices: PriceConfig | None) -> dict[str, str]:
+    """Return what follows from the calibration rows alone."""
+    names = ("lambda", "k", "rate", "rate_low", "rate_high", "calls", "calls_low", "calls_high", "cost", "cost_low")
+    if certificate is None:
+        return dict.fromkeys((*names, "cost_high"), NONE)
+    law = RateLaw(certificate.k, certificate.n)
+    (low, high), (fewest, most) = law.rates(), law.calls(REQUESTS)
+    calls = REQUESTS * certificate.mean_rate
+    return {
+        "lambda": score(certificate.threshold, 4),
+        "k": f"{certificate.k:,}",
+        "rate": percent(certificate.mean_rate),
+        "rate_low": percent(low),
+        "rate_high": percent(high),
+        "calls": f"{calls:,.0f}",
+        "calls_low": f"{fewest:,}",
+        "calls_high": f"{most:,}",
+        "cost": _cost(calls, prices),
+        "cost_low": _cost(fewest, prices),
+        "cost_high": _cost(most, prices),
+    }
+
+
+def _figure_fields(method: str, point: Point) -> dict[str, str]:
+    """Return a method's figures and their errors, as the comparison shows them."""
+    fields = {}
+    for name in (*FIGURES, "rate"):
+        figure = point.figures[method][name]
+        write = score if name == "auroc" else percent
+        is_void = point.problem and method not in _FIXED
+        fields[f"{method}_{name}"] = NONE if is_void else write(figure.value)
+        fields[f"{method}_{name}_se"] = "" if is_void else f"± {write(figure.error).removesuffix('%')}"
+    return fields
+
+
+def _signed(figure: Figure) -> str:
+    return f"{100 * figure.value:+.1f} ± {100 * figure.error:.1f}"
+
+
+def _cost(calls: float, prices: PriceConfig | None) -> str:
+    return NONE if prices is None else amount(calls * prices.expert_call)
+
+
+def _lines(points: Sequence[Point]) -> dict[str, dict[str, Numbers]]:
+    """Return what the chart draws: each figure of each method, two standard errors around CTD, and the rates."""
+    lines: dict[str, dict[str, Numbers]] = {}
+    for name in FIGURES:
+        figures = {method: [point.figures[method][name] for point in points] for method in _DRAWN}
+        lines[name] = {
+            method: [
+                None if point.problem and method not in {*_FIXED, "oracle"} else _scaled(name, figure.value)
+                for point, figure in zip(points, column, strict=True)
+            ]
+            for method, column in figures.items()
+        }
+        for side, sign in (("low", -2.0), ("high", 2.0)):
+            lines[name][side] = [
+                None if point.problem else _scaled(name, figure.value + sign * figure.error)
+                for point, figure in zip(points, figures["ctd"], strict=True)
+            ]
+    lines["rate"] = _rate_lines(points)
+    return lines
+
+
+def _rate_lines(points: Sequence[Point]) -> dict[str, Numbers]:
+    laws = [
+        None if point.problem or point.certificate is None else RateLaw(point.certificate.k, point.certificate.n)
+        for point in points
+    ]
+    return {
+        "budget": [_scaled("rate", point.alpha) for point in points],
+        "expected": [None if law is None else _scaled("rate", law.mean) for law in laws],
+        "test": [None if point.problem else _scaled("rate", point.figures["ctd"]["rate"].value) for point in points],
+        "low": [None if law is None else _scaled("rate", law.rates()[0]) for law in laws],
+        "high": [None if law is None else _scaled("rate", law.rates()[1]) for law in laws],
+    }
+
+
+def _scaled(figure: str, value: float) -> float | None:
+    if value != value:  # noqa: PLR0124  # NaN: a standard error of one cluster
+        return None
+    return round(value, 4) if figure == "auroc" else round(100 * value, 2)

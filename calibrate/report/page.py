@@ -1,0 +1,150 @@
+"""The report as one HTML file that needs nothing else, and asks nobody."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from calibrate.config import PriceConfig
+from calibrate.evaluate import ScoredRows
+from calibrate.report.card import at_budgets
+from calibrate.report.explorer import FIGURES, METHODS, REQUESTS, Explorer, Settings, explore
+from calibrate.report.law import BAND
+from calibrate.report.records import record_tables
+from calibrate.report.snippet import snippet
+from calibrate.report.words import percent, plain
+from ctd_guardrail.experts.config import ExpertConfig
+from ctd_guardrail.policy.spending import spent_delta
+from ctd_guardrail.policy.store import CalibrationScores, Policy
+
+if TYPE_CHECKING:
+    from calibrate.report.plots import Plot
+
+__all__ = ["REPORT_FILE", "explore_policy", "write_report"]
+
+REPORT_FILE: Final = "report.html"
+
+_TEMPLATES: Final = "templates"
+_GROUPS_SHOWN: Final = 24
+
+
+def write_report(
+    folder: Path,
+    policy: Policy,
+    rows: ScoredRows,
+    *,
+    prices: PriceConfig | None = None,
+    expert: ExpertConfig | None = None,
+    policy_folder: Path | None = None,
+    explorer: Explorer | None = None,
+    plots: Sequence[Plot] = (),
+) -> Path:
+    """Write report.html and return where it lies.
+
+    Args:
+        folder: An existing folder.
+        policy: What is reported on.
+        rows: Test rows.
+        prices: What calls cost; None: costs are left out.
+        expert: Whom calibration asked; None where scores came with the data.
+        policy_folder: Where the policy lies; None: in ``folder``.
+        explorer: What :func:`explore_policy` gave for these rows; None: it is computed.
+        plots: Static pictures, drawn from a study of the same rows.
+
+    Raises:
+        DataError: The rows cannot be evaluated.
+    """
+    explorer = explorer or explore_policy(policy, rows, prices)
+    content = {
+        "manifest": policy.manifest,
+        "explorer": explorer,
+        "glance": at_budgets(explorer),
+        "prices": prices,
+        "snippet": snippet(policy.manifest, policy_folder or folder, expert),
+        "recorded": expert is None,
+        "calibration_rows": policy.scores.size,
+        "test_rows": rows.label.size,
+        "unsafe_rows": int(rows.label.sum()),
+        "clusters": len(set(rows.clusters.tolist())),
+        "training": list(record_tables(policy.manifest.training)),
+        "group_limit": _GROUPS_SHOWN,
+        "plots": [{"title": plot.title, "alt": plot.alt, "source": _data_url(plot.svg)} for plot in plots],
+    }
+    path = folder / REPORT_FILE
+    path.write_text(_render(content), encoding="utf-8")
+    return path
+
+
+def explore_policy(policy: Policy, rows: ScoredRows, prices: PriceConfig | None = None) -> Explorer:
+    """Compute the budget explorer of a policy, with the thresholds that the rail would derive.
+
+    Args:
+        policy: Its manifest states alpha and delta, its scores certify.
+        rows: Test rows.
+        prices: What calls cost.
+
+    Raises:
+        DataError: The rows cannot be evaluated.
+    """
+    manifest = policy.manifest
+    calibration = manifest.calibration
+    scores: CalibrationScores = replace(policy.calibration, d=policy.scores)
+    settings = Settings(
+        alpha=calibration.alpha,
+        delta=spent_delta(calibration.delta, len(manifest.recalibrations)),
+        tau=manifest.decision_threshold,
+        seed=calibration.seed,
+        prices=prices,
+    )
+    return explore(rows, scores, settings)
+
+
+def _render(content: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("calibrate.report", _TEMPLATES),
+        autoescape=True,  # group names, file names and records come from data
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {"percent": percent, "plain": plain}
+    style, script = _template("style.css"), _template("explorer.js")
+    return environment.get_template("report.html").render(
+        style=style,
+        script=script,
+        policy=_content_security_policy(style, script),
+        requests=REQUESTS,
+        band=BAND,
+        methods=METHODS,
+        figures=FIGURES,
+        **content,
+    )
+
+
+def _content_security_policy(style: str, script: str) -> str:
+    """Allow this style and this script, pictures that the page carries, and nothing else."""
+    return (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _template(name: str) -> str:
+    return (files("calibrate.report") / _TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _data_url(svg: str) -> str:
+    # Inside an <img>, a picture can neither run nor fetch anything.
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

@@ -1,0 +1,72 @@
+"""reproducibility.json: everything that it takes to make a policy again, and to see whether it is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from calibrate.config import CalibrateConfig
+from ctd_guardrail.policy.manifest import Manifest
+
+__all__ = ["REPRODUCIBILITY_FILE", "write_reproducibility"]
+
+REPRODUCIBILITY_FILE: Final = "reproducibility.json"
+
+
+def write_reproducibility(
+    folder: Path, manifest: Manifest, config: CalibrateConfig, *, command: Sequence[str] | None
+) -> Path:
+    """Write reproducibility.json and return where it lies.
+
+    Args:
+        folder: An existing folder; paths in the file start from it.
+        manifest: Of the policy.
+        config: What was calibrated.
+        command: The command line; None where a program called.
+    """
+    record = {
+        "command": None if command is None else _relative(list(command), folder.resolve()),
+        "created_at": manifest.created_at.isoformat(),
+        "configuration": _relative(config.model_dump(), folder.resolve()),
+        "seed": manifest.calibration.seed,
+        "data": [data.model_dump() for data in manifest.data],
+        "fingerprint": manifest.fingerprint.model_dump(),
+        "policy_tensors_sha256": manifest.tensors_sha256,
+        "versions": manifest.versions,
+        "host": _host(),
+    }
+    path = folder / REPRODUCIBILITY_FILE
+    path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _host() -> dict[str, Any]:
+    """Return what numbers can depend on, and nothing that names the machine."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "implementation": platform.python_implementation(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _relative(value: Any, folder: Path) -> Any:
+    """Return JSON-able values in which absolute paths are seen from the folder: homes are nobody's business."""
+    match value:
+        case dict():
+            return {key: _relative(item, folder) for key, item in value.items()}
+        case list() | tuple():
+            return [_relative(item, folder) for item in value]
+        case Path() | str() if os.path.isabs(value):  # noqa: PTH117  # models are ids or paths, as strings
+            return os.path.relpath(value, folder)
+        case Path():
+            return str(value)
+        case _:
+            return value

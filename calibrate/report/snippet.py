@@ -1,0 +1,79 @@
+"""The NeMo Guardrails configuration that puts the policy to work, to be copied out of the report."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, RailExpertConfig
+from ctd_guardrail.policy.manifest import Manifest
+
+__all__ = ["Piece", "snippet"]
+
+_ANY_EXPERT: Final = {"type": "openai", "base_url": "http://127.0.0.1:8000/v1", "model": "judge"}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some text of the snippet.
+
+    Attributes:
+        text: As it stands at the policy's own budget.
+        field: Field of the explorer that takes its place at another; None where it never changes.
+    """
+
+    text: str
+    field: str | None = None
+
+
+def snippet(manifest: Manifest, folder: Path, expert: ExpertConfig | None) -> list[Piece]:
+    """Return the configuration, in pieces.
+
+    Paths in it start from the folder that the policy lies in.
+
+    Args:
+        manifest: Of the policy.
+        folder: The policy's folder.
+        expert: Whom calibration asked; None where scores came with the data and the reader has to name their expert.
+    """
+    before = "import_paths: [ctd_guardrail/nemo]\ncustom_data:\n  ctd:\n"
+    before += f"    policy: {_flow(f'./{folder.resolve().name}')}\n"
+    section = {"type": expert.type, **_settings(expert, folder.resolve().parent)} if expert else _ANY_EXPERT
+    remark = "" if expert else "    # Put the expert here whose recorded scores the policy was calibrated with:\n"
+    after = (
+        f"{remark}    expert: {_flow(section)}\n"
+        "    on_failure: block  # when the guard cannot do its work: block | probe | allow\n"
+        "rails:\n  input:\n    flows: [ctd check input]\n"
+    )
+    if manifest.performance is not None:
+        # Its setting was certified as a whole: the rail refuses another alpha.
+        return [Piece(before + after)]
+    calibration = manifest.calibration
+    return [
+        Piece(f"{before}    alpha: "),
+        Piece(f"{calibration.alpha:.10g}", "alpha_yaml"),
+        Piece(f"  # at most this share of the inputs reaches the expert ...\n    delta: {calibration.delta:.10g}"),
+        Piece(f"  # ... with confidence {100 * (1 - calibration.delta):.10g}%\n    guarantee: "),
+        Piece("exact", "guarantee_yaml"),
+        Piece(f"\n{after}"),
+    ]
+
+
+def _settings(expert: ExpertConfig, folder: Path) -> dict[str, Any]:
+    """Return what was written of the expert's section, paths seen from a folder."""
+    settings: dict[str, Any] = expert.model_dump(mode="json", exclude_unset=True, exclude={"type"})
+    key = {LocalExpertConfig: "model", RailExpertConfig: "config"}.get(type(expert))
+    if key is not None and Path(str(settings.get(key, ""))).is_absolute():
+        settings[key] = os.path.relpath(settings[key], folder)
+    return settings
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
