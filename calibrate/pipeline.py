@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
@@ -29,18 +27,20 @@ from calibrate.features import pool_activations
 from calibrate.labels import ExpertScores, score_with
 from calibrate.performance import certify_performance, to_record
 from calibrate.pooled import PooledRows
+from calibrate.preparation import Preparation
 from calibrate.progress import progress_bars
 from calibrate.risk.rows import Rows
+from calibrate.scoring import score_rows
 from calibrate.splits import PARTS, Split, find_clusters, row_digests, split_rows
-from calibrate.train import SafetyRows, train_probes
+from calibrate.train import TrainedProbes, train_probes
 from calibrate.train.crossfit import check_classes
+from calibrate.train.probes import layer_columns
 from ctd_guardrail import __version__
-from ctd_guardrail.activations.engine import ActivationEngine, get_engine
+from ctd_guardrail.activations.engine import get_engine
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows
 from ctd_guardrail.policy.match import RECORDED
 from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
-from ctd_guardrail.probes.probes import Probes
 
 __all__ = ["PipelineResult", "run"]
 
@@ -99,7 +99,9 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         ExpertError: The expert failed; what it has said so far is saved.
         DependencyError: ``package:NAME`` is not installed.
     """
-    dataset = read_dataset(config.data.path, expert_column=config.data.expert_column)
+    dataset = read_dataset(
+        config.data.path, expert_column=config.data.expert_column, context=config.data.context
+    )
     split = split_rows(dataset, config.splits)
     safety = _read_safety_data(config, dataset)
     _check_rows(config, dataset, split)
@@ -110,33 +112,30 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
     engine = get_engine(config.base.spec, device=config.base.device)
     with progress_bars(console) as progress:
         pooled = pool_activations(dataset, rows, engine, cache=cache, progress=progress)
-        safety_rows = None if safety is None else _pool_safety(safety, engine, cache, progress)
         identity, expert = _expert_scores(config, dataset, rows, cache, progress)
+        prepare = Preparation(engine, config.probes, config.splits.seed, cache, progress)
+        trained = _train(config, dataset, split, pooled, expert=expert, safety=safety, prepare=prepare)
+        if trained.layers != config.base.layers:
+            # The rail loads no more of the base model than the probes read.
+            engine = get_engine(engine.spec.model_copy(update={"layers": trained.layers}), device=config.base.device)
+            pooled = pooled.columns(layer_columns(trained.layers, config.base.layers, pooled.values.shape[1]))
+        judged = np.arange(cuts[0], rows.size)
+        p, d = score_rows(trained, dataset, rows[judged], pooled.take(judged), engine, progress=progress)
 
-    calibration, test = slice(cuts[0], cuts[1]), slice(cuts[1], rows.size)
-    labels, clusters = dataset.labels[rows], split.clusters[rows]
-    windows = pooled.take(np.arange(split.train.size))
-    row = windows.row_of_window
-    trained = train_probes(
-        windows.values,
-        labels[row],
-        expert.p[row],
-        clusters[row],
-        seed=config.splits.seed,
-        safety=safety_rows,
-    )
-    p, d = _score(trained.probes, pooled)
+    e, labels = expert.p[judged], dataset.labels[rows[judged]]
+    calibration, test = slice(0, split.calibration.size), slice(split.calibration.size, judged.size)
     scores = CalibrationScores.from_rows(
-        d=d[calibration], p=p[calibration], expert=expert.p[calibration], label=labels[calibration]
+        d=d[calibration], p=p[calibration], expert=e[calibration], label=labels[calibration]
     )
     certificate = certify(scores.d, config.budget.alpha, config.budget.delta)
     performance, tau = None, config.budget.taus[0]
     if config.budget.method != "closed_form":
-        held = Rows(d[calibration], p[calibration], expert.p[calibration], labels[calibration])
+        merged = trained.merge(p[calibration], e[calibration])
+        held = Rows(d[calibration], p[calibration], merged, labels[calibration])
         setting = certify_performance(held, config.budget)
         performance, tau = to_record(setting, config.budget), setting.tau
     groups = None if dataset.groups is None else [dataset.groups[row] for row in split.test]
-    tested = ScoredRows(p[test], d[test], expert.p[test], labels[test], groups)
+    tested = ScoredRows(p[test], d[test], e[test], labels[test], groups, merge=trained.merge)
     evaluation = evaluate(
         tested,
         scores,
@@ -151,6 +150,7 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         "activations": engine.spec,
         "fingerprint": engine.fingerprint,
         "probe": trained.probes.spec,
+        "merge": trained.merge,
         "decision_threshold": tau,
         "expert": identity,
         "performance": performance,
@@ -188,7 +188,7 @@ def _read_safety_data(config: CalibrateConfig, dataset: Dataset) -> _SafetyData 
     """
     if config.data.safety_path is None:
         return None
-    safety = read_dataset(config.data.safety_path)
+    safety = read_dataset(config.data.safety_path, context=config.data.context)
     clusters = find_clusters(dataset, safety)
     own = clusters[len(dataset) :]
     rows = np.flatnonzero(~np.isin(own, clusters[: len(dataset)]))
@@ -227,10 +227,32 @@ def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None
         )
 
 
-def _pool_safety(safety: _SafetyData, engine: ActivationEngine, cache: Path, progress: Progress) -> SafetyRows:
-    pooled = pool_activations(safety.dataset, safety.rows, engine, cache=cache, progress=progress)
-    row = pooled.row_of_window
-    return SafetyRows(pooled.values, safety.dataset.labels[safety.rows][row], safety.clusters[row])
+def _train(
+    config: CalibrateConfig,
+    dataset: Dataset,
+    split: Split,
+    pooled: PooledRows,
+    *,
+    expert: ExpertScores,
+    safety: _SafetyData | None,
+    prepare: Preparation,
+) -> TrainedProbes:
+    """Train on the training rows, which come first in the activations and the expert's scores."""
+    train, clusters = split.train, split.clusters[split.train]
+    scores = expert.p[: train.size]
+    used = sum(getattr(split, part).size for part in PARTS)
+    return train_probes(
+        pooled.take(np.arange(train.size)),
+        dataset.labels[train],
+        scores,
+        clusters,
+        seed=config.splits.seed,
+        safety=None if safety is None else prepare.safety_rows(safety.dataset, safety.rows, safety.clusters),
+        options=config.probes,
+        layers=config.base.layers,
+        tokens=prepare.token_rows(dataset, train, clusters),
+        padded=prepare.padded_rows(dataset, train, clusters, scores, total=used),
+    )
 
 
 def _expert_scores(
@@ -242,12 +264,6 @@ def _expert_scores(
     if config.expert is None:
         raise ConfigError("there is no source of expert scores", hint="Write `data.expert_column` or `expert`")
     return score_with(config.expert, dataset, rows, cache=cache, progress=progress)
-
-
-def _score(probes: Probes, pooled: PooledRows) -> Sequence[FloatArray]:
-    """Return p and d as the rail computes them, each of shape [rows]."""
-    scores: FloatArray = probes.from_pooled(torch.from_numpy(pooled.values), pooled.lengths).numpy().astype(np.float64)
-    return list(pooled.over_windows(scores).T)
 
 
 def _versions() -> dict[str, str]:

@@ -56,6 +56,10 @@ class PooledRows:
         place = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
         return PooledRows(self.values[place], self.lengths[place], counts)
 
+    def columns(self, keep: IntArray) -> PooledRows:
+        """Return the same windows with some of the columns of the activations."""
+        return PooledRows(self.values[:, keep], self.lengths, self.windows)
+
     def over_windows(self, scores: FloatArray) -> FloatArray:
         """Return the scores (p, d) of the rows, shape [rows, 2], from those of their windows."""
         return np.stack([over_windows(part) for part in np.split(scores, np.cumsum(self.windows)[:-1])])

@@ -20,7 +20,7 @@ from ctd_guardrail.errors import DataError
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.probes import Probes
 
-__all__ = ["TokenRows", "TrainedProbes", "train_probes"]
+__all__ = ["TokenRows", "TrainedProbes", "layer_columns", "train_probes"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -55,10 +55,10 @@ class TrainedProbes:
     layers: tuple[int, ...]
     record: dict[str, Any]
 
-    def score(self, windows: PooledRows) -> FloatArray:
+    def score(self, pooled: PooledRows) -> FloatArray:
         """Return (p, d) of each row, shape [rows, 2], from the mean activations of the layers that the probes read."""
-        values = self.probes.from_pooled(torch.from_numpy(windows.values), windows.lengths)
-        return windows.over_windows(values.numpy().astype(np.float64))
+        windows = self.probes.from_pooled(torch.from_numpy(pooled.values), pooled.lengths)
+        return pooled.over_windows(windows.numpy().astype(np.float64))
 
 
 def train_probes(
@@ -101,14 +101,14 @@ def train_probes(
     candidates = [Candidate(chosen, kinds) for kinds in options.kind_sets() for chosen in options.layer_sets(layers)]
 
     def fit(candidate: Candidate, part: TrainingRows, *, measured: bool) -> Fitted:
-        keep = _columns(candidate.layers, layers, rows.pooled.values.shape[1])
+        keep = layer_columns(candidate.layers, layers, rows.pooled.values.shape[1])
         narrowed = None if source is None else source.columns(keep)
         return fit_candidate(
             part.columns(keep), candidate.kinds, options, seed=seed, safety=narrowed, measured=measured
         )
 
     def trainer_of(candidate: Candidate) -> Trainer:
-        keep = _columns(candidate.layers, layers, rows.pooled.values.shape[1])
+        keep = layer_columns(candidate.layers, layers, rows.pooled.values.shape[1])
 
         def train(part: TrainingRows) -> Scorer:
             fitted = fit(candidate, part, measured=False)
@@ -146,8 +146,14 @@ def _with_tokens(rows: TrainingRows, tokens: TokenRows | None) -> TrainingRows:
     return TrainingRows(part.pooled, part.labels, part.clusters, part.expert, list(tokens.tokens))
 
 
-def _columns(chosen: tuple[int, ...], layers: tuple[int, ...], width: int) -> IntArray:
-    """Return the columns of some layers, where the layers lie side by side."""
+def layer_columns(chosen: tuple[int, ...], layers: tuple[int, ...], width: int) -> IntArray:
+    """Return the columns of some layers.
+
+    Args:
+        chosen: Which.
+        layers: Those that lie side by side.
+        width: Columns of all of them.
+    """
     size = width // len(layers)
     return np.concatenate([np.arange(size) + layers.index(layer) * size for layer in chosen])
 

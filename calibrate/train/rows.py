@@ -66,9 +66,8 @@ class TrainingRows:
         """Return all rows with some of the activations' columns."""
         if keep.size == self.pooled.values.shape[1]:
             return self
-        pooled = PooledRows(self.pooled.values[:, keep], self.pooled.lengths, self.pooled.windows)
         tokens = None if self.tokens is None else [Ragged(row.values[:, keep], row.lengths) for row in self.tokens]
-        return TrainingRows(pooled, self.labels, self.clusters, self.expert, tokens)
+        return TrainingRows(self.pooled.columns(keep), self.labels, self.clusters, self.expert, tokens)
 
 
 def as_pooled(features: PooledRows | NDArray[np.float32]) -> PooledRows:

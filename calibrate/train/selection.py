@@ -24,13 +24,14 @@ from calibrate.train.quality import cascade_quality
 from calibrate.train.rows import TrainingRows
 from ctd_guardrail.probes.spec import Reduction
 
-__all__ = ["Candidate", "PaddedRows", "Scorer", "Trainer", "sample_rows", "select"]
+__all__ = ["SELECTION_ROWS", "Candidate", "PaddedRows", "Scorer", "Trainer", "sample_rows", "select"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# Enough to tell candidates apart by a point of Brier score in a hundred; more rows only cost time.
-_MOST_ROWS: Final = 3000
+SELECTION_ROWS: Final = 3000
+"""Rows that candidates are compared on; more would only cost time."""
+
 _LONG_SHARE: Final = 1 / 3
 # Both parts of the length shift need rows of both labels to learn from and to judge by.
 _FEWEST_ROWS: Final = 30
@@ -68,12 +69,19 @@ class PaddedRows:
     inside: IntArray
 
 
-def sample_rows(clusters: IntArray, *, seed: int) -> IntArray:
-    """Return the rows that are selected on, ascending: whole clusters, at most about 3,000 rows."""
+def sample_rows(clusters: IntArray, most: int = SELECTION_ROWS, *, seed: int) -> IntArray:
+    """Return a random choice of rows, ascending: whole clusters, together at most ``most`` rows.
+
+    Args:
+        clusters: Cluster of each row, shape [rows].
+        most: Where there are no more rows, all are returned.
+        seed: Of the choice.
+    """
+    if clusters.size <= most:
+        return np.arange(clusters.size)
     numbers, sizes = np.unique(clusters, return_counts=True)
     order = np.random.default_rng(seed).permutation(numbers.size)
-    kept = numbers[order[np.cumsum(sizes[order]) <= _MOST_ROWS]]
-    return np.flatnonzero(np.isin(clusters, kept)) if kept.size < numbers.size else np.arange(clusters.size)
+    return np.flatnonzero(np.isin(clusters, numbers[order[np.cumsum(sizes[order]) <= most]]))
 
 
 def select(
