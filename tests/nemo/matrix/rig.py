@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -46,7 +49,7 @@ class Rig:
     def write(self, name: str, **config: Any) -> Path:
         """Write a configuration with the rail; keyword arguments change whole top-level keys."""
         section = {
-            "policy": str(self.policy),
+            "policy": "policy",
             "alpha": 0.2,
             "delta": 0.1,
             "expert": {"type": "openai", "base_url": self.judge.base_url, "model": "judge", "timeout_s": 10},
@@ -59,7 +62,7 @@ class Rig:
             "models": [self.main_model()],
         }
         folder = self.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
+        self._copy_policy(folder / "policy")
         (folder / "config.yml").write_text(yaml.safe_dump(content | config))
         return folder
 
@@ -107,6 +110,13 @@ class Rig:
             except subprocess.TimeoutExpired:
                 server.process.kill()
                 server.process.wait()
+
+    def _copy_policy(self, folder: Path) -> None:
+        """Copy the policy under another date: a process remembers its judgements by policy."""
+        shutil.copytree(self.policy, folder, dirs_exist_ok=True)
+        manifest = folder / "policy.json"
+        date = dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=len(list(self.folder.iterdir())))
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"created_at": date.isoformat()}))
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
