@@ -14,12 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from calibrate.config import PriceConfig
 from calibrate.evaluate import ScoredRows
+from calibrate.evaluate.merges import merges_table
+from calibrate.evaluate.methods import Methods
 from calibrate.report.card import at_budgets
 from calibrate.report.explorer import FIGURES, METHODS, REQUESTS, Explorer, Settings, explore
 from calibrate.report.law import BAND
 from calibrate.report.records import record_tables
 from calibrate.report.snippet import snippet
-from calibrate.report.words import percent, plain
+from calibrate.report.words import percent, plain, score
 from ctd_guardrail.experts.config import ExpertConfig
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import CalibrationScores, Policy
@@ -66,6 +68,7 @@ def write_report(
         "manifest": policy.manifest,
         "explorer": explorer,
         "glance": at_budgets(explorer),
+        "merges": _merges(policy, rows),
         "prices": prices,
         "snippet": snippet(policy.manifest, policy_folder or folder, expert),
         "recorded": expert is None,
@@ -94,16 +97,41 @@ def explore_policy(policy: Policy, rows: ScoredRows, prices: PriceConfig | None 
         DataError: The rows cannot be evaluated.
     """
     manifest = policy.manifest
-    calibration = manifest.calibration
-    scores: CalibrationScores = replace(policy.calibration, d=policy.scores)
     settings = Settings(
-        alpha=calibration.alpha,
-        delta=spent_delta(calibration.delta, len(manifest.recalibrations)),
+        alpha=manifest.calibration.alpha,
+        delta=_delta(policy),
         tau=manifest.decision_threshold,
-        seed=calibration.seed,
+        seed=manifest.calibration.seed,
         prices=prices,
     )
-    return explore(rows, scores, settings)
+    return explore(rows, _certifying_scores(policy), settings)
+
+
+def _merges(policy: Policy, rows: ScoredRows) -> list[dict[str, str]]:
+    """Return the figures of each way to merge the scores of probe and expert, at the policy's own budget."""
+    manifest, scores = policy.manifest, _certifying_scores(policy)
+    calibration, tau = manifest.calibration, manifest.decision_threshold
+    methods = Methods(rows, scores, delta=_delta(policy), tau=tau, seed=calibration.seed)
+    table = merges_table(rows, policy.calibration, methods, [calibration.alpha], tau=tau)
+    return [
+        {
+            "name": record["merge"],
+            **{
+                name: f"{write(record[name])} ± {write(record[f'{name}_se']).removesuffix('%')}"
+                for name, write in (("accuracy", percent), ("auroc", score), ("missed_harm", percent))
+            },
+        }
+        for record in table.rows
+    ]
+
+
+def _certifying_scores(policy: Policy) -> CalibrationScores:
+    """Return the calibration scores, with the delegation values behind the certificate in force."""
+    return replace(policy.calibration, d=policy.scores)
+
+
+def _delta(policy: Policy) -> float:
+    return spent_delta(policy.manifest.calibration.delta, len(policy.manifest.recalibrations))
 
 
 def _render(content: Mapping[str, Any]) -> str:

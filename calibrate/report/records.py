@@ -46,11 +46,21 @@ def record_tables(record: Mapping[str, Any], *, title: str = "") -> Iterator[Rec
 
 def _alternatives(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], title: str) -> RecordTable:
     """Return a list of records as a table; chosen is the first that agrees with the values beside the list."""
+    rows = [dict(_flat(row)) for row in rows]
     columns = tuple(dict.fromkeys(key for row in rows for key in row))
     shared = [key for key in columns if key in chosen]
     matches = [index for index, row in enumerate(rows) if shared and all(row.get(key) == chosen[key] for key in shared)]
     cells = tuple(tuple(_text(row.get(key, "")) for key in columns) for row in rows)
     return RecordTable(title, tuple(map(_name, columns)), cells, matches[0] if matches else None)
+
+
+def _flat(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested records under the path to each."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key} ")
+        else:
+            yield path + key, value
 
 
 def _is_nested(value: Any) -> bool:

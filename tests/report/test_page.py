@@ -8,9 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from calibrate.evaluate import ScoredRows
+from calibrate.metrics import auroc
 from calibrate.report.explorer import Explorer
 from calibrate.report.page import write_report
+from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.manifest import PerformanceRecord, RiskBound
 from ctd_guardrail.policy.store import Policy
 
@@ -79,3 +83,20 @@ def test_a_policy_that_holds_risks_says_that_alpha_is_not_free(
 def test_rows_without_groups_have_no_table_of_groups(policy: Policy, tested: ScoredRows, tmp_path: Path) -> None:
     page = write_report(tmp_path, policy, replace(tested, group=None)).read_text(encoding="utf-8")
     assert "groups-title" not in page
+
+
+def test_merges_are_compared_on_the_same_delegated_rows(
+    policy: Policy, tested: ScoredRows, explorer: Explorer, report: Path
+) -> None:
+    page = report.read_text(encoding="utf-8")
+    found = re.findall(
+        r'<th scope="row">(this policy|replace|average|stacking)</th><td>([^<]*)</td><td>([^<]*)</td>', page
+    )
+    merges = {name: (accuracy, auroc) for name, accuracy, auroc in found}
+    assert set(merges) == {"this policy", "replace", "average", "stacking"}
+    start = explorer.at_start()
+    assert merges["this policy"][0] == f"{start['ctd_accuracy']} {start['ctd_accuracy_se']}"
+    assert merges["this policy"] == merges["replace"]
+    delegated = tested.d > certify(policy.calibration.d, 0.2, 0.1).threshold
+    average = np.where(delegated, (tested.p + tested.expert) / 2, tested.p)
+    assert merges["average"][1].startswith(f"{auroc(tested.label, average):.3f} ")

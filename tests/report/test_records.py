@@ -23,6 +23,13 @@ def test_values_lists_and_nested_records_are_tables() -> None:
     ]
 
 
+def test_records_within_alternatives_are_columns() -> None:
+    record = {"layers": [4], "alternatives": [{"layers": [4], "sets": {"plain": {"brier": 0.25}}}]}
+    assert list(record_tables(record))[1] == RecordTable(
+        "alternatives", ("layers", "sets plain brier"), (("4", "0.25"),), chosen=0
+    )
+
+
 def test_nothing_is_chosen_where_nothing_agrees() -> None:
     (table,) = record_tables({"alternatives": [{"C": 1.0}, {"C": 2.0}]})
     assert table.chosen is None
