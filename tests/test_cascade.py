@@ -20,6 +20,7 @@ from ctd_guardrail.errors import (
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.rule import ThresholdRule
+from ctd_guardrail.probes.merge import Merge
 
 CERTIFICATE = certify(np.linspace(-1.0, 1.0, 1001), 0.3, 0.1)
 ABOVE, BELOW = CERTIFICATE.threshold + 0.01, CERTIFICATE.threshold - 0.01
@@ -31,13 +32,13 @@ class Engine:
     spec = ActivationSpec(model="model", layers=(1,))
 
     def __init__(self, p: float, d: float, error: BaseException | None = None) -> None:
-        self.scores, self.error = (p, d), error
+        self.scores, self.error = [(p, d)], error
 
     async def run(self, conversation: Conversation, head: Any) -> np.ndarray[Any, Any]:
         assert isinstance(conversation, Conversation)
         if self.error is not None:
             raise self.error
-        return np.array([self.scores])
+        return np.array(self.scores)
 
 
 class Judge:
@@ -95,6 +96,33 @@ async def test_the_expert_decides_strictly_above_the_threshold_and_the_probe_els
     counts = guard.tally.snapshot()
     assert counts.decisions == {(verdict, route, reason): 1}
     assert counts.expert_attempts == 2 * judge.calls
+
+
+async def test_the_merged_score_decides_and_the_experts_own_is_reported() -> None:
+    judged = []
+    for weight in (0.25, 0.75):
+        guard = Cascade(
+            engine=Engine(0.1, ABOVE),  # type: ignore[arg-type]
+            probes=lambda ragged: ragged.values,
+            rule=ThresholdRule(CERTIFICATE.threshold),
+            decision_threshold=0.5,
+            expert=Judge(0.8),
+            merge=Merge(kind="average", weight=weight),
+            on_failure=FailurePolicy.BLOCK,
+        )
+        decision = await guard.check(user())
+        assert decision.p_expert == 0.8
+        judged.append((decision.verdict, decision.reason))
+    # (1 - w) .1 + w .8 is .275, and .625.
+    assert judged == [(Verdict.ALLOW, Reason.EXPERT_SAFE), (Verdict.BLOCK, Reason.EXPERT_UNSAFE)]
+
+
+async def test_a_conversation_counts_by_its_worst_window_and_by_its_worthiest() -> None:
+    engine = Engine(0.0, BELOW)
+    engine.scores = [(0.9, -1.0), (0.1, ABOVE)]
+    judge = Judge(0.0)
+    decision = await cascade(engine, judge).check(user())
+    assert (decision.p, decision.d, judge.calls) == (0.9, ABOVE, 1)
 
 
 EXPERT_FAULTS = [
@@ -209,7 +237,7 @@ async def test_the_rate_of_delegation_stays_within_the_budget() -> None:
     engine = Engine(0.1, 0.0)
     guard = cascade(engine, judge)
     for d in np.random.default_rng(0).uniform(-1, 1, 2000):
-        engine.scores = (0.1, float(d))
+        engine.scores = [(0.1, float(d))]
         await guard.check(user())
     counts = guard.tally.snapshot()
     assert counts.total == 2000
