@@ -117,7 +117,10 @@ def test_console(block: Block, workspace: Path) -> None:
 
 
 def run(command: str, folder: Path) -> None:
-    environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "COLANGPATH": str(ROOT),  # as docs/nemo.md says for an editable installation
+    }
     # The documentation's commands are written for a shell.
     done = subprocess.run(  # noqa: S602
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
