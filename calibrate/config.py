@@ -14,6 +14,7 @@ from calibrate.options import TrainOptions
 from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.config import CostConfig
+from ctd_guardrail.conversation import Context
 from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, RailExpertConfig
 from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.validation import load_yaml, validate
@@ -27,6 +28,7 @@ __all__ = [
     "RiskConfig",
     "SplitConfig",
     "load_config",
+    "load_expert",
 ]
 
 
@@ -77,11 +79,14 @@ class DataConfig(_Section):
         path: JSON lines, plain or gzip: one file or several.
         safety_path: Files that the safety probe is trained on instead of the training rows of ``path``.
         expert_column: Field that holds recorded expert scores, P(unsafe) in [0, 1].
+        context: What the probes and the expert see of a row: its last user turn (``last_turn``), or the conversation
+            up to and with it. The rail shows them the same of every turn.
     """
 
     path: _Paths
     safety_path: _Paths | None = None
     expert_column: Annotated[str, Field(min_length=1)] | None = None
+    context: Context = Context.CONVERSATION
 
 
 class SplitConfig(_Section):
@@ -215,7 +220,6 @@ class CalibrateConfig(_Section):
             )
         return self
 
-
     @model_validator(mode="after")
     def _layers_to_choose_from(self) -> CalibrateConfig:
         for layers in self.probes.layers or ():
@@ -243,6 +247,22 @@ def load_config(path: Path) -> CalibrateConfig:
     return config.model_copy(
         update={"base": _resolve(config.base, "model", folder), "expert": _resolve_expert(config.expert, folder)}
     )
+
+
+class _ExpertFile(_Section):
+    expert: ExpertConfig
+
+
+def load_expert(path: Path) -> ExpertConfig:
+    """Read a YAML file that holds nothing but an ``expert`` section.
+
+    Raises:
+        ConfigError: It is not YAML, or a key is unknown, missing, repeated or of a wrong value.
+    """
+    folder = path.absolute().parent
+    section = validate(_ExpertFile, load_yaml(path), file=path, context={"folder": folder}).expert
+    resolved = _resolve_expert(section, folder)
+    return section if resolved is None else resolved
 
 
 def _resolve_expert(expert: ExpertConfig | None, folder: Path) -> ExpertConfig | None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.conversation import Context, Conversation
 from ctd_guardrail.errors import DataError, InputError
 from ctd_guardrail.policy.manifest import DataRecord
 
@@ -88,12 +88,15 @@ class _Row:
     dialogue: str | None
 
 
-def read_dataset(files: Sequence[Path], *, expert_column: str | None = None) -> Dataset:
+def read_dataset(
+    files: Sequence[Path], *, expert_column: str | None = None, context: Context = Context.CONVERSATION
+) -> Dataset:
     """Read and check all rows of all files.
 
     Args:
         files: JSON lines, gzip where the name ends in ``.gz``.
         expert_column: Field that holds recorded expert scores.
+        context: What is screened of a conversation of several turns: its last unit with this context.
 
     Raises:
         DataError: A file cannot be read or holds no rows, a row is malformed (file and row are named), or one of the
@@ -107,7 +110,7 @@ def read_dataset(files: Sequence[Path], *, expert_column: str | None = None) -> 
         ids: dict[str, int] = {}
         for line, fields in _read_lines(file):
             try:
-                row = _parse(fields, expert_column)
+                row = _parse(fields, expert_column, context)
             except InputError as error:
                 raise DataError(error.problem, file=file, row=line, hint=error.hint) from None
             if row.id is not None and ids.setdefault(row.id, line) != line:
@@ -169,14 +172,14 @@ def _decode(content: bytes, file: Path, line: int) -> Mapping[str, Any]:
     return fields
 
 
-def _parse(fields: Mapping[str, Any], expert_column: str | None) -> _Row:
+def _parse(fields: Mapping[str, Any], expert_column: str | None, context: Context) -> _Row:
     """Check one row.
 
     Raises:
         InputError: A field is missing or malformed.
     """
     return _Row(
-        conversation=_conversation(fields),
+        conversation=_conversation(fields, context),
         label=_label(fields),
         expert=0.0 if expert_column is None else _expert(fields, expert_column),
         id=_name(fields, "id"),
@@ -187,7 +190,7 @@ def _parse(fields: Mapping[str, Any], expert_column: str | None) -> _Row:
     )
 
 
-def _conversation(fields: Mapping[str, Any]) -> Conversation:
+def _conversation(fields: Mapping[str, Any], context: Context) -> Conversation:
     text, messages = fields.get("text"), fields.get("messages")
     if (text is None) == (messages is None):
         state = "neither text nor messages" if text is None else "both text and messages"
@@ -200,8 +203,10 @@ def _conversation(fields: Mapping[str, Any]) -> Conversation:
         conversation = Conversation.from_text(text)
     else:
         raise InputError("text is not a string", hint="Put chat turns under messages")
-    if conversation.is_blank:
+    units = conversation.units(context)
+    if not units:
         raise InputError("holds no text to screen", hint="Remove the row")
+    conversation = units[-1]
     try:
         conversation.plain_text().encode()
     except UnicodeEncodeError:

@@ -148,6 +148,7 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         "created_at": datetime.now(UTC),
         "versions": _versions(),
         "activations": engine.spec,
+        "context": config.data.context,
         "fingerprint": engine.fingerprint,
         "probe": trained.probes.spec,
         "merge": trained.merge,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreaking
 from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_threshold
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
+from ctd_guardrail.refusals import Refusals
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:
@@ -144,7 +147,11 @@ def _choose(config: CtdConfig, policy: Policy, certificate: Certificate) -> Choi
 
 
 def assemble(
-    config: CtdConfig, *, folder: Path, rail_collaborators: RailCollaborators | None = None
+    config: CtdConfig,
+    *,
+    folder: Path,
+    rail_collaborators: RailCollaborators | None = None,
+    refusals: Iterable[str] = (),
 ) -> OverridableCascade:
     """Build the cascade, loading the base model where this process has not loaded it yet.
 
@@ -152,6 +159,7 @@ def assemble(
         config: The user's section.
         folder: Folder that relative paths start from.
         rail_collaborators: The host's models and prompts, for an expert of type ``rail``.
+        refusals: The host's own words for a refusal.
 
     Raises:
         PolicyError: The policy folder cannot be used, or belongs to another base model or expert.
@@ -196,10 +204,22 @@ def assemble(
             on_failure=settings.on_failure,
             abstain_band=0.0 if manifest.performance is None else manifest.performance.band,
             on_abstain=settings.on_abstain,
+            on_nontext=settings.on_nontext,
+            on_overlong=settings.on_overlong,
+            mode=settings.mode,
+            context=manifest.context,
+            refusals=Refusals(refusals),
+            policy=_hash(manifest, expert, rule, settings),
             tally=tally,
         )
 
     return OverridableCascade(config, experts, build)
+
+
+def _hash(manifest: Manifest, expert: Expert, rule: DelegationRule, settings: CtdConfig) -> str:
+    """Return a hash of all that the judgement of a unit depends on beside the unit."""
+    parts = (manifest.model_dump_json(), expert.identity, repr(rule), settings.on_abstain, settings.on_overlong)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _build_experts(

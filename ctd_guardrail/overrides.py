@@ -154,7 +154,7 @@ class OverridableCascade:
     def _refuse(self, reason: Reason, error: BaseException) -> Decision:
         """Block: the failure policy is for a guard that broke, not for a caller that asks for what it may not have."""
         log.warning("request refused: %s (%s)", reason, type(error).__name__)
-        decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=reason)
+        decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=reason, mode=self._config.mode)
         self.tally.count(decision)
         return decision
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from nemoguardrails.actions import action
 from nemoguardrails.actions.rail_outcome import RailOutcome
 
-from ctd_guardrail.decision import Decision, Reason, Verdict
+from ctd_guardrail.decision import Decision, Reason
 from ctd_guardrail.nemo.catalog import ACTION_NAME
 from ctd_guardrail.nemo.messages import messages_from_events
 from ctd_guardrail.overrides import OverridableCascade
@@ -57,11 +57,12 @@ async def screen(
 def to_outcome(decision: Decision) -> RailOutcome:
     """Return the outcome: ``failed`` tells a guard that broke from content that was refused.
 
-    Route and reason are visible to API clients that ask for the log of activated rails. Scores and the threshold are
-    not part of it: they would tell an attacker how close they are.
+    In shadow mode every outcome allows, and its reason says what was decided. Route and reason are visible to API
+    clients that ask for the log of activated rails. Scores and the threshold are not part of it: they would tell an
+    attacker how close they are.
     """
     metadata = {"route": decision.route.value, "reason": decision.reason.value}
-    if decision.verdict is Verdict.ALLOW:
+    if not decision.is_blocking:
         return RailOutcome.allow(reason=decision.reason.value, metadata=metadata)
     if decision.reason.is_failure:
         return RailOutcome.failure(reason=decision.reason.value, metadata=metadata)

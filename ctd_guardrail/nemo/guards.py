@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,8 +24,13 @@ __all__ = ["Guard", "config_folder", "guard_for"]
 
 Guard = OverridableCascade
 
+_Key = tuple[str, str, str, tuple[str, ...]]
+
+_BOT_MESSAGES: Final = ("refuse to respond", "inform guard unavailable")
+_SAID: Final = re.compile(r'bot say "([^"]+)"')
+
 # NeMo builds an app for every model that requests name, and IORails an engine for every synchronous call.
-_SHARED: Final[weakref.WeakValueDictionary[tuple[str, str, str], Guard]] = weakref.WeakValueDictionary()
+_SHARED: Final[weakref.WeakValueDictionary[_Key, Guard]] = weakref.WeakValueDictionary()
 
 
 def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Guard:
@@ -41,13 +47,13 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Guard:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
     """
     section = _section(config)
-    folder = config_folder(config)
+    folder, refusals = config_folder(config), _refusals(config)
     if any(isinstance(expert, RailExpertConfig) for expert in (section.expert, *section.experts.values())):
-        return assemble(section, folder=folder, rail_collaborators=collaborators)
-    key = (str(folder.resolve()), section.model_dump_json(), _policy_digest(folder / section.policy))
+        return assemble(section, folder=folder, rail_collaborators=collaborators, refusals=refusals)
+    key = (str(folder.resolve()), section.model_dump_json(), _policy_digest(folder / section.policy), refusals)
     guard = _SHARED.get(key)
     if guard is None:
-        guard = _SHARED[key] = assemble(section, folder=folder)
+        guard = _SHARED[key] = assemble(section, folder=folder, refusals=refusals)
     return guard
 
 
@@ -69,6 +75,16 @@ def _section(config: RailsConfig) -> CtdConfig:
             hint="Add it at the top level of config.yml; `ctd-guardrail validate DIR` finds misplaced sections",
         )
     return parse_section(section)
+
+
+def _refusals(config: RailsConfig) -> tuple[str, ...]:
+    """Return what the app's bot says where this rail blocks."""
+    if config.colang_version == "1.0":
+        return tuple(text for name in _BOT_MESSAGES for text in config.bot_messages.get(name, ()))
+    # Colang 2.x keeps its messages in flows.
+    names = {f"bot {name}" for name in _BOT_MESSAGES}
+    sources = [getattr(flow, "source_code", "") for flow in config.flows if getattr(flow, "name", "") in names]
+    return tuple(text for source in sources for text in _SAID.findall(source or ""))
 
 
 def _policy_digest(policy: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
+from ctd_guardrail.conversation import Context
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.spec import ProbeSpec
 
@@ -130,6 +131,7 @@ class Manifest(BaseModel):
         activations: Where activations are read.
         fingerprint: What was loaded; a rail that loads something else refuses to start.
         probe: What the two probes are made of.
+        context: What a unit shows the probes and the expert beside the user's turn.
         merge: How the probe's and the expert's score of a delegated input become one.
         decision_threshold: tau: a score of at least tau, the probe's or the merged one, blocks.
         expert: Identity of the expert whose scores the delegation value was trained on; ``recorded:COLUMN`` for
@@ -152,6 +154,7 @@ class Manifest(BaseModel):
     activations: ActivationSpec
     fingerprint: Fingerprint
     probe: ProbeSpec = ProbeSpec()
+    context: Context = Context.CONVERSATION
     merge: Merge = Merge()
     decision_threshold: _Share = 0.5
     expert: Annotated[str, Field(min_length=1)]
