@@ -15,7 +15,7 @@ from ctd_guardrail.probes.delegation import delegation_value
 from ctd_guardrail.probes.segments import Segments
 from ctd_guardrail.probes.spec import Feature, ProbeSpec, check_tensors
 
-__all__ = ["Probes", "extra_features", "head_values", "scores"]
+__all__ = ["Probes", "extra_features", "scores"]
 
 
 class Probes:
@@ -31,10 +31,13 @@ class Probes:
 
     def __init__(self, spec: ProbeSpec, tensors: Mapping[str, NDArray[np.float32]]) -> None:
         self.spec = spec
-        self.width = next((array.shape[-1] for name, array in tensors.items() if name.startswith("0.")), 0)
+        self.width = next(
+            (array.shape[-1] for name, array in tensors.items() if array.ndim and name.startswith("0.")), 0
+        )
         check_tensors(spec, self.width, tensors)
         self._tensors = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
         self._projection = _projection(spec, self._tensors)
+        self._heads = [torch.tensor([spec.outputs.index(name) for name in part.outputs]) for part in spec.components]
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Return the parameters under their names, as the constructor takes them."""
@@ -43,8 +46,7 @@ class Probes:
     def __call__(self, activations: Ragged) -> torch.Tensor:
         """Return (p, d) of each window, shape [windows, 2]: p in [0, 1] and d in [-1, 1]."""
         self._follow(activations.values.device)
-        values = _reduce(self.spec, self._tensors, self._projection, activations)
-        return scores(self.spec, self._tensors, values, activations.lengths)
+        return scores(self.spec, self._tensors, self._reduce(activations), activations.lengths)
 
     def from_pooled(
         self, pooled: torch.Tensor, lengths: Sequence[int] | NDArray[np.int64] | None = None
@@ -65,28 +67,26 @@ class Probes:
         self._follow(pooled.device)
         # The mean of one vector is the vector.
         ones = (1,) * len(pooled)
-        values = _reduce(self.spec, self._tensors, self._projection, Ragged(pooled, ones))
-        return scores(self.spec, self._tensors, values, ones if lengths is None else lengths)
+        return scores(
+            self.spec, self._tensors, self._reduce(Ragged(pooled, ones)), ones if lengths is None else lengths
+        )
 
     def _follow(self, device: torch.device) -> None:
         if self._projection.device != device:
             # Once: the probes move to the device that the base model turns out to be on.
             self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
             self._projection = self._projection.to(device)
+            self._heads = [heads.to(device) for heads in self._heads]
 
-
-def head_values(spec: ProbeSpec, tensors: Mapping[str, torch.Tensor], activations: Ragged) -> torch.Tensor:
-    """Return the heads of each window, shape [windows, outputs], in the order of ``spec.outputs``.
-
-    Differentiable in the tensors: training runs on what the rail runs. Extra features are not in it; see
-    :func:`scores`.
-
-    Args:
-        spec: What the probes are made of.
-        tensors: Parameters under the names of :meth:`ProbeSpec.shapes`.
-        activations: One segment a window.
-    """
-    return _reduce(spec, tensors, _projection(spec, tensors), activations)
+    def _reduce(self, activations: Ragged) -> torch.Tensor:
+        """Return the heads of each window, shape [windows, outputs]."""
+        segments = Segments.of(activations.lengths, activations.values.device)
+        columns = activations.values.to(self._projection.dtype) @ self._projection.T
+        parts = columns.split([component.columns for component in self.spec.components], dim=1)
+        values = self._tensors["bias"].expand(len(activations.lengths), -1)
+        for component, part, heads in zip(self.spec.components, parts, self._heads, strict=True):
+            values = values.index_add(1, heads, reductions.reduce(component, part, segments))
+        return values
 
 
 def scores(
@@ -100,7 +100,8 @@ def scores(
     Args:
         spec: What the probes are made of.
         tensors: Parameters; ``extra`` is read where the spec has features.
-        values: As :func:`head_values` returns them, shape [windows, outputs].
+        values: Sums of what the components add and the biases, in the order of ``spec.outputs``, shape
+            [windows, outputs].
         lengths: Tokens of each window.
     """
     logit = values[:, 0]
@@ -148,17 +149,3 @@ def _projection(spec: ProbeSpec, tensors: Mapping[str, torch.Tensor]) -> torch.T
     """Return the one matrix of all components, shape [columns, width]."""
     parts = [reductions.matrix(component, _own(tensors, i)) for i, component in enumerate(spec.components)]
     return torch.cat(parts)
-
-
-def _reduce(
-    spec: ProbeSpec, tensors: Mapping[str, torch.Tensor], projection: torch.Tensor, activations: Ragged
-) -> torch.Tensor:
-    tokens = activations.values
-    segments = Segments.of(activations.lengths, tokens.device)
-    columns = tokens.to(projection.dtype) @ projection.T
-    widths = [component.columns for component in spec.components]
-    values = tensors["bias"].expand(len(activations.lengths), -1)
-    for component, part in zip(spec.components, columns.split(widths, dim=1), strict=True):
-        heads = torch.tensor([spec.outputs.index(name) for name in component.outputs], device=tokens.device)
-        values = values.index_add(1, heads, reductions.reduce(component, part, segments))
-    return values
