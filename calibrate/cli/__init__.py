@@ -9,6 +9,7 @@ import typer
 from calibrate.cli.demo import demo
 from calibrate.cli.recalibrate import recalibrate
 from calibrate.cli.run import run
+from calibrate.cli.schema import schema
 from calibrate.cli.threshold import threshold
 
 __all__ = ["app"]
@@ -25,3 +26,4 @@ app.command()(demo)
 app.command()(run)
 app.command()(threshold)
 app.command()(recalibrate)
+app.command()(schema)

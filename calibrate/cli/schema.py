@@ -1,0 +1,24 @@
+"""``ctd-calibrate schema``: what editors need to help with a ``CALIBRATE.yml``."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from calibrate.config import CalibrateConfig
+from ctd_guardrail.schema import model_schema
+
+__all__ = ["schema"]
+
+
+def schema() -> None:
+    """Print the JSON Schema of `CALIBRATE.yml`.
+
+    Editors complete, explain and check the file whose first line names it:
+
+    # yaml-language-server: $schema=calibrate.schema.json
+
+    [dim]ctd-calibrate schema > calibrate.schema.json[/]
+    """
+    typer.echo(json.dumps(model_schema(CalibrateConfig), indent=2))
