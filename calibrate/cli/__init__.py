@@ -7,9 +7,9 @@ from typing import Final
 import typer
 
 from calibrate.cli.demo import demo
+from calibrate.cli.evaluate import evaluate
 from calibrate.cli.recalibrate import recalibrate
 from calibrate.cli.run import run
-from calibrate.cli.schema import schema
 from calibrate.cli.threshold import threshold
 
 __all__ = ["app"]
@@ -24,6 +24,6 @@ app: Final = typer.Typer(
 )
 app.command()(demo)
 app.command()(run)
+app.command()(evaluate)
 app.command()(threshold)
 app.command()(recalibrate)
-app.command()(schema)

@@ -73,6 +73,7 @@ class Methods:
         tau: Scores of at least tau block.
         seed: Of the random order of the rows.
         guarantee: What alpha bounds.
+        traffic: Delegation values that certify d in place of the calibration rows', after a recalibration.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Methods:
         tau: float = 0.5,
         seed: int = 0,
         guarantee: Guarantee = Guarantee.EXACT,
+        traffic: FloatArray | None = None,
     ) -> None:
         n = rows.label.size
         self._rows, self._calibration, self._delta, self._tau = rows, calibration, delta, tau
@@ -97,7 +99,7 @@ class Methods:
         self.calibration_signals: Mapping[str, FloatArray] = {
             "uncertainty": sort_scores(uncertainty(calibration.p)),
             "uncertainty_rank": sort_scores(uncertainty_rank(calibration.p, calibration.p)),
-            "ctd": sort_scores(calibration.d),
+            "ctd": sort_scores(calibration.d if traffic is None else traffic),
         }
         self._shuffled = np.random.default_rng(seed).permutation(n)
         self._ranks: dict[tuple[str, int], NDArray[np.int64]] = {}

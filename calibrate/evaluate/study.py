@@ -18,6 +18,7 @@ from calibrate.evaluate.failures import failures_table
 from calibrate.evaluate.merges import merges_table
 from calibrate.evaluate.methods import Methods
 from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.signals import uncertainty
 from calibrate.evaluate.significance import compare_methods
 from calibrate.evaluate.table import Table
 from ctd_guardrail.policy.store import CalibrationScores
@@ -92,6 +93,7 @@ def study(
     tau: float = 0.5,
     seed: int = 0,
     one_law: bool = True,
+    traffic: NDArray[np.float64] | None = None,
     budgets: Sequence[float] = BUDGETS,
     splits: int = SPLITS,
 ) -> Study:
@@ -107,6 +109,7 @@ def study(
         seed: Of random orders and splits.
         one_law: Whether test and calibration rows are draws from one law. Then both are split again for ``splits``;
             otherwise the test rows alone are, in halves.
+        traffic: Delegation values that certify d in place of the calibration rows', after a recalibration.
         budgets: Budgets of curves and areas; :data:`ALPHAS` are added.
         splits: Number of random calibration splits.
 
@@ -116,9 +119,9 @@ def study(
     """
     rows.check()
     alphas = sorted({*ALPHAS, alpha})
-    methods = Methods(rows, calibration, delta=delta, tau=tau, seed=seed)
+    methods = Methods(rows, calibration, delta=delta, tau=tau, seed=seed, traffic=traffic)
     points = measure_points(rows, methods, sorted({*budgets, *alphas}), tau=tau)
-    pooled, clusters = _pool(rows, methods, one_law=one_law)
+    pooled, clusters = _pool(rows, methods, calibration if one_law else None)
     tables = (
         cascade_table(rows, points),
         area_table(rows, points),
@@ -156,17 +159,17 @@ def study(
 
 
 def _pool(
-    rows: ScoredRows, methods: Methods, *, one_law: bool
+    rows: ScoredRows, methods: Methods, calibration: CalibrationScores | None
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
     """Return the signals that can be split into calibration and counted rows, and the clusters of their rows."""
-    names = ("uncertainty", "ctd")
+    signals = {name: methods.signals[name] for name in ("uncertainty", "ctd")}
     clusters = np.unique(rows.clusters, return_inverse=True)[1].astype(np.int64)
-    if not one_law:
-        return {name: methods.signals[name] for name in names}, clusters
+    if calibration is None:
+        return signals, clusters
     # Calibration rows are one of each cluster, and no test row shares theirs.
-    held = methods.calibration_signals["ctd"].size
-    pooled = {name: np.concatenate([methods.signals[name], methods.calibration_signals[name]]) for name in names}
-    return pooled, np.concatenate([clusters, clusters.max() + 1 + np.arange(held)])
+    held = {"uncertainty": uncertainty(calibration.p), "ctd": calibration.d}
+    own = clusters.max() + 1 + np.arange(calibration.d.size)
+    return {name: np.concatenate([signals[name], held[name]]) for name in signals}, np.concatenate([clusters, own])
 
 
 def _rank_correlation(rows: ScoredRows) -> float | None:

@@ -1,0 +1,117 @@
+"""``ctd-calibrate evaluate``: every figure of a policy, on any data and with any expert."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from calibrate.config import load_expert
+from ctd_guardrail.console import exit_on_error
+from ctd_guardrail.errors import ConfigError, DependencyError
+
+if TYPE_CHECKING:
+    from calibrate.evaluate.policy_study import PolicyStudy
+
+__all__ = ["evaluate"]
+
+_FIGURES: Final = ("auroc", "accuracy", "brier", "missed_harm")
+_METHODS: Final = ("probe", "random", "uncertainty", "uncertainty_rank", "ctd", "oracle", "expert")
+
+
+def evaluate(
+    policy: Annotated[Path, typer.Argument(metavar="POLICY", help="Policy folder.")],
+    *,
+    data: Annotated[list[Path], typer.Option(metavar="FILE", help="Labelled rows, JSON lines; may be repeated.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything that is written.")],
+    expert_column: Annotated[
+        str | None, typer.Option(metavar="C", help="Field with recorded expert scores; the policy's if left out.")
+    ] = None,
+    expert_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file with an `expert` section: the expert to ask.")
+    ] = None,
+    binary_policy: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Policy with `delegation: binary`, to compare targets with.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="`auto`, `cpu`, or a torch device.")] = "auto",
+    cache: Annotated[Path, typer.Option(metavar="DIR", help="Folder of saved expert scores.")] = Path(".ctd-cache"),
+    show_text: Annotated[bool, typer.Option("--show-text", help="Write the texts of failure cases too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Measure a policy on rows that it was not made from, and draw every figure.
+
+    Rows that the policy was trained or calibrated on, and rows that depend on them, are left out: on the files of the
+    calibration, the test rows are what remains.
+
+    Writes study.json, a CSV file for each table, an SVG file for each plot, and report.html.
+
+    [bold]$ ctd-calibrate evaluate ./policy --data prompts.jsonl --to ./evaluation[/bold]
+
+    Exit status: 0 done, 2 bad input.
+    """
+    with exit_on_error():
+        if expert_column is not None and expert_config is not None:
+            raise ConfigError("there is more than one source of expert scores", hint="Give one of the two options")
+        expert = None if expert_config is None else load_expert(expert_config)
+        try:
+            # Heavy imports only once the options are known to be right.
+            from calibrate.evaluate.policy_study import study_policy  # noqa: PLC0415
+            from calibrate.report.study_files import write_study  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] not in {"sklearn", "jinja2"}:
+                raise
+            raise DependencyError(
+                f"an evaluation needs {error.name}, which is not installed",
+                hint="Run: pip install 'ctd-guardrail[calibrate]'",
+            ) from error
+        result = study_policy(
+            policy,
+            data,
+            cache=cache,
+            console=Console(stderr=True),
+            expert_column=expert_column,
+            expert=expert,
+            binary_folder=binary_policy,
+            device=device,
+        )
+        report = write_study(result, to, policy_folder=policy, expert=expert, show_text=show_text)
+    if as_json:
+        typer.echo(json.dumps({"report": str(report), **result.to_dict()}, allow_nan=False))
+    else:
+        _print_summary(result, report, Console())
+
+
+def _print_summary(result: PolicyStudy, report: Path, console: Console) -> None:
+    study = result.study
+    table = Table(title=f"At alpha = {study.alpha:g}", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("method")
+    for name in ("rate", "AUROC", "accuracy", "Brier", "missed"):
+        table.add_column(name, justify="right")
+    cascade = study.tables["cascade"]
+    for method in _METHODS:
+        for row in cascade.where(method=method, alpha=study.alpha):
+            cells = (_with_error(row[figure], row[f"{figure}_se"]) for figure in _FIGURES)
+            table.add_row(method, f"{row['rate']:.3f}", *cells)
+    console.print(table)
+    (faic,) = study.tables["faic"].where(figure="auroc", method="ctd")
+    share = _with_error(faic["share"], faic["share_se"])
+    console.print(
+        f"{study.rows:,} rows, {study.unsafe / study.rows:.1%} unsafe; left out: {result.judged.used:,} that the "
+        f"policy was made from, {result.judged.dependent:,} that depend on others. FAIC {share}. "
+        f"Expert: {result.expert}.",
+        highlight=False,
+        markup=False,
+    )
+    console.print(f"Report: {report}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    """Return ``0.812 ±.014``: six of them and a name fit into 80 columns."""
+    if value is None or error is None:
+        return "-" if value is None else f"{value:.3f}"
+    return f"{value:.3f} ±{error:.3f}".replace("±0", "±")
