@@ -29,7 +29,6 @@ __all__ = [
     "SplitConfig",
     "load_config",
     "load_expert",
-    "load_expert",
 ]
 
 
@@ -248,22 +247,6 @@ def load_config(path: Path) -> CalibrateConfig:
     return config.model_copy(
         update={"base": _resolve(config.base, "model", folder), "expert": _resolve_expert(config.expert, folder)}
     )
-
-
-class _ExpertFile(_Section):
-    expert: ExpertConfig
-
-
-def load_expert(path: Path) -> ExpertConfig:
-    """Read a YAML file that holds nothing but an ``expert`` section.
-
-    Raises:
-        ConfigError: It is not YAML, or a key is unknown, missing, repeated or of a wrong value.
-    """
-    folder = path.absolute().parent
-    section = validate(_ExpertFile, load_yaml(path), file=path, context={"folder": folder}).expert
-    resolved = _resolve_expert(section, folder)
-    return section if resolved is None else resolved
 
 
 class _ExpertFile(_Section):

@@ -10,6 +10,7 @@ from calibrate.cli.demo import demo
 from calibrate.cli.evaluate import evaluate
 from calibrate.cli.recalibrate import recalibrate
 from calibrate.cli.run import run
+from calibrate.cli.schema import schema
 from calibrate.cli.threshold import threshold
 
 __all__ = ["app"]
@@ -27,3 +28,4 @@ app.command()(run)
 app.command()(evaluate)
 app.command()(threshold)
 app.command()(recalibrate)
+app.command()(schema)
