@@ -35,6 +35,7 @@ def to_json(result: PipelineResult) -> dict[str, Any]:
             "left_out": split.left_out,
             "test_left_out": split.test_left_out,
         },
+        "probes": _probes(result),
         "expert": {"identity": result.policy.manifest.expert, "asked": result.expert.asked},
         "evaluation": result.evaluation.to_dict(),
     }
@@ -61,8 +62,24 @@ def print_summary(result: PipelineResult, console: Console, *, report: Path) -> 
             f"tau = {result.policy.manifest.decision_threshold:g}, abstain band {performance.band:g}.",
             highlight=False,
         )
+    probes = _probes(result)
+    console.print(
+        f"Probes: {probes['delegation']}, {' + '.join(probes['kinds'])} over tokens, layers "
+        f"{', '.join(map(str, probes['layers']))}; merge: {probes['merge']}.",
+        highlight=False,
+    )
     for name, path in (("Policy", result.output), ("Report", report)):
         console.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _probes(result: PipelineResult) -> dict[str, Any]:
+    manifest = result.policy.manifest
+    return {
+        "layers": list(manifest.activations.layers),
+        "delegation": manifest.probe.delegation,
+        "kinds": list(dict.fromkeys(component.reduction for component in manifest.probe.components)),
+        "merge": manifest.merge.kind,
+    }
 
 
 def _rows_table(result: PipelineResult) -> Table:

@@ -69,15 +69,18 @@ def test_a_run_writes_a_policy_that_holds_its_budget(
     assert result.evaluation.cell("ctd", 0.5).auroc > result.evaluation.cell("probe", 0.5).auroc
 
 
+@pytest.mark.parametrize("base", [{"layers": 1}, {"layers": [1, 2], "window": 24}])
 async def test_the_policys_scores_are_those_that_the_rail_computes(
-    make_rows: Make, write_rows: Write, write_config: Write
+    make_rows: Make, write_rows: Write, write_config: Write, tiny_bert: Path, base: dict[str, Any]
 ) -> None:
     rows = write_rows(make_rows())
-    result = _run(write_config())
+    result = _run(write_config(base={"model": str(tiny_bert), "site": "residual", "device": "cpu", **base}))
     conversations = read_dataset([rows]).conversations
     engine = get_engine(result.policy.manifest.activations, device="cpu")
     probes = Probes(result.policy.manifest.probe, result.policy.probe)
-    online = np.array([over_windows(await engine.run(conversations[row], probes)) for row in result.split.calibration])
+    windows = [await engine.run(conversations[row], probes) for row in result.split.calibration]
+    assert (max(map(len, windows)) > 1) == ("window" in base)
+    online = np.array([over_windows(scores) for scores in windows])
     np.testing.assert_allclose(np.sort(online[:, 1]), result.policy.calibration.d, atol=1e-5)
 
 
@@ -195,12 +198,13 @@ def test_the_command_prints_tables_or_one_json_object(
     config = write_config()
     tables = _invoke("run", config)
     assert tables.exit_code == 0
-    for words in ("calibration", "uncertainty", "k = 10", str(tmp_path / "policy")):
+    for words in ("calibration", "uncertainty", "k = 10", "layers 1; merge: replace", str(tmp_path / "policy")):
         assert words in tables.stdout
     printed = _invoke("run", config, "--json")
     answer = json.loads(printed.stdout)
     assert answer["budget"]["k"] == 10
     assert answer["split"] == {"train": 240, "calibration": 80, "test": 80, "left_out": 0, "test_left_out": 0}
+    assert answer["probes"] == {"layers": [1], "delegation": "plug_in", "kinds": ["mean"], "merge": "replace"}
     methods = {cell["method"] for cell in answer["evaluation"]["cells"]}
     assert methods == {"probe", "expert", "random", "uncertainty", "ctd", "oracle"}
 
