@@ -98,6 +98,7 @@ class OverridableCascade:
 
     Attributes:
         tally: Counts of all decisions, whatever their settings.
+        experts: As given.
 
     Raises:
         CtdError: The cascade cannot be built.
@@ -113,7 +114,7 @@ class OverridableCascade:
     ) -> None:
         self.tally = Tally()
         self._config = config
-        self._experts = experts
+        self.experts = experts
         self._build = build
         self._capacity = capacity
         self._cascade = build(config, experts[None], self.tally)
@@ -148,7 +149,7 @@ class OverridableCascade:
 
     async def aclose(self) -> None:
         """Release the experts. The base model belongs to the process and stays."""
-        for expert in self._experts.values():
+        for expert in self.experts.values():
             await expert.aclose()
 
     def _refuse(self, reason: Reason, error: BaseException) -> Decision:
@@ -175,7 +176,7 @@ class OverridableCascade:
     def _make(self, settings: Overrides) -> Cascade:
         changes = settings.model_dump(exclude={"expert"}, exclude_none=True)
         config = self._config.model_copy(update=changes)
-        cascade = self._build(config, self._experts[settings.expert], self.tally)
+        cascade = self._build(config, self.experts[settings.expert], self.tally)
         with self._lock:
             self._overridden[settings] = cascade
             if len(self._overridden) > self._capacity:

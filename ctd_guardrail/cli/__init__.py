@@ -7,6 +7,7 @@ from typing import Final
 import typer
 
 from ctd_guardrail.cli.check import check
+from ctd_guardrail.cli.doctor import doctor
 from ctd_guardrail.cli.schema import schema
 from ctd_guardrail.cli.serve import serve
 from ctd_guardrail.cli.validate import validate
@@ -30,5 +31,6 @@ app: Final = typer.Typer(
 )
 app.command()(validate)
 app.command()(check)
+app.command()(doctor)
 app.command()(serve)
 app.command()(schema)

@@ -17,16 +17,19 @@ class CappedExpert:
     Args:
         expert: The expert.
         take: Takes one call and says whether there was one left.
+
+    Attributes:
+        uncapped: The expert.
     """
 
     def __init__(self, expert: Expert, take: Callable[[], bool]) -> None:
-        self._expert = expert
+        self.uncapped = expert
         self._take = take
 
     @property
     def identity(self) -> str:
         """The expert's own: a cap changes no score."""
-        return self._expert.identity
+        return self.uncapped.identity
 
     async def score(self, conversation: Conversation) -> ExpertScore:
         """Return P(unsafe) for the conversation.
@@ -39,14 +42,14 @@ class CappedExpert:
             raise ExpertCapError(
                 "the cap on calls of the expert is used up", hint="Raise `cap`, or see why so much is delegated"
             )
-        score = await self._expert.score(conversation)
+        score = await self.uncapped.score(conversation)
         for _ in range(score.attempts - 1):  # what was tried again was paid for as well
             self._take()
         return score
 
     async def aclose(self) -> None:
         """Close the expert."""
-        await self._expert.aclose()
+        await self.uncapped.aclose()
 
 
 def countdown(calls: int) -> Callable[[], bool]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ctd_guardrail.decision import Decision, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 
 __all__ = ["BLOCK_LABEL", "FAILURE_LABEL", "CheckAnswer", "CheckRequest", "ContentsRequest", "Detection", "detections"]
 
@@ -48,7 +48,9 @@ class CheckAnswer(BaseModel):
     """Answer of ``POST /v1/check``.
 
     Attributes:
-        verdict: ``allow`` or ``block``.
+        verdict: ``allow`` or ``block``: what the client has to do.
+        mode: ``shadow`` where verdicts do not count, so that ``verdict`` is always ``allow``.
+        shadow_verdict: In shadow mode, the verdict that would count.
         route: Whom the budget rule assigned the input to.
         reason: Why.
         failed: Whether the guard could not do its work and the failure policy chose the verdict.
@@ -60,6 +62,8 @@ class CheckAnswer(BaseModel):
     """
 
     verdict: Verdict
+    mode: Mode
+    shadow_verdict: Verdict | None = None
     route: Route
     reason: Reason
     failed: bool
@@ -73,7 +77,9 @@ class CheckAnswer(BaseModel):
     def of(cls, decision: Decision, request_id: str, *, show_scores: bool) -> CheckAnswer:
         """Return the answer for a decision."""
         answer = cls(
-            verdict=decision.verdict,
+            verdict=Verdict.BLOCK if decision.is_blocking else Verdict.ALLOW,
+            mode=decision.mode,
+            shadow_verdict=decision.verdict if decision.mode is Mode.SHADOW else None,
             route=decision.route,
             reason=decision.reason,
             failed=decision.reason.is_failure,
@@ -125,7 +131,7 @@ def detections(decision: Decision, content: str) -> list[Detection]:
     A block is always ``ctd_block``. Where the guard could not check the content, ``ctd_failure`` stands beside it and
     never instead of it: a client that knows one label only is closed either way.
     """
-    if decision.verdict is Verdict.ALLOW:
+    if not decision.is_blocking:
         return []
     labels = [BLOCK_LABEL, *([FAILURE_LABEL] if decision.reason.is_failure else [])]
     metadata = {"route": decision.route.value, "reason": decision.reason.value}

@@ -28,7 +28,7 @@ def test_check_answers_with_verdict_route_and_reason(
             assert (answer["verdict"], answer["route"], answer["reason"]) == (verdict, route, reason)
             assert answer["failed"] is False
             assert answer["request_id"] == response.headers["X-Request-Id"] == "an-id-of-mine"
-            assert set(answer) == {"verdict", "route", "reason", "failed", "request_id", "latency_ms"}
+            assert set(answer) == {"verdict", "mode", "route", "reason", "failed", "request_id", "latency_ms"}
     assert judge.calls - asked in {2, 4}  # a judgement may be remembered
 
 
@@ -151,6 +151,17 @@ def test_overrides_count_where_they_are_allowed_and_block_where_not(
     assert ask({"on_failure": "allow"}) == ("allow", "expert_unavailable")
     assert ask({"on_failure": "block"}) == ("block", "expert_unavailable")
     assert ask({"mode": "shadow"}) == ("block", "bad_override")
+
+
+def test_in_shadow_mode_everything_passes_and_the_verdict_is_reported(
+    make_rail_folder: Callable[..., Path], make_sidecar: Callable[..., Any]
+) -> None:
+    sidecar = make_sidecar(make_rail_folder(mode="shadow"))
+    answer = httpx.post(f"{sidecar.url}/v1/check", json={"text": "a plain threat"}).json()
+    assert (answer["verdict"], answer["mode"], answer["shadow_verdict"]) == ("allow", "shadow", "block")
+    assert answer["reason"] == "probe_unsafe"
+    found = httpx.post(f"{sidecar.url}/api/v1/text/contents", json={"contents": ["a plain threat"]}).json()
+    assert found == [[]]
 
 
 def test_stats_count_decisions_and_show_no_threshold(
