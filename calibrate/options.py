@@ -32,8 +32,8 @@ class TrainOptions(BaseModel):
             of v (arXiv 2604.14251, section 4). ``binary``: d is the probability that the probe is wrong and the
             expert right, which never shows harm; for comparison.
         costs: Weights of unsafe and safe rows in the delegation value.
-        features: What the delegation heads read beside activations: the logit of p, ``uncertainty`` |p - 1/2|, and
-            ``length``, the logarithm of the number of tokens.
+        features: What the delegation heads but eta read beside activations: the logit of p, ``uncertainty``
+            |p - 1/2|, and ``length``, the logarithm of the number of tokens.
         calibrate: Platt scaling of p and of the expert's score: ``none``, ``platt``, or ``auto``: where it lowers the
             out-of-fold Brier score of the cascade.
         merge: The cascade's score where the expert is asked: ``replace``, the expert's; ``average`` of both;

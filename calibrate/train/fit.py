@@ -6,7 +6,7 @@ In this order, because each reads what the one before it says of rows that it ha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from calibrate.options import TrainOptions
 from calibrate.train.linear import fit_linear
-from calibrate.train.merging import Scale, compare_merges, fit_expert_scale, fit_merge, fit_probe_scale
+from calibrate.train.merging import Scale, compare_merges, delegated_half, fit_expert_scale, fit_merge, fit_probe_scale
 from calibrate.train.parts import Part, assemble
 from calibrate.train.quality import cascade_quality
 from calibrate.train.rows import TrainingRows
@@ -178,35 +178,48 @@ def _needs_p(options: TrainOptions) -> bool:
 
 
 def _fit_cascade(
-    learner: _Learner, probe: Sequence[Fit], logit: FloatArray, *, refit: bool, scaled: bool, measured: bool
+    learner: _Learner, probe: Sequence[Fit], unscaled: FloatArray, *, refit: bool, scaled: bool, measured: bool
 ) -> _Cascade:
     rows, options = learner.rows, learner.options
-    probe_scale: Scale | None = fit_probe_scale(rows.labels, logit) if scaled else None
+    probe_scale: Scale | None = fit_probe_scale(rows.labels, unscaled) if scaled else None
     expert_scale = fit_expert_scale(rows.labels, rows.expert) if scaled else None
     slope, offset = probe_scale or (1.0, 0.0)
-    logit = slope * logit + offset
+    logit = slope * unscaled + offset
     p = expit(logit)
-    merge = fit_merge(options.merge, rows.labels, p, rows.expert, expert_scale)
+    merge = Merge(expert_scale=expert_scale)
+    if options.merge != "replace":
+        # A merge is for the rows that are delegated, and those are known once the expert's own score is merged.
+        plain = replace(learner, options=options.model_copy(update={"merge": "replace"}))
+        first = _fit_cascade(plain, probe, unscaled, refit=refit, scaled=scaled, measured=True)
+        sent = delegated_half(first.d)
+        merge = fit_merge(options.merge, rows.labels[sent], p[sent], rows.expert[sent], expert_scale)
     merged = merge(p, rows.expert)
     targets = delegation_targets(options.delegation, rows.labels, p, merged, options.costs)
-    # On the rows that the safety probe is fitted to, it is eta itself, unless eta is to read more than activations.
-    shares_eta = options.delegation == "plug_in" and refit and not options.features
-    if options.delegation == "plug_in" and not shares_eta:
-        targets = {"eta": label_target(rows.labels), **targets}
+    members = [part for fit in probe for part in fit.parts()]
+    values = {"p": logit}
     fits = learner.fit(targets, _extras(learner, logit, p))
-    members = [_with_features(part, options) for fit in probe for part in fit.parts()]
+    # On the rows that the safety probe is fitted to, it is eta itself.
+    shares_eta = options.delegation == "plug_in" and refit
     if shares_eta:
         members = [part.shared("p", "eta") for part in members]
+        values["eta"] = logit
     share = 1.0 / len(probe)
     # Members add up to the head, so each takes its part of the offset.
     offset /= share * len(members)
     members = [part.rescaled(slope, offset, ("p", "eta") if shares_eta else ("p",)) for part in members]
-    parts = [part.times(share) for part in [*members, *(part for fit in fits for part in fit.parts())]]
+    record = {name: _records(learner.kinds, fits, name) for name in targets}
+    if options.delegation == "plug_in" and not refit:
+        # eta reads no extra features: p's logit, fitted to the labels of other rows, would give theirs away.
+        eta = learner.fit({"eta": label_target(rows.labels)}, learner.no_extras())
+        members += [part for fit in eta for part in fit.parts()]
+        record["eta"] = _records(learner.kinds, eta, "eta")
+        if measured:
+            values |= _mean([fit.held_out() for fit in eta])
+    delegating = [part for fit in fits for part in fit.parts()]
+    parts = [part.times(share) for part in [*(_with_features(part, options) for part in members), *delegating]]
     d = np.zeros(len(rows))
     if measured:
-        values = {"p": logit, **({"eta": logit} if shares_eta else {}), **_mean([fit.held_out() for fit in fits])}
-        d = _delegation(options, values)
-    record = {name: _records(learner.kinds, fits, name) for name in targets}
+        d = _delegation(options, values | _mean([fit.held_out() for fit in fits]))
     return _Cascade(parts, merge, p, merged, d, record)
 
 

@@ -15,9 +15,10 @@ from calibrate.train.platt import fit_scaling
 from calibrate.train.quality import cascade_quality
 from ctd_guardrail.probes.merge import Merge, log_odds
 
-__all__ = ["MERGES", "Scale", "compare_merges", "fit_expert_scale", "fit_merge", "fit_probe_scale"]
+__all__ = ["MERGES", "Scale", "compare_merges", "delegated_half", "fit_expert_scale", "fit_merge", "fit_probe_scale"]
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.intp]
 MergeKind = Literal["replace", "average", "stacking"]
 Scale = tuple[float, float]
 
@@ -68,13 +69,18 @@ def fit_merge(
             return Merge(kind=kind, intercept=scaling.bias, probe=probe, expert=expert_slope, expert_scale=expert_scale)
 
 
+def delegated_half(d: FloatArray) -> IntArray:
+    """Return the rows that some budget up to 1/2 delegates: where a merge has to be good."""
+    return np.argsort(-d, kind="stable")[: (d.size + 1) // 2]
+
+
 def compare_merges(
     labels: FloatArray, p: FloatArray, d: FloatArray, expert: FloatArray, expert_scale: Scale | None
 ) -> list[dict[str, Any]]:
     """Return what each way to merge is worth on the rows that it was learnt on, for one d; as JSON."""
-    found = []
+    found, sent = [], delegated_half(d)
     for kind in MERGES:
-        merge = fit_merge(kind, labels, p, expert, expert_scale)
+        merge = fit_merge(kind, labels[sent], p[sent], expert[sent], expert_scale)
         quality = cascade_quality(labels, p, d, merge(p, expert))
         found.append({"kind": kind, "brier": quality["brier"], "auroc": quality["auroc"]})
     return found

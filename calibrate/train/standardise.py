@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 __all__ = ["Standardiser"]
 
 FloatArray = NDArray[np.float64]
+
+_CONSTANT: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,9 @@ class Standardiser:
     @classmethod
     def fit(cls, features: FloatArray) -> Standardiser:
         """Measure the columns of features, shape [n, d]."""
-        scale = features.std(axis=0)
-        return cls(features.mean(axis=0), np.where(scale > 0.0, scale, 1.0))
+        mean, scale = features.mean(axis=0), features.std(axis=0)
+        # The mean of a constant is not always that constant, to the last bit.
+        return cls(mean, np.where(scale > _CONSTANT * np.abs(mean), scale, 1.0))
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """Return standardised features, shape [n, d]."""
