@@ -111,7 +111,11 @@ def _print_summary(result: PolicyStudy, report: Path, console: Console) -> None:
 
 
 def _with_error(value: float | None, error: float | None) -> str:
-    """Return ``0.812 ±.014``: six of them and a name fit into 80 columns."""
-    if value is None or error is None:
-        return "-" if value is None else f"{value:.3f}"
-    return f"{value:.3f} ±{error:.3f}".replace("±0", "±")
+    """Return ``.812 ±.014``: five columns and a name fit into 80 characters."""
+    if value is None:
+        return "-"
+    return _short(value) if error is None else f"{_short(value)} ±{_short(error)}"
+
+
+def _short(number: float) -> str:
+    return f"{number:.3f}".replace("0.", ".", 1) if abs(number) < 1 else f"{number:.3f}"

@@ -27,6 +27,7 @@ _SIZE: Final = (4.4, 3.6)
 # Any, because matplotlib types its settings as one literal of all their names.
 _RC: Final[Any] = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and scaled
+    "text.parse_math": False,  # names of groups come from data, and may hold dollars
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,

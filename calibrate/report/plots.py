@@ -22,7 +22,7 @@ class Plot:
         title: What it shows.
         alt: The same in words with the main numbers, for whoever cannot see it.
         table: The table of the study that it was drawn from.
-        svg: The drawing, a whole SVG file; identifiers in it differ from those of the other plots.
+        svg: The drawing, a whole SVG file. What it refers to inside itself is named differently in every plot.
     """
 
     name: str
