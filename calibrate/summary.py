@@ -44,6 +44,8 @@ def to_json(result: PipelineResult) -> dict[str, Any]:
 def print_summary(result: PipelineResult, console: Console, *, report: Path) -> None:
     """Print rows, evaluation and budget, and where policy and report lie."""
     console.print(_rows_table(result))
+    if result.policy.manifest.training["alternatives"]:
+        console.print(_candidates_table(result))
     for title, figure in (("AUROC", "auroc"), ("Accuracy", "accuracy"), ("Share sent to the expert", "rate")):
         console.print(_cascade_table(result, title, figure))
     certificate = result.certificate
@@ -96,6 +98,27 @@ def _rows_table(result: PipelineResult) -> Table:
     unsafe = f"{result.evaluation.unsafe / result.evaluation.rows:.1%} unsafe"
     remarks = [unsafe, *filter(None, [_left_out(split.test_left_out)])]
     table.add_row("test", f"{split.test.size:,}", "; ".join(remarks))
+    return table
+
+
+def _candidates_table(result: PipelineResult) -> Table:
+    """Return what the probes were chosen from; the chosen line stands out."""
+    training = result.policy.manifest.training
+    table = Table(title="Probes to choose from", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("layers", "kinds"):
+        table.add_column(column)
+    sets = list(training["alternatives"][0]["sets"])
+    for column in ("Brier", *sets):
+        table.add_column(column, justify="right")
+    for each in training["alternatives"]:
+        briers = [each["brier"], *(each["sets"][name]["brier"] for name in sets)]
+        is_chosen = (each["layers"], each["kinds"]) == (training["layers"], training["kinds"])
+        table.add_row(
+            "+".join(map(str, each["layers"])),
+            "+".join(each["kinds"]),
+            *[f"{brier:.4f}" for brier in briers],
+            style="bold" if is_chosen else "",
+        )
     return table
 
 
