@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
+
+from calibrate.metrics import auroc
 
 __all__ = ["BUDGETS", "cascade_quality"]
 
@@ -51,4 +52,4 @@ def cascade_quality(labels: FloatArray, p: FloatArray, d: FloatArray, merged: Fl
 
 
 def _auroc(labels: FloatArray, score: FloatArray) -> float:
-    return float(roc_auc_score(labels, score)) if 0.0 < labels.mean() < 1.0 else 0.5
+    return auroc(labels, score) if 0.0 < labels.mean() < 1.0 else 0.5
