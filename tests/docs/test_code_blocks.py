@@ -5,14 +5,20 @@ import os
 import random
 import re
 import runpy
+import shlex
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import pytest
 import yaml
+from nemoguardrails import RailsConfig
 from pydantic import BaseModel, ConfigDict
 
 from calibrate.config import load_config
@@ -77,6 +83,8 @@ def test_yaml(block: Block, tmp_path: Path) -> None:
     if "custom_data" in content:
         (tmp_path / "config.yml").write_text(block.text)
         read_folder(tmp_path)
+    elif "rails" in content:
+        RailsConfig.from_content(yaml_content=block.text)
     elif "base" in content:
         (tmp_path / "CALIBRATE.yml").write_text(block.text)
         load_config(tmp_path / "CALIBRATE.yml")
@@ -108,21 +116,48 @@ def workspace(make_rail_folder: Callable[..., Path], tiny_bert: Path, tmp_path: 
 def test_console(block: Block, workspace: Path) -> None:
     commands = [line[2:].split("  #")[0].strip() for line in block.text.splitlines() if line.startswith("$ ")]
     assert commands
-    for command in commands:
-        if ELSEWHERE.match(command):
-            continue
-        if "--policy" in command:
-            run("ctd-calibrate run CALIBRATE.yml", workspace)
-        run(command, workspace)
+    with ExitStack() as servers, socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+        free.close()
+        for command in commands:
+            if ELSEWHERE.match(command):
+                continue
+            if "--policy" in command:
+                run("ctd-calibrate run CALIBRATE.yml", workspace)
+            if command.endswith("&"):
+                servers.enter_context(serving(command.removesuffix("&").replace("8080", port), port, workspace))
+            else:
+                run(command.replace("8080", port), workspace)
 
 
-def run(command: str, folder: Path) -> None:
-    environment = os.environ | {
+def environment() -> dict[str, str]:
+    return os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "COLANGPATH": str(ROOT),  # as docs/nemo.md says for an editable installation
     }
+
+
+def run(command: str, folder: Path) -> None:
     # The documentation's commands are written for a shell.
     done = subprocess.run(  # noqa: S602
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@contextmanager
+def serving(command: str, port: str, folder: Path) -> Iterator[None]:
+    """A server that a command starts in the background, from ready to its end on request."""
+    arguments = [*shlex.split(command), "--drain-delay", "0"]
+    server = subprocess.Popen(arguments, cwd=folder, env=environment(), stderr=subprocess.DEVNULL)  # noqa: S603
+    try:
+        for _ in range(600):
+            with suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{port}/health/ready").is_success:
+                    break
+            assert server.poll() is None, command
+            time.sleep(0.1)
+        yield
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
