@@ -6,8 +6,9 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from ctd_guardrail.config import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.capped import CappedExpert
+from ctd_guardrail.experts.config import LocalExpertConfig
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.guards.call_cap import shared_call_cap
 from ctd_guardrail.overrides import OverridableCascade
@@ -34,7 +36,7 @@ from ctd_guardrail.tally import Tally
 if TYPE_CHECKING:
     from ctd_guardrail.experts.rail import RailCollaborators
 
-__all__ = ["Plan", "assemble", "plan"]
+__all__ = ["Plan", "assemble", "plan", "prepare"]
 
 log = logging.getLogger(__name__)
 
@@ -168,13 +170,49 @@ def assemble(
         ActivationError: The base model cannot be loaded.
         DependencyError: ``package:NAME`` is not installed.
     """
+    return prepare(config, folder=folder, rail_collaborators=rail_collaborators, refusals=refusals)()
+
+
+def prepare(
+    config: CtdConfig,
+    *,
+    folder: Path,
+    rail_collaborators: RailCollaborators | None = None,
+    refusals: Iterable[str] = (),
+) -> Callable[[], OverridableCascade]:
+    """Check all that can be checked in milliseconds, and return the function that loads the models.
+
+    Args:
+        config: The user's section.
+        folder: Folder that relative paths start from.
+        rail_collaborators: The host's models and prompts, for an expert of type ``rail``.
+        refusals: The host's own words for a refusal.
+
+    Raises:
+        PolicyError: The policy folder cannot be used, or belongs to another expert.
+        InfeasibleBudgetError: Its calibration scores cannot certify alpha at delta.
+        ConfigError: The expert's section is wrong.
+    """
     planned = plan(config, folder=folder)
     manifest = planned.policy.manifest
-    experts = _build_experts(config, manifest, folder, rail_collaborators)
+    build_experts = partial(_build_experts, config, manifest, folder, rail_collaborators)
+    # A local expert is a model itself, and known only when it is loaded.
+    sections = (config.expert, *config.experts.values())
+    experts = None if any(isinstance(each, LocalExpertConfig) for each in sections) else build_experts()
 
+    def load() -> OverridableCascade:
+        return _load(config, planned, experts or build_experts(), Refusals(refusals))
+
+    return load
+
+
+def _load(
+    config: CtdConfig, planned: Plan, experts: Mapping[str | None, Expert], refusals: Refusals
+) -> OverridableCascade:
     from ctd_guardrail.activations.engine import get_engine  # noqa: PLC0415  # torch
     from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415
 
+    manifest = planned.policy.manifest
     probes = Probes(manifest.probe, planned.policy.probe)
     spec = manifest.activations
     if config.base_model is not None:
@@ -208,7 +246,7 @@ def assemble(
             on_overlong=settings.on_overlong,
             mode=settings.mode,
             context=manifest.context,
-            refusals=Refusals(refusals),
+            refusals=refusals,
             policy=_hash(manifest, expert, rule, settings),
             tally=tally,
         )

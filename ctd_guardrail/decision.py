@@ -42,6 +42,7 @@ class Reason(StrEnum):
     EXPERT_BAD_VERDICT = "expert_bad_verdict"
     CAP_EXHAUSTED = "cap_exhausted"
     BAD_OVERRIDE = "bad_override"
+    NOT_READY = "not_ready"
     NON_TEXT = "non_text"
     OVERLONG = "overlong"
     OVERLOADED = "overloaded"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -50,10 +52,15 @@ class ActivationEngine:
 
     def __init__(self, source: ActivationSource, *, max_batch_tokens: int = 4096, max_queue: int = 1024) -> None:
         self._source = source
+        # The device thread knows the source, not the engine: an engine that nobody uses any more ends it.
         self._batcher: MicroBatcher[_Item, torch.Tensor] = MicroBatcher(
-            self._run_batch, cost=lambda item: item.tokens, max_batch_cost=max_batch_tokens, max_queue=max_queue
+            partial(_run_batch, source),
+            cost=lambda item: item.tokens,
+            max_batch_cost=max_batch_tokens,
+            max_queue=max_queue,
         )
         self._max_queue = max_queue
+        weakref.finalize(self, self._batcher.close)
 
     @property
     def spec(self) -> ActivationSpec:
@@ -124,21 +131,22 @@ class ActivationEngine:
         """Stop the device thread; conversations that still wait get an error."""
         self._batcher.close()
 
-    @torch.inference_mode()
-    def _run_batch(self, items: Sequence[_Item]) -> list[torch.Tensor]:
-        tokens = self._source.activations([window for item in items for window in item.windows])
-        heads = list(dict.fromkeys(item.head for item in items))
-        if len(heads) == 1:
-            return list(heads[0](tokens).cpu().split([item.rows for item in items]))
-        # Policies that share a base model share its forward pass; each head sees its own conversations.
-        conversations = tokens.values.split([item.tokens for item in items])
-        results: dict[int, torch.Tensor] = {}
-        for head in heads:
-            group = [i for i, item in enumerate(items) if item.head == head]
-            lengths = tuple(len(window) for i in group for window in items[i].windows)
-            rows = head(Ragged(torch.cat([conversations[i] for i in group]), lengths)).cpu()
-            results.update(zip(group, rows.split([items[i].rows for i in group]), strict=True))
-        return [results[i] for i in range(len(items))]
+
+@torch.inference_mode()
+def _run_batch(source: ActivationSource, items: Sequence[_Item]) -> list[torch.Tensor]:
+    tokens = source.activations([window for item in items for window in item.windows])
+    heads = list(dict.fromkeys(item.head for item in items))
+    if len(heads) == 1:
+        return list(heads[0](tokens).cpu().split([item.rows for item in items]))
+    # Policies that share a base model share its forward pass; each head sees its own conversations.
+    conversations = tokens.values.split([item.tokens for item in items])
+    results: dict[int, torch.Tensor] = {}
+    for head in heads:
+        group = [i for i, item in enumerate(items) if item.head == head]
+        lengths = tuple(len(window) for i in group for window in items[i].windows)
+        rows = head(Ragged(torch.cat([conversations[i] for i in group]), lengths)).cpu()
+        results.update(zip(group, rows.split([items[i].rows for i in group]), strict=True))
+    return [results[i] for i in range(len(items))]
 
 
 def _to_numpy(rows: torch.Tensor) -> NDArray[np.float32]:
@@ -160,11 +168,13 @@ def _values(tokens: Ragged) -> torch.Tensor:
 
 
 class _Registry:
-    """The base models of this process, one engine for each spec and device."""
+    """The base models of this process, one engine for each spec and device, as long as somebody uses it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._engines: dict[tuple[ActivationSpec, str], ActivationEngine] = {}
+        self._engines: weakref.WeakValueDictionary[tuple[ActivationSpec, str], ActivationEngine] = (
+            weakref.WeakValueDictionary()
+        )
 
     def get(self, spec: ActivationSpec, device: str) -> ActivationEngine:
         key = (spec, pick_device(device))
@@ -172,7 +182,10 @@ class _Registry:
         with self._lock:
             engine = self._engines.get(key)
             if engine is None:
-                engine = self._engines[key] = ActivationEngine(HuggingFaceSource(spec, device=key[1]))
+                engine = ActivationEngine(HuggingFaceSource(spec, device=key[1]))
+                # The first pass is slow: libraries choose their kernels. No user shall wait for it.
+                engine.tokens_of([Conversation.from_text("warm-up")])
+                self._engines[key] = engine
             return engine
 
 
@@ -180,7 +193,9 @@ _REGISTRY = _Registry()
 
 
 def get_engine(spec: ActivationSpec, *, device: str = "auto") -> ActivationEngine:
-    """Return the process-wide engine for a spec, loading the base model on first use.
+    """Return the process-wide engine for a spec, loading and warming up the base model on first use.
+
+    It is shared as long as somebody holds it; when the last user lets go of it, model and device thread end.
 
     Raises:
         ActivationError: The model cannot be found or loaded.

@@ -10,8 +10,8 @@ from nemoguardrails.actions.rail_outcome import RailOutcome
 
 from ctd_guardrail.decision import Decision, Reason
 from ctd_guardrail.nemo.catalog import ACTION_NAME
+from ctd_guardrail.nemo.guards import Guard
 from ctd_guardrail.nemo.messages import messages_from_events
-from ctd_guardrail.overrides import OverridableCascade
 
 __all__ = ["ACTION_NAME", "OVERRIDES", "make_action", "screen", "to_outcome"]
 
@@ -19,7 +19,7 @@ OVERRIDES: Final = "ctd"
 """The context variable of a request that holds its overrides."""
 
 
-def make_action(guard: OverridableCascade) -> Callable[..., Awaitable[RailOutcome]]:
+def make_action(guard: Guard) -> Callable[..., Awaitable[RailOutcome]]:
     """Return the action that a Colang runtime calls for every input."""
 
     # A system action runs in this process even where an actions server is configured.
@@ -32,7 +32,7 @@ def make_action(guard: OverridableCascade) -> Callable[..., Awaitable[RailOutcom
 
 
 async def screen(
-    guard: OverridableCascade | None, messages: Callable[[], list[dict[str, Any]]], overrides: object = None
+    guard: Guard | None, messages: Callable[[], list[dict[str, Any]]], overrides: object = None
 ) -> RailOutcome:
     """Return a guard's outcome for what a host hands over.
 

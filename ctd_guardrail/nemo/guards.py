@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ctd_guardrail.assemble import assemble
+from ctd_guardrail.assemble import prepare
 from ctd_guardrail.config import SECTION, CtdConfig, parse_section
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.config import RailExpertConfig
+from ctd_guardrail.nemo.loading import LoadingGuard
 from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.policy.store import MANIFEST_FILE
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard", "config_folder", "guard_for"]
 
-Guard = OverridableCascade
+Guard = OverridableCascade | LoadingGuard
 
 _Key = tuple[str, str, str, tuple[str, ...]]
 
@@ -39,6 +42,10 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Guard:
     It is shared as long as some app holds it. A guard whose expert is a rail belongs to one app: it asks that app's
     models. A policy that has changed on disk makes another guard.
 
+    What is wrong in the configuration is said at once. The models are loaded at once as well, and refuse to start if
+    they are not those of the policy; but on a running event loop they are loaded beside it: inputs wait until they
+    are there, and are blocked if they cannot be.
+
     Args:
         config: What NeMo has read.
         collaborators: The host's models and prompts, for an expert of type ``rail``.
@@ -49,12 +56,21 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Guard:
     section = _section(config)
     folder, refusals = config_folder(config), _refusals(config)
     if any(isinstance(expert, RailExpertConfig) for expert in (section.expert, *section.experts.values())):
-        return assemble(section, folder=folder, rail_collaborators=collaborators, refusals=refusals)
+        return _start(prepare(section, folder=folder, rail_collaborators=collaborators, refusals=refusals), section)
     key = (str(folder.resolve()), section.model_dump_json(), _policy_digest(folder / section.policy), refusals)
     guard = _SHARED.get(key)
-    if guard is None:
-        guard = _SHARED[key] = assemble(section, folder=folder, refusals=refusals)
+    if guard is None or (isinstance(guard, LoadingGuard) and guard.has_failed):
+        guard = _SHARED[key] = _start(prepare(section, folder=folder, refusals=refusals), section)
     return guard
+
+
+def _start(load: Callable[[], OverridableCascade], section: CtdConfig) -> Guard:
+    """Load at once where nothing else waits, and beside the event loop where one runs."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return load()
+    return LoadingGuard(load, mode=section.mode)
 
 
 def config_folder(config: RailsConfig) -> Path:

@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,6 +201,24 @@ def test_the_registry_loads_a_model_once_for_all_threads(tiny_bert: Path) -> Non
     with ThreadPoolExecutor(6) as pool:
         engines: Sequence[ActivationEngine] = list(pool.map(load, range(6)))
     assert len({id(engine) for engine in engines}) == 1
+
+
+def test_a_model_that_nobody_uses_any_more_goes_with_its_thread(tiny_bert: Path) -> None:
+    spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual", max_tokens=77)
+    first, second = get_engine(spec, device="cpu"), get_engine(spec, device="cpu")
+    assert first is second
+    thread, source = first._batcher._thread, weakref.ref(first._source)
+    first.run_many([Conversation.from_text("hello")], segment_mean)
+    del first
+    gc.collect()
+    assert thread.is_alive()
+    del second
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+    gc.collect()
+    assert source() is None
+    assert get_engine(spec, device="cpu").run_many([Conversation.from_text("hello")], segment_mean)
 
 
 def test_fingerprints_tell_weights_tokenizers_and_templates_apart(tiny_llama: Path, tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""A guard whose models load on a thread of their own, while the host's event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
+from ctd_guardrail.errors import CtdError
+from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.tally import Tally
+
+__all__ = ["LoadingGuard"]
+
+log = logging.getLogger(__name__)
+
+
+class LoadingGuard:
+    """Makes the first inputs wait for the models, and blocks every input where they cannot be loaded.
+
+    Args:
+        load: Loads the models; called on a thread.
+        mode: Whether the block counts.
+    """
+
+    def __init__(self, load: Callable[[], OverridableCascade], *, mode: Mode = Mode.ENFORCE) -> None:
+        self._mode = mode
+        self._unready = Tally()
+        self._loaded: Future[OverridableCascade] = Future()
+        # From now on nobody who waits for it can cancel it.
+        self._loaded.set_running_or_notify_cancel()
+        threading.Thread(target=_run, args=(load, self._loaded), name="ctd-loading", daemon=True).start()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the models could not be loaded."""
+        return self._loaded.done() and self._loaded.exception() is not None
+
+    @property
+    def tally(self) -> Tally:
+        """Counts of all decisions; before the models are loaded, of those that say so."""
+        return self._loaded.result().tally if self._loaded.done() and not self.has_failed else self._unready
+
+    async def check(self, messages: Iterable[Mapping[str, Any]], overrides: object = None) -> Decision:
+        """Decide about a conversation as soon as the models are loaded; see :meth:`OverridableCascade.check`."""
+        try:
+            guard = self._loaded.result() if self._loaded.done() else await asyncio.wrap_future(self._loaded)
+        except Exception:  # noqa: BLE001  # it was logged when it happened
+            decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=Reason.NOT_READY, mode=self._mode)
+            self._unready.count(decision)
+            return decision
+        return await guard.check(messages, overrides)
+
+
+def _run(load: Callable[[], OverridableCascade], loaded: Future[OverridableCascade]) -> None:
+    # It holds the future and not the guard: one that nobody waits for any more may go.
+    try:
+        loaded.set_result(load())
+    except BaseException as error:  # noqa: BLE001  # whatever happens here, no input may wait for ever
+        log.error("the guard could not be loaded and blocks every input: %s", _cause(error))  # noqa: TRY400  # no text
+        loaded.set_exception(error)
+
+
+def _cause(error: BaseException) -> str:
+    return str(error) if isinstance(error, CtdError) else type(error).__name__
