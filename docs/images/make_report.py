@@ -33,7 +33,9 @@ def main() -> None:
     picture = browser.execute_cdp_cmd("Page.captureScreenshot", {})
     browser.quit()
     image = Image.open(io.BytesIO(base64.b64decode(picture["data"])))
-    image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(Path(__file__).parent / "report.png", optimize=True)
+    image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(
+        Path(__file__).parent / "report.png", optimize=True
+    )
 
 
 if __name__ == "__main__":
