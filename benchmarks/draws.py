@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +22,14 @@ class Counts:
     Attributes:
         train: Rows of the delegation value.
         calibration: Rows behind the certificate.
-        test: Rows of the evaluation, at most; None takes all that are left. In equal shares of the files too.
+        test: Rows of the evaluation, at most. In equal shares of the files too.
+        safety: Rows of the safety probe, where it gets rows of its own.
     """
 
     train: int
     calibration: int
-    test: int | None
+    test: int
+    safety: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Draw:
     """
 
     train: IntArray
+    safety: IntArray
     calibration: IntArray
     test: IntArray
 
@@ -58,39 +60,45 @@ def draw_rows(clusters: IntArray, file_of_row: IntArray, counts: Counts, *, seed
     """
     rng = np.random.default_rng(seed)
     files = np.unique(file_of_row)
-    parts = [list(_draw_file(np.flatnonzero(file_of_row == file), clusters, counts, files.size, rng)) for file in files]
-    fewest = min(test.size for _, _, test in parts)
+    drawn = [_draw_file(np.flatnonzero(file_of_row == file), clusters, counts, files.size, rng) for file in files]
+    fewest = min(part.test.size for part in drawn)
     if fewest == 0:
-        raise DataError("no rows are left for testing", hint="Lower --train-rows or --calibration-rows")
-    joined = (
-        np.concatenate([train for train, _, _ in parts]),
-        np.concatenate([calibration for _, calibration, _ in parts]),
-        np.concatenate([test[:fewest] for _, _, test in parts]),
+        raise DataError("no rows are left for testing", hint="Lower the numbers of the other rows")
+    return Draw(
+        train=np.concatenate([part.train for part in drawn]),
+        safety=np.concatenate([part.safety for part in drawn]),
+        calibration=np.concatenate([part.calibration for part in drawn]),
+        test=np.concatenate([part.test[:fewest] for part in drawn]),
     )
-    return Draw(*joined)
 
 
-def _draw_file(
-    rows: IntArray, clusters: IntArray, counts: Counts, files: int, rng: np.random.Generator
-) -> Iterator[IntArray]:
-    """Yield one file's rows of the three parts, whole clusters at a time."""
-    train, calibration = counts.train // files, counts.calibration // files
+def _draw_file(rows: IntArray, clusters: IntArray, counts: Counts, files: int, rng: np.random.Generator) -> Draw:
+    """Draw one file's share, whole clusters at a time."""
+    train, safety, calibration, test = (
+        count // files for count in (counts.train, counts.safety, counts.calibration, counts.test)
+    )
     _, cluster, sizes = np.unique(clusters[rows], return_inverse=True, return_counts=True)
     order = rng.permutation(sizes.size)
     rank = np.empty_like(order)
     rank[order] = np.arange(sizes.size)
     ranks = rank[cluster]
-    # The first clusters that hold enough rows train; of each of the next ones, one row certifies or tests.
-    training_clusters = int(np.searchsorted(np.cumsum(sizes[order]), train)) + 1
+    # The first clusters that hold enough rows train, the delegation value and then the safety probe; of each of the
+    # next ones, one row certifies or tests.
+    held = np.cumsum(sizes[order])
+    training = int(np.searchsorted(held, train)) + 1
+    fitted = int(np.searchsorted(held, held[training - 1] + safety)) + 1 if safety else training
     independent = one_per_cluster(cluster.tolist(), seed=int(rng.integers(2**32)))
     by_rank = independent[np.argsort(ranks[independent])]
-    certifying, testing = np.split(by_rank[training_clusters:], [calibration])
+    certifying, testing = np.split(by_rank[fitted:], [calibration])
     if certifying.size < calibration:
         raise DataError(
-            f"a file has {rows.size} rows in {sizes.size} clusters, too few to draw {train} rows for training and "
-            f"{calibration} clusters for calibration",
-            hint="Lower --train-rows or --calibration-rows",
+            f"a file has {rows.size} rows in {sizes.size} clusters, too few to draw {train + safety} rows for training "
+            f"and {calibration} clusters for calibration",
+            hint="Lower the numbers of rows",
         )
-    yield rows[np.flatnonzero(ranks < training_clusters)]
-    yield rows[certifying]
-    yield rows[testing[: None if counts.test is None else counts.test // files]]
+    return Draw(
+        train=rows[np.flatnonzero(ranks < training)],
+        safety=rows[np.flatnonzero((ranks >= training) & (ranks < fitted))],
+        calibration=rows[certifying],
+        test=rows[testing[:test]],
+    )

@@ -1,0 +1,147 @@
+"""Rows, activations and expert scores of one setting: everything that is the same for all seeds."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from plan import Plan, Setting
+from rich.progress import Progress
+
+from calibrate.data import Dataset, read_dataset
+from calibrate.features import PooledRows, pool_activations
+from calibrate.labels import ask_expert
+from calibrate.splits import find_clusters
+from calibrate.train import SafetyRows
+from ctd_guardrail.activations.engine import ActivationEngine
+from ctd_guardrail.errors import DataError
+from ctd_guardrail.experts.build import build_expert
+from ctd_guardrail.experts.config import ExpertConfig
+
+__all__ = ["Material", "load_material"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_EXPERT_CONCURRENCY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The rows that are drawn from.
+
+    Attributes:
+        pooled: Mean-pooled activations of the rows' windows.
+        layers: Those that lie side by side in them.
+        means: Means over all tokens of each row, shape [n, width]: what the paper's probes read.
+        labels: 1 = unsafe, shape [n].
+        experts: P(unsafe) by the expert's name, each of shape [n].
+        clusters: Rows of one number depend on each other, shape [n]; no number is in two files.
+        file_of_row: Shape [n].
+        groups: Group of each row: its file where there are several, shape [n].
+        safety: Rows of the safety probe from another source; None where each seed draws them.
+    """
+
+    pooled: PooledRows
+    layers: tuple[int, ...]
+    means: NDArray[np.float32]
+    labels: FloatArray
+    experts: dict[str, FloatArray]
+    clusters: IntArray
+    file_of_row: IntArray
+    groups: NDArray[np.str_]
+    safety: SafetyRows | None
+
+
+def load_material(
+    plan: Plan, setting: Setting, engine: ActivationEngine, *, folder: Path, cache: Path, progress: Progress
+) -> Material:
+    """Read the setting's files, compute their activations and ask the experts; the cache keeps both.
+
+    Args:
+        plan: For the experts.
+        setting: Names the files.
+        engine: The base model.
+        folder: Where the files' relative paths start.
+        cache: Folder of activations and expert scores.
+        progress: Where bars are drawn.
+
+    Raises:
+        DataError: A file or a row is malformed, or no row is of the setting's safety group.
+        ExpertError: An expert failed; what it has said so far is saved.
+    """
+    dataset = read_dataset([folder / file for file in setting.data])
+    source = setting.safety
+    datasets = [dataset, *([read_dataset([folder / file for file in source.data])] if source.data else [])]
+    pooled = PooledRows.concatenate(
+        [pool_activations(part, np.arange(len(part)), engine, cache=cache, progress=progress) for part in datasets]
+    )
+    labels, clusters = np.concatenate([part.labels for part in datasets]), find_clusters(*datasets)
+    groups = np.array(_groups(dataset))
+    of_safety = np.arange(labels.size) >= len(dataset)
+    if source.group:
+        of_safety[: len(dataset)] = groups == source.group
+        if not of_safety.any():
+            raise DataError(f"no row is of group {source.group!r}", hint="See the rows' `group` field")
+    drawn = np.flatnonzero(~of_safety)
+    # Near-duplicates: what is drawn belongs to one file, and the source of the safety probe has none of it.
+    first_file = np.full(clusters.max() + 1, len(dataset.files))
+    np.minimum.at(first_file, clusters[drawn], dataset.file_of_row[drawn])
+    drawn = drawn[dataset.file_of_row[drawn] == first_file[clusters[drawn]]]
+    safety = np.flatnonzero(of_safety & ~np.isin(clusters, clusters[drawn]))
+    chosen = pooled.take(drawn)
+    return Material(
+        pooled=chosen,
+        layers=plan.base.layers,
+        means=_row_means(chosen, plan),
+        labels=labels[drawn],
+        experts={
+            name: _expert_scores(expert, dataset, drawn, cache, progress) for name, expert in plan.experts.items()
+        },
+        clusters=clusters[drawn],
+        file_of_row=dataset.file_of_row[drawn],
+        groups=groups[drawn],
+        safety=SafetyRows(pooled.take(safety), labels[safety], clusters[safety]) if safety.size else None,
+    )
+
+
+def _row_means(pooled: PooledRows, plan: Plan) -> NDArray[np.float32]:
+    starts = np.cumsum(pooled.windows) - pooled.windows
+    lengths = pooled.lengths.astype(np.float32)
+    sums: NDArray[np.float32] = np.add.reduceat(pooled.values * lengths[:, None], starts)
+    means = sums / np.add.reduceat(lengths, starts)[:, None]
+    by_layer = means.reshape(len(means), len(plan.base.layers), -1)
+    return by_layer[:, plan.ridge_layers].reshape(len(means), -1)
+
+
+def _groups(dataset: Dataset) -> list[str]:
+    names = [file.name.split(".")[0] for file in dataset.files]
+    if len(names) > 1 or dataset.groups is None:
+        return [names[file] for file in dataset.file_of_row]
+    return dataset.groups
+
+
+def _expert_scores(
+    expert: str | ExpertConfig, dataset: Dataset, rows: IntArray, cache: Path, progress: Progress
+) -> FloatArray:
+    if isinstance(expert, str):
+        recorded = read_dataset(dataset.files, expert_column=expert).expert
+        if recorded is None:
+            raise DataError("there are no recorded expert scores", hint="Name their field under `experts`")
+        return recorded[rows]
+
+    async def ask() -> FloatArray:
+        judge = build_expert(expert)
+        try:
+            scores = await ask_expert(
+                dataset, rows, judge, journal=cache / "expert.sqlite", concurrency=_EXPERT_CONCURRENCY,
+                progress=progress,
+            )  # fmt: skip
+        finally:
+            await judge.aclose()
+        return scores.p
+
+    return asyncio.run(ask())

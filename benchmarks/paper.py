@@ -1,0 +1,121 @@
+"""What delegation is worth: this package's probes and protocol beside those of arXiv 2604.14251.
+
+``python benchmarks/paper.py PLAN --data FOLDER --to OUT`` runs every setting of a plan over many seeds, with every
+expert, and writes one file of figures for each. ``--page FILE`` then replaces what stands below the line ``---`` of a
+page by the tables of all of them, and draws its pictures into ``images`` beside it. ``benchmarks/settings.yml`` is the
+plan of docs/benchmarks.md; ``config_examples/paper/plan.yml`` takes the paper's models.
+
+The seed draws rows; both probes are trained, budgets certified and every method evaluated on rows that none of this
+has seen. Activations are computed once, into the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+from material import Material, load_material
+from page import write_page
+from plan import Plan, Setting, load_plan
+from results import Result, read_results, write_results
+from rich.console import Console
+from rich.progress import Progress
+from sharing import shared_fits
+from trial import Outcome, draw, evaluate_scores, train_and_score
+
+from calibrate.cache import open_cache
+from calibrate.progress import progress_bars
+from ctd_guardrail.activations.engine import get_engine
+from ctd_guardrail.errors import ConfigError, CtdError
+
+_ENDING = ".json.gz"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = _parse(arguments)
+    plan = load_plan(options.plan)
+    if options.seeds:
+        run_plan(plan, _chosen(plan, options.settings), options)
+    files = [options.to / f"{_stem(setting)}{_ENDING}" for setting in plan.settings]
+    results = [result for file in files if file.exists() for result in read_results(file)]
+    if options.page and results:
+        write_page(options.page, results, recipes=list(plan.recipes))
+
+
+def run_plan(plan: Plan, settings: Sequence[Setting], options: argparse.Namespace) -> None:
+    """Run settings and write their files."""
+    cache = open_cache(options.cache.expanduser())
+    engine = get_engine(plan.base.spec, device=plan.base.device)
+    with progress_bars(Console(stderr=True)) as progress:
+        for setting in settings:
+            material = load_material(plan, setting, engine, folder=options.data, cache=cache, progress=progress)
+            with shared_fits():
+                results = list(run_setting(plan, setting, material, seeds=options.seeds, progress=progress))
+            write_results(options.to / f"{_stem(setting)}{_ENDING}", results)
+    engine.close()
+
+
+def run_setting(
+    plan: Plan, setting: Setting, material: Material, *, seeds: int, progress: Progress
+) -> Iterator[Result]:
+    """Yield a result for every expert and recipe, and for the first recipe with a refitted safety probe.
+
+    The first recipe runs over all seeds, the others, whose margins are compared with it, over the first half of them.
+    """
+    first = next(iter(plan.recipes))
+    variants = [(first, False), (first, True), *((recipe, False) for recipe in plan.recipes if recipe != first)]
+    outcomes: dict[tuple[str, str, bool], list[Outcome]] = {}
+    bar = progress.add_task(setting.name, total=seeds)
+    for seed in range(seeds):
+        drawn = draw(material, setting, seed=seed)
+        for (expert, scores), (recipe, refit) in product(material.experts.items(), variants):
+            if recipe != first and seed >= (seeds + 1) // 2:
+                continue
+            scored = train_and_score(material, scores, drawn, plan.recipes[recipe], refit=refit, seed=seed)
+            with_paper = recipe == first and not refit
+            outcome = evaluate_scores(scored, delta=plan.delta, seed=seed, with_paper=with_paper)
+            outcomes.setdefault((expert, recipe, refit), []).append(outcome)
+        progress.advance(bar)
+    for (expert, recipe, refit), of_seeds in outcomes.items():
+        name = (setting.refit or f"{setting.name}, refitted") if refit else setting.name
+        yield Result.of_seeds(name, expert, recipe, of_seeds, refit_of=setting.name if refit else None)
+
+
+def _chosen(plan: Plan, names: Sequence[str] | None) -> list[Setting]:
+    known = [setting.name for setting in plan.settings]
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"there is no setting {name!r}", hint=f"Choose from {', '.join(known)}")
+    return [setting for setting in plan.settings if names is None or setting.name in names]
+
+
+def _stem(setting: Setting) -> str:
+    return setting.name.replace(" ", "_")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/paper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file of base model, experts and settings")
+    parser.add_argument("--data", type=Path, default=Path(), metavar="FOLDER", help="where relative paths start")
+    parser.add_argument("--to", type=Path, required=True, metavar="OUT", help="folder of the figures, a file a setting")
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="run these only")
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="0 runs nothing: only the page is written")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/ctd-guardrail"), help="folder for activations")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables below its line ---")
+    options = parser.parse_args(arguments)
+    if options.seeds < 0:
+        parser.error("--seeds is at least 0")
+    return options
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except CtdError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,117 @@
+"""What the benchmark measures: base model, experts, recipes of the probes, and settings, from a YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from calibrate.config import BaseModelConfig
+from calibrate.options import TrainOptions
+from ctd_guardrail.experts.config import ExpertConfig
+from ctd_guardrail.validation import load_yaml, validate
+
+__all__ = ["Plan", "RowCounts", "SafetySource", "Setting", "load_plan"]
+
+_Count = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+_Name = Annotated[str, Field(min_length=1)]
+_Files = Annotated[
+    tuple[Path, ...],
+    BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value),
+    Field(min_length=1),
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class RowCounts(_Section):
+    """Rows of each part, over all files of a setting together.
+
+    Attributes:
+        train: Rows that the delegation value is trained on, and the safety probe where it is refitted.
+        calibration: Rows behind the certificate.
+        test: Rows of the evaluation, at most.
+    """
+
+    train: _Count = 1500
+    calibration: _Count = 1000
+    test: _Count = 3000
+
+
+class SafetySource(_Section):
+    """Where the safety probe comes from: exactly one of three.
+
+    Attributes:
+        data: Files of its own.
+        group: Rows of one group of the setting's files, which serve nothing else.
+        rows: As many rows of the setting's files, of their own, drawn anew for each seed.
+    """
+
+    data: _Files | None = None
+    group: _Name | None = None
+    rows: _Count | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> SafetySource:
+        if len(self.model_fields_set) != 1:
+            problem, hint = "a safety probe has one source", "Write one of `data`, `group` and `rows`"
+            raise PydanticCustomError("source", "{problem}", {"problem": problem, "hint": hint})
+        return self
+
+
+class Setting(_Section):
+    """One situation.
+
+    Attributes:
+        name: As the tables call it.
+        refit: Name of the same situation with the safety probe refitted on the training rows.
+        data: Labelled files; several make one mixture, in equal shares.
+        safety: Where the safety probe comes from.
+        rows: Sizes of the parts.
+    """
+
+    name: _Name
+    refit: _Name | None = None
+    data: _Files
+    safety: SafetySource
+    rows: RowCounts = RowCounts()
+
+
+class Plan(_Section):
+    """The content of the file.
+
+    Attributes:
+        base: Base model and layers.
+        experts: By name, a column of recorded scores or a section ``expert`` as in CALIBRATE.yml.
+        recipes: By name, a section ``probes`` as in CALIBRATE.yml. The first is the one that the main tables show.
+        settings: What is measured.
+        delta: Error probability of each certificate.
+    """
+
+    base: BaseModelConfig
+    experts: Annotated[dict[_Name, _Name | ExpertConfig], Field(min_length=1)]
+    recipes: Annotated[dict[_Name, TrainOptions], Field(min_length=1)]
+    settings: Annotated[tuple[Setting, ...], Field(min_length=1)]
+    delta: _Share = 0.1
+
+    @property
+    def ridge_layers(self) -> NDArray[np.int64]:
+        """Which of ``base.layers`` the paper's ridge reads: those of the first recipe, where it names them."""
+        named = next(iter(self.recipes.values())).layers
+        return np.flatnonzero(np.isin(self.base.layers, named[0] if named else self.base.layers))
+
+
+def load_plan(path: Path) -> Plan:
+    """Read the file.
+
+    Raises:
+        ConfigError: It is not YAML, or a key is unknown, missing, repeated or of a wrong value.
+    """
+    return validate(Plan, load_yaml(path), file=path)

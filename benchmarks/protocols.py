@@ -1,0 +1,120 @@
+"""Two protocols on the same trained probes: this package's, and the one of arXiv 2604.14251.
+
+This package: every budget certified in closed form on all calibration rows. The paper (its section 4): the rows that
+did not train are halved into calibration and evaluation, the calibration rows split 30/70, a grid of 100 thresholds,
+the Pareto front of (rate, 1 - accuracy) on the first part and an exact binomial fixed-sequence test on the second;
+top-k baselines choose within batches of 32, 64 and 128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from cube import FIGURES
+from numpy.typing import NDArray
+
+from calibrate.evaluate import ALPHAS, ScoredRows
+from calibrate.evaluate.methods import BATCHES, Methods
+from calibrate.evaluate.signals import uncertainty, uncertainty_rank
+from calibrate.metrics import measure
+from calibrate.risk.pareto import pareto
+from calibrate.risk.rows import Rows
+from calibrate.risk.splits import random_split
+from ctd_guardrail.policy.store import CalibrationScores
+
+__all__ = ["OWN_METHODS", "PAPER_ALPHAS", "PAPER_METHODS", "TOP_SIGNALS", "own_protocol", "paper_protocol"]
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+_TAU: Final = 0.5
+
+OWN_METHODS: Final = (
+    *("probe", "expert", "random", "uncertainty", "uncertainty_rank", "ridge"),
+    *("ctd", "ctd_auroc", "ctd_accuracy", "ctd_brier", "oracle"),
+)
+"""As :class:`calibrate.evaluate.methods.Methods` calls them; ``ridge`` is ``ctd`` with the paper's delegation value."""
+
+PAPER_ALPHAS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+TOP_SIGNALS: Final = ("uncertainty", "ridge", "oracle")
+_TOP_K: Final = tuple(f"{signal}_top_{size}" for signal in TOP_SIGNALS for size in BATCHES)
+_CERTIFIED: Final = ("uncertainty", "uncertainty_rank", "ridge", "ctd")
+PAPER_METHODS: Final = ("probe", "expert", "random", *_CERTIFIED, *_TOP_K, "oracle")
+"""``ctd`` is this package's delegation value under the paper's calibration."""
+
+
+def own_protocol(
+    calibration: ScoredRows, test: ScoredRows, ridge: tuple[FloatArray, FloatArray], *, delta: float, seed: int
+) -> FloatArray:
+    """Return the figures of all methods at all budgets, shape [methods, alphas, figures].
+
+    Args:
+        calibration: Rows that certify.
+        test: Rows of the evaluation.
+        ridge: The paper's delegation value of the calibration rows and of the test rows.
+        delta: Error probability of each certificate.
+        seed: Of the random baseline.
+    """
+    ours = _methods(calibration, test, delta=delta, seed=seed)
+    paper = _methods(replace(calibration, d=ridge[0]), replace(test, d=ridge[1]), delta=delta, seed=seed)
+
+    def delegated(method: str, alpha: float) -> BoolArray:
+        methods, name = (paper, "ctd") if method == "ridge" else (ours, method)
+        return methods.delegate(name, alpha).rows
+
+    return np.array([[_figures(test, delegated(method, alpha)) for alpha in ALPHAS] for method in OWN_METHODS])
+
+
+def paper_protocol(rows: ScoredRows, ridge: FloatArray, *, delta: float, seed: int) -> FloatArray:
+    """Return the figures of all methods at all budgets, shape [methods, alphas, figures].
+
+    Args:
+        rows: All rows that nothing was trained on; half of them certify, half are evaluated.
+        ridge: The paper's delegation value, shape [n].
+        delta: Error probability of each certificate.
+        seed: Of the splits and of the order in which batches are filled.
+    """
+    halves = random_split(rows.label.size, share=0.5, seed=seed)
+    held, shown = _take(rows, halves.optimisation), _take(rows, halves.testing)
+    split = random_split(held.label.size, seed=seed)
+    signals = {
+        "uncertainty": uncertainty(rows.p),
+        "uncertainty_rank": uncertainty_rank(rows.p, held.p),
+        "ridge": ridge,
+        "ctd": rows.d,
+    }
+    batches = _methods(
+        replace(held, d=ridge[halves.optimisation]), replace(shown, d=ridge[halves.testing]), delta=delta, seed=seed
+    )
+
+    def delegated(method: str, alpha: float) -> BoolArray:
+        if method not in _CERTIFIED:
+            return batches.delegate(method.replace("ridge", "ctd"), alpha).rows
+        signal = signals[method]
+        outcome = pareto(
+            Rows(signal[halves.optimisation], held.p, held.merged, held.label), alpha=alpha, delta=delta, split=split
+        )
+        if outcome.setting is None:
+            return np.zeros(shown.label.size, dtype=np.bool_)
+        above: BoolArray = signal[halves.testing] > outcome.setting.threshold
+        return above
+
+    return np.array([[_figures(shown, delegated(method, alpha)) for alpha in PAPER_ALPHAS] for method in PAPER_METHODS])
+
+
+def _methods(calibration: ScoredRows, test: ScoredRows, *, delta: float, seed: int) -> Methods:
+    scores = CalibrationScores.from_rows(
+        d=calibration.d, p=calibration.p, expert=calibration.expert, label=calibration.label
+    )
+    return Methods(test, scores, delta=delta, tau=_TAU, seed=seed)
+
+
+def _take(rows: ScoredRows, index: NDArray[np.intp]) -> ScoredRows:
+    return ScoredRows(rows.p[index], rows.d[index], rows.expert[index], rows.label[index], merge=rows.merge)
+
+
+def _figures(rows: ScoredRows, delegated: BoolArray) -> list[float]:
+    metrics = measure(rows.label, rows.cascade_score(delegated), tau=_TAU)
+    return [float(delegated.mean()) if name == "rate" else getattr(metrics, name) for name in FIGURES]

@@ -1,0 +1,118 @@
+"""What all seeds of a setting show, as a file that tables and figures are made from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from cube import Cube
+from numpy.typing import NDArray
+from protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS
+from trial import SPLITS, Outcome
+
+from calibrate.evaluate import ALPHAS
+
+__all__ = ["Result", "read_results", "write_results"]
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One setting with one expert and one recipe.
+
+    Attributes:
+        setting: Name of the setting.
+        refit_of: Name of the setting whose probe this one refits; None where the probe comes from elsewhere.
+        expert: Name of the expert.
+        recipe: Name of the recipe.
+        own: This package's protocol.
+        paper: The paper's protocol, where it was run.
+        spearman: Rank correlation with the true v on test rows, of d and of the paper's ridge, shape [seeds, 2].
+        splits: Random calibration splits of all seeds: the share in which the rate exceeded alpha, what theory
+            expects, and the mean rate, shape [3, alphas].
+        splits_count: How many there were.
+    """
+
+    setting: str
+    refit_of: str | None
+    expert: str
+    recipe: str
+    own: Cube
+    paper: Cube | None
+    spearman: FloatArray
+    splits: FloatArray
+    splits_count: int
+
+    @property
+    def family(self) -> str:
+        """First word of the setting's name: settings of one family differ in their data."""
+        return self.setting.split()[0]
+
+    @property
+    def name(self) -> str:
+        """Setting and expert."""
+        return f"{self.setting}, {self.expert}"
+
+    def first(self, seeds: int) -> Result:
+        """Return the same with its first seeds only."""
+        own = replace(self.own, values=self.own.values[:seeds])
+        return replace(self, own=own, paper=None, spearman=self.spearman[:seeds])
+
+    @classmethod
+    def of_seeds(
+        cls, setting: str, expert: str, recipe: str, outcomes: Sequence[Outcome], *, refit_of: str | None = None
+    ) -> Self:
+        """Join the outcomes of all seeds."""
+        paper = [outcome.paper for outcome in outcomes if outcome.paper is not None]
+        return cls(
+            setting=setting,
+            refit_of=refit_of,
+            expert=expert,
+            recipe=recipe,
+            own=Cube.stack(OWN_METHODS, ALPHAS, [outcome.own for outcome in outcomes]),
+            paper=Cube.stack(PAPER_METHODS, PAPER_ALPHAS, paper) if paper else None,
+            spearman=np.array([outcome.spearman for outcome in outcomes]),
+            splits=np.mean([outcome.splits for outcome in outcomes], axis=0),
+            splits_count=len(outcomes) * SPLITS,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-able values."""
+        return {
+            "setting": self.setting,
+            "refit_of": self.refit_of,
+            "expert": self.expert,
+            "recipe": self.recipe,
+            "own": self.own.to_dict(),
+            "paper": self.paper.to_dict() if self.paper else None,
+            "spearman": self.spearman.tolist(),
+            "splits": self.splits.tolist(),
+            "splits_count": self.splits_count,
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """Return what :meth:`to_dict` wrote."""
+        arrays = {name: np.array(content[name]) for name in ("spearman", "splits")}
+        cubes = {"own": Cube.from_dict(content["own"])}
+        paper = Cube.from_dict(content["paper"]) if content["paper"] else None
+        return cls(**(content | arrays | cubes | {"paper": paper}))
+
+
+def write_results(file: Path, results: Sequence[Result]) -> None:
+    """Write results to a gzip file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(file, "wt", encoding="utf-8") as stream:
+        json.dump([result.to_dict() for result in results], stream)
+
+
+def read_results(file: Path) -> list[Result]:
+    """Read what :func:`write_results` wrote."""
+    with gzip.open(file, "rt", encoding="utf-8") as stream:
+        return [Result.from_dict(content) for content in json.load(stream)]

@@ -1,0 +1,153 @@
+"""One seed of one setting: train both probes, score the rows that were not trained on, run both protocols."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from draws import Counts, Draw, draw_rows
+from material import Material
+from numpy.typing import NDArray
+from plan import Setting
+from protocols import own_protocol, paper_protocol
+from scipy.special import expit
+from scipy.stats import spearmanr
+from sklearn.linear_model import Ridge
+
+from calibrate.evaluate import ALPHAS, ScoredRows
+from calibrate.evaluate.budget import splits_table
+from calibrate.options import TrainOptions
+from calibrate.train import SafetyRows, TrainedProbes, train_probes
+from calibrate.train.logistic import fit_logistic
+from calibrate.train.probes import layer_columns
+
+__all__ = ["SPLITS", "Outcome", "Scores", "draw", "evaluate_scores", "train_and_score"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+SPLITS: Final = 25
+"""Random calibration splits of each seed, in which realised rates are counted."""
+
+# arXiv 2604.14251, section 4: on activations as they are, neither standardised nor cross-validated.
+_RIDGE_PENALTY: Final = 1.0
+_COLUMNS: Final = ("p", "d", "expert", "label")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Everybody's scores of the rows that were not trained on.
+
+    Attributes:
+        calibration: Rows that certify.
+        test: Rows of the evaluation.
+        ridge: The paper's delegation value of both.
+    """
+
+    calibration: ScoredRows
+    test: ScoredRows
+    ridge: tuple[FloatArray, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one seed shows.
+
+    Attributes:
+        own: This package's protocol, shape [methods, alphas, figures].
+        paper: The paper's protocol, likewise.
+        spearman: Rank correlation with the true v on the test rows: of d, and of the paper's ridge.
+        splits: Over :data:`SPLITS` random calibration splits, the share in which the realised rate of CTD exceeded
+            alpha, what theory expects, and the mean rate, shape [3, alphas].
+    """
+
+    own: FloatArray
+    paper: FloatArray | None
+    spearman: tuple[float, float]
+    splits: FloatArray
+
+
+def draw(material: Material, setting: Setting, *, seed: int) -> Draw:
+    """Draw the rows of one seed."""
+    counts = Counts(setting.rows.train, setting.rows.calibration, setting.rows.test, safety=setting.safety.rows or 0)
+    return draw_rows(material.clusters, material.file_of_row, counts, seed=seed)
+
+
+def train_and_score(
+    material: Material, expert: FloatArray, drawn: Draw, options: TrainOptions, *, refit: bool, seed: int
+) -> Scores:
+    """Train on the drawn rows and score the others.
+
+    Args:
+        material: All rows.
+        expert: Expert scores, shape [n].
+        drawn: Which rows do what.
+        options: How the probes are trained.
+        refit: Whether the training rows serve the safety probe too, instead of rows of another source.
+        seed: Of the training.
+    """
+    rows = drawn.train
+    pooled, labels, clusters = material.pooled.take(rows), material.labels[rows], material.clusters[rows]
+    trained = train_probes(
+        pooled,
+        labels,
+        expert[rows],
+        clusters,
+        seed=seed,
+        safety=None if refit else _safety_rows(material, drawn),
+        options=options,
+        layers=material.layers,
+    )
+    parts = (drawn.calibration, drawn.test)
+    scored = [_scored_rows(trained, material, expert, part) for part in parts]
+    if refit:
+        # In-sample scores would show the ridge a probe that is better than it will be.
+        p = expit(fit_logistic(material.means[rows].astype(np.float64), labels, clusters, seed=seed).out_of_fold)
+    else:
+        p = _scored_rows(trained, material, expert, rows).p
+    value = (2.0 * labels - 1.0) * (trained.merge(p, expert[rows]) - p)
+    ridge = Ridge(_RIDGE_PENALTY).fit(material.means[rows], value)
+    predicted = [ridge.predict(material.means[part]) for part in parts]
+    return Scores(scored[0], scored[1], (predicted[0], predicted[1]))
+
+
+def evaluate_scores(scores: Scores, *, delta: float, seed: int, with_paper: bool) -> Outcome:
+    """Run the protocols and count realised rates."""
+    calibration, test = scores.calibration, scores.test
+    columns = [np.concatenate([getattr(part, name) for part in (calibration, test)]) for name in _COLUMNS]
+    everything = ScoredRows(*columns, merge=test.merge)
+    correlations = [float(spearmanr(d, test.value).statistic) for d in (test.d, scores.ridge[1])]
+    return Outcome(
+        own=own_protocol(calibration, test, scores.ridge, delta=delta, seed=seed),
+        paper=paper_protocol(everything, np.concatenate(scores.ridge), delta=delta, seed=seed) if with_paper else None,
+        spearman=(correlations[0], correlations[1]),
+        splits=_split_again(everything, calibration.label.size, delta=delta, seed=seed),
+    )
+
+
+def _safety_rows(material: Material, drawn: Draw) -> SafetyRows | None:
+    if material.safety is not None:
+        return material.safety
+    rows = drawn.safety
+    return SafetyRows(material.pooled.take(rows), material.labels[rows], material.clusters[rows])
+
+
+def _split_again(rows: ScoredRows, calibration_rows: int, *, delta: float, seed: int) -> FloatArray:
+    table = splits_table(
+        {"ctd": rows.d},
+        rows.clusters,
+        ALPHAS,
+        delta=delta,
+        calibration_rows=calibration_rows,
+        seed=seed,
+        splits=SPLITS,
+    )
+    records = table.where(method="ctd")
+    return np.array([[record[name] for record in records] for name in ("violations", "expected", "rate")])
+
+
+def _scored_rows(trained: TrainedProbes, material: Material, expert: FloatArray, rows: IntArray) -> ScoredRows:
+    keep = layer_columns(trained.layers, material.layers, material.pooled.values.shape[1])
+    p, d = trained.score(material.pooled.take(rows).columns(keep)).T
+    return ScoredRows(p, d, expert[rows], material.labels[rows], merge=trained.merge)

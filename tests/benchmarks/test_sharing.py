@@ -1,0 +1,30 @@
+import numpy as np
+from sharing import shared_fits
+
+from calibrate.train import linear, logistic, train_probes
+
+
+def rows(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, 120).astype(np.float64)
+    pooled = (rng.normal(size=(120, 4)) + labels[:, None]).astype(np.float32)
+    return pooled, labels, rng.random(120), np.arange(120)
+
+
+def test_shared_fits_change_nothing_and_other_rows_get_fits_of_their_own() -> None:
+    alone = [train_probes(*rows(seed), seed=0).probes.tensors() for seed in (1, 2)]
+    with shared_fits():
+        shared = [train_probes(*rows(seed), seed=0).probes.tensors() for seed in (1, 2, 1)]
+    for one, other in zip([*alone, alone[0]], shared, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert not np.array_equal(alone[0]["0.weight"], alone[1]["0.weight"])
+
+
+def test_an_equal_fit_is_computed_once() -> None:
+    pooled, labels, _, clusters = rows(1)
+    features = pooled.astype(np.float64)
+    with shared_fits():
+        first = linear.fit_logistic(features, labels, clusters, seed=0, weights=np.ones_like(labels))
+        assert linear.fit_logistic(features.copy(), labels, clusters, seed=0, weights=np.ones_like(labels)) is first
+        assert linear.fit_logistic(features, labels, clusters, seed=1, weights=np.ones_like(labels)) is not first
+    assert linear.fit_logistic is logistic.fit_logistic
