@@ -55,8 +55,16 @@ class TrainedProbes:
     layers: tuple[int, ...]
     record: dict[str, Any]
 
-    def score(self, pooled: PooledRows) -> FloatArray:
-        """Return (p, d) of each row, shape [rows, 2], from the mean activations of the layers that the probes read."""
+    def score(self, pooled: PooledRows | NDArray[np.float32]) -> FloatArray:
+        """Return (p, d) of each row, shape [rows, 2], from the mean activations of the layers that the probes read.
+
+        Args:
+            pooled: Of every window, or shape [n, width] for rows of one window.
+
+        Raises:
+            ConfigError: The probes read more than the mean.
+        """
+        pooled = as_pooled(pooled)
         windows = self.probes.from_pooled(torch.from_numpy(pooled.values), pooled.lengths)
         return pooled.over_windows(windows.numpy().astype(np.float64))
 
