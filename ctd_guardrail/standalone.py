@@ -11,7 +11,7 @@ from ctd_guardrail.experts.config import ExpertConfig, RailExpertConfig
 from ctd_guardrail.nemo.folder import RailFolder, read_folder
 from ctd_guardrail.overrides import OverridableCascade
 
-__all__ = ["StandaloneGuard", "load_guard", "standalone_config"]
+__all__ = ["StandaloneGuard", "has_base_model_of", "load_guard", "standalone_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,21 @@ def load_guard(folder: Path) -> StandaloneGuard:
     rail = read_folder(folder)
     planned = plan(rail.config, folder=rail.path)
     return StandaloneGuard(rail, planned, assemble(standalone_config(rail), folder=rail.path))
+
+
+def has_base_model_of(folder: Path, guard: StandaloneGuard) -> bool:
+    """Return whether a configuration folder, as it reads now, names the base model that a guard has loaded.
+
+    Raises:
+        CtdError: The configuration or the policy is not usable.
+    """
+    rail = read_folder(folder)
+    planned = plan(rail.config, folder=rail.path)
+    return _base_model(rail, planned) == _base_model(guard.rail, guard.planned)
+
+
+def _base_model(rail: RailFolder, planned: Plan) -> tuple[object, ...]:
+    return planned.policy.manifest.activations, rail.config.base_model, rail.config.device
 
 
 def standalone_config(rail: RailFolder) -> CtdConfig:

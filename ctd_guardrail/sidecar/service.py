@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -12,7 +13,7 @@ from typing import Any, Final
 from ctd_guardrail.decision import Decision
 from ctd_guardrail.errors import CtdError, OverloadedError
 from ctd_guardrail.selftest import self_test
-from ctd_guardrail.standalone import StandaloneGuard, load_guard
+from ctd_guardrail.standalone import StandaloneGuard, has_base_model_of, load_guard
 
 __all__ = ["Service", "Status"]
 
@@ -26,6 +27,7 @@ class Status(StrEnum):
     """Where the service is in its life."""
 
     LOADING = "loading"
+    FAILED = "failed"
     FAILING_SELF_TEST = "failing its self-test"
     READY = "ready"
     DRAINING = "draining"
@@ -35,8 +37,7 @@ class _InService:
     """A guard and how many requests it is working on."""
 
     def __init__(self, guard: StandaloneGuard) -> None:
-        self.config = guard.rail.config
-        self.planned = guard.planned
+        self.loaded = guard
         self.cascade = guard.cascade
         self.running = 0
         self.idle = asyncio.Event()
@@ -99,8 +100,12 @@ class Service:
             CtdError: The configuration, the policy, the base model or the expert is not usable.
         """
         async with self._reloading:
-            self._guard = await self._load()
-        while self.status is not Status.DRAINING and not await self._passes(self._guard):
+            await self._start()
+
+    async def _start(self) -> None:
+        guard = _InService(await asyncio.to_thread(load_guard, self._folder))
+        self._guard = guard
+        while self.status is not Status.DRAINING and not await self._passes(guard):
             self._become(Status.FAILING_SELF_TEST)
             await asyncio.sleep(self._test_again_s)
         self._become(Status.READY)
@@ -118,31 +123,56 @@ class Service:
     async def reload(self) -> bool:
         """Read the configuration again and, where it is sound and passes its self-test, put it in place.
 
-        A base model that both configurations name is shared. Requests that are under way end with the guard that they
-        began with.
+        Requests that are under way end with the guard that they began with. A base model that both configurations
+        name is shared. Another one is loaded when the old one has gone, so that two are never in memory; meanwhile,
+        and where it cannot be loaded, there is no guard and no verdict.
 
         Returns:
             Whether the new configuration is in place; the reason is logged where it is not.
         """
         async with self._reloading:
             try:
-                guard = await self._load()
+                guard = self._guard
+                if guard is not None and await asyncio.to_thread(has_base_model_of, self._folder, guard.loaded):
+                    reloaded = await self._replace(guard)
+                else:
+                    del guard
+                    reloaded = await self._restart()
             except CtdError as error:
                 log.error("reload refused, the old configuration stays: %s", error)  # noqa: TRY400  # says it all
                 return False
-            if not await self._passes(guard):
-                log.error("reload refused, the old configuration stays: the new one fails its self-test")
-                await guard.cascade.aclose()
-                return False
-            replaced, self._guard = self._guard, guard
-            self.reloads += 1
-            self._become(Status.READY)
-            log.info("configuration reloaded")
-            if replaced is not None:
-                task = asyncio.create_task(replaced.retire())
-                self._retiring.add(task)
-                task.add_done_callback(self._retiring.discard)
-            return True
+            if reloaded:
+                self.reloads += 1
+                log.info("configuration reloaded")
+            return reloaded
+
+    async def _replace(self, old: _InService) -> bool:
+        new = _InService(await asyncio.to_thread(load_guard, self._folder))
+        if not await self._passes(new):
+            log.error("reload refused, the old configuration stays: the new one fails its self-test")
+            await new.cascade.aclose()
+            return False
+        self._guard = new
+        self._become(Status.READY)
+        task = asyncio.create_task(old.retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        return True
+
+    async def _restart(self) -> bool:
+        """Let go of the old base model, then load the new one."""
+        self._become(Status.LOADING)
+        if self._guard is not None:
+            await self._guard.retire()
+            self._guard = None
+        await asyncio.to_thread(gc.collect)  # its memory is free before the next one is loaded
+        try:
+            await self._start()
+        except CtdError as error:
+            self._become(Status.FAILED)
+            log.error("there is no guard: %s", error)  # noqa: TRY400  # says it all
+            return False
+        return True
 
     def drain(self) -> None:
         """Ask for no more traffic; what still comes is answered."""
@@ -160,7 +190,7 @@ class Service:
         if self._guard is None:
             return {"status": self.status}
         counts = self._guard.cascade.tally.snapshot()
-        certificate = self._guard.planned.certificate
+        certificate = self._guard.loaded.planned.certificate
         return {
             "status": self.status,
             "total": counts.total,
@@ -171,7 +201,7 @@ class Service:
             "reloads": self.reloads,
             "alpha": certificate.alpha,
             "delta": certificate.delta,
-            "expected_rate": self._guard.planned.expected_rate,
+            "expected_rate": self._guard.loaded.planned.expected_rate,
             "decisions": [
                 {"verdict": verdict, "route": route, "reason": reason, "count": count}
                 for (verdict, route, reason), count in sorted(counts.decisions.items())
@@ -183,11 +213,8 @@ class Service:
             log.info("the guard is %s", status)
             self.status = status
 
-    async def _load(self) -> _InService:
-        return _InService(await asyncio.to_thread(load_guard, self._folder))
-
     async def _passes(self, guard: _InService) -> bool:
-        results = await self_test(guard.cascade, guard.config)
+        results = await self_test(guard.cascade, guard.loaded.rail.config)
         failed = [result for result in results if not result.has_passed]
         for result in failed:
             log.error(

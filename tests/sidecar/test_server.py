@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,4 +176,36 @@ async def test_a_reload_that_fails_its_self_test_is_refused(make_rail_folder: Ca
     assert service._guard is not None
     assert before is not None
     assert service._guard.cascade._cascade._engine is before.cascade._cascade._engine  # one base model
+    await service.aclose()
+
+
+async def test_another_base_model_is_loaded_when_the_old_one_has_gone(
+    make_rail_folder: Callable[..., Path], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "copy")  # of the same fingerprint, and yet another model to the process
+    service = sidecar_service.Service(make_rail_folder())
+    await service.start()
+    assert service._guard is not None
+    old = weakref.ref(service._guard.cascade._cascade._engine)
+    load = sidecar_service.load_guard
+    seen: list[tuple[bool, bool]] = []
+
+    def watched(folder: Path) -> Any:
+        seen.append((old() is None, service.is_ready))
+        return load(folder)
+
+    monkeypatch.setattr(sidecar_service, "load_guard", watched)
+    make_rail_folder(base_model=str(tmp_path / "copy"))
+    assert await service.reload()
+    assert seen == [(True, False)]
+    assert service.is_ready
+
+    # Where the new one cannot be loaded there is nothing to go back to: no verdict, until a reload works.
+    make_rail_folder(base_model=str(tmp_path / "nowhere"))
+    assert not await service.reload()
+    assert service.status is sidecar_service.Status.FAILED
+    assert not service.is_serving
+    make_rail_folder()
+    assert await service.reload()
+    assert service.is_ready
     await service.aclose()
