@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from figures import draw_curves, draw_paper, draw_values
-from results import Result
+from results import Index, Result
 from tables import (
-    Index,
     Table,
     delegation_value_table,
     details,

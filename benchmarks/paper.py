@@ -81,8 +81,8 @@ def run_setting(
             outcomes.setdefault((expert, recipe, refit), []).append(outcome)
         progress.advance(bar)
     for (expert, recipe, refit), of_seeds in outcomes.items():
-        name = (setting.refit or f"{setting.name}, refitted") if refit else setting.name
-        yield Result.of_seeds(name, expert, recipe, of_seeds, refit_of=setting.name if refit else None)
+        name = setting.refit if refit else setting.name
+        yield Result.of_seeds(name or "", expert, recipe, of_seeds, refit_of=setting.name if refit else None)
 
 
 def _chosen(plan: Plan, names: Sequence[str] | None) -> list[Setting]:

@@ -71,7 +71,8 @@ class Setting(_Section):
 
     Attributes:
         name: As the tables call it.
-        refit: Name of the same situation with the safety probe refitted on the training rows.
+        refit: Name of the same situation with the safety probe refitted on the training rows; None where the tables
+            show only the refitted probe, beside the others.
         data: Labelled files; several make one mixture, in equal shares.
         safety: Where the safety probe comes from.
         rows: Sizes of the parts.

@@ -17,7 +17,7 @@ from trial import SPLITS, Outcome
 
 from calibrate.evaluate import ALPHAS
 
-__all__ = ["Result", "read_results", "write_results"]
+__all__ = ["Index", "Result", "read_results", "write_results"]
 
 FloatArray = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ class Result:
     """One setting with one expert and one recipe.
 
     Attributes:
-        setting: Name of the setting.
+        setting: Name of the setting; empty where the tables show only the probe, beside the others.
         refit_of: Name of the setting whose probe this one refits; None where the probe comes from elsewhere.
         expert: Name of the expert.
         recipe: Name of the recipe.
@@ -103,6 +103,36 @@ class Result:
         cubes = {"own": Cube.from_dict(content["own"])}
         paper = Cube.from_dict(content["paper"]) if content["paper"] else None
         return cls(**(content | arrays | cubes | {"paper": paper}))
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """All results, found by what they are of.
+
+    Attributes:
+        results: Of every setting, expert and recipe.
+        recipes: Names; the main tables show the first.
+    """
+
+    results: Sequence[Result]
+    recipes: Sequence[str]
+
+    @property
+    def main(self) -> list[Result]:
+        """Results of the first recipe that have a name."""
+        return [result for result in self.results if result.recipe == self.recipes[0] and result.setting]
+
+    def variants(self, result: Result) -> list[Result]:
+        """Return the results of the same setting and expert with every recipe that was run."""
+        same = [other for other in self.results if (other.setting, other.expert) == (result.setting, result.expert)]
+        return sorted(same, key=lambda other: self.recipes.index(other.recipe))
+
+    def refitted(self, result: Result) -> Result:
+        """Return the result whose probe is refitted on the training rows: itself, where it is."""
+        if result.refit_of is not None:
+            return result
+        key = (result.setting, result.expert, result.recipe)
+        return next(other for other in self.results if (other.refit_of, other.expert, other.recipe) == key)
 
 
 def write_results(file: Path, results: Sequence[Result]) -> None:

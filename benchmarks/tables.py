@@ -10,13 +10,12 @@ import numpy as np
 from cube import standard_error
 from numpy.typing import NDArray
 from protocols import TOP_SIGNALS
-from results import Result
+from results import Index, Result
 
 from calibrate.evaluate import ALPHAS
 from calibrate.evaluate.methods import BATCHES
 
 __all__ = [
-    "Index",
     "Table",
     "delegation_value_table",
     "details",
@@ -71,36 +70,6 @@ class Table:
         """Return the table as Markdown, under its title."""
         lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
         return "\n".join([f"{self.title}\n", *(f"| {' | '.join(line)} |" for line in lines)])
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """All results, found by what they are of.
-
-    Attributes:
-        results: Of every setting, expert and recipe.
-        recipes: Names; the main tables show the first.
-    """
-
-    results: Sequence[Result]
-    recipes: Sequence[str]
-
-    @property
-    def main(self) -> list[Result]:
-        """Results of the first recipe."""
-        return [result for result in self.results if result.recipe == self.recipes[0]]
-
-    def variants(self, result: Result) -> list[Result]:
-        """Return the results of the same setting and expert with every recipe that was run."""
-        same = [other for other in self.results if (other.setting, other.expert) == (result.setting, result.expert)]
-        return sorted(same, key=lambda other: self.recipes.index(other.recipe))
-
-    def refitted(self, result: Result) -> Result:
-        """Return the result whose probe is refitted on the training rows: itself, where it is."""
-        if result.refit_of is not None:
-            return result
-        key = (result.setting, result.expert, result.recipe)
-        return next(other for other in self.results if (other.refit_of, other.expert, other.recipe) == key)
 
 
 def margin_table(index: Index) -> Table:
