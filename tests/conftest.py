@@ -147,6 +147,7 @@ class LoopbackJudge:
                     judge.calls += 1
                 p = 0.98 if "harmful" in body else 0.02
                 if not request.get("logprobs"):
+                    self.close_connection = True  # as below
                     verdict = json.dumps({"User Safety": "unsafe" if p > 0.5 else "safe"})
                     self.reply(503 if judge.is_down else 200, {"message": {"role": "assistant", "content": verdict}})
                     return

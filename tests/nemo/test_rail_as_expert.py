@@ -1,0 +1,108 @@
+"""A rail of NeMo's own as the expert, on both engines."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nemoguardrails import LLMRails, RailsConfig
+from nemoguardrails.guardrails import compiled_rail
+from nemoguardrails.guardrails.iorails import IORails
+from nemoguardrails.manifests import registry
+
+from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.memory import JUDGED
+from ctd_guardrail.nemo import iorails
+
+REFUSED = "I'm sorry, I can't respond to that."
+UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
+BROKEN = "I'm sorry, an internal error has occurred."
+ANSWER = "the main LLM's answer"
+FLOW = "content safety check input $model=content_safety"
+TASK = "content_safety_check_input $model=content_safety"
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    catalog, hooks = registry._catalog, compiled_rail._LOCAL_BACKEND_CHECKS
+    iorails.install()
+    yield
+    registry._catalog = catalog
+    hooks.pop("ctd_guardrail", None)
+
+
+@pytest.fixture
+def make_config(make_rail_folder: Callable[..., Path], judge: Any) -> Callable[..., RailsConfig]:
+    at = {"engine": "openai", "parameters": {"base_url": judge.base_url}}
+    models = [{"type": "main", "model": "gpt-4o-mini", **at}, {"type": "content_safety", "model": "guard", **at}]
+    prompt = {"task": TASK, "content": "Judge: {{ user_input }}", "output_parser": "nemoguard_parse_prompt_safety"}
+
+    def make(*, models: list[dict[str, Any]] = models, prompts: list[dict[str, Any]] = [prompt]) -> RailsConfig:  # noqa: B006  # read only
+        content = {"models": models, "prompts": prompts}
+        folder = make_rail_folder(config=content, expert={"type": "rail", "flow": FLOW, "timeout_s": 10})
+        return RailsConfig.from_path(str(folder))
+
+    return make
+
+
+def user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize(("text", "answer"), [("an odd question", ANSWER), ("an odd and harmful wish", REFUSED)])
+async def test_it_judges_on_both_engines_and_its_call_is_in_the_log(
+    make_config: Callable[..., RailsConfig], judge: Any, text: str, answer: str
+) -> None:
+    options = {"log": {"llm_calls": True, "activated_rails": True}}
+    rails = LLMRails(make_config())
+    reply = await rails.generate_async(messages=user(text), options=options)
+    assert reply.response[0]["content"] == answer
+    assert TASK in [call.task for call in reply.log.llm_calls]
+    assert TASK in [call.task for call in rails.explain().llm_calls]
+    assert judge.calls == 1
+    JUDGED.clear()
+    async with IORails(make_config()) as engine:
+        reply = await engine.generate_async(messages=user(text), options=options)
+    assert reply.response[0]["content"] == answer
+    (rail,) = [rail for rail in reply.log.activated_rails if rail.name == "ctd check input"]
+    assert [call.llm_model_name for call in rail.executed_actions[0].llm_calls] == ["guard"]
+    assert judge.calls == 2
+
+
+async def test_an_outage_of_its_model_is_a_broken_guard(make_config: Callable[..., RailsConfig], judge: Any) -> None:
+    judge.is_down = True
+    reply = await LLMRails(make_config()).generate_async(messages=user("an odd question"))
+    assert reply["content"] == UNAVAILABLE
+    async with IORails(make_config()) as engine:
+        reply = await engine.generate_async(messages=user("an odd question"))
+    assert reply["content"] == BROKEN
+    assert judge.answers == 0
+
+
+def test_asyncio_run_again_and_again(make_config: Callable[..., RailsConfig], judge: Any) -> None:
+    app = LLMRails(make_config())
+    for text, answer in [("an odd question", ANSWER), ("an odd and harmful wish", REFUSED)] * 3:
+        JUDGED.clear()
+        assert asyncio.run(app.generate_async(messages=user(text)))["content"] == answer
+    assert judge.calls >= 6
+
+
+def test_synchronous_calls_from_many_threads(make_config: Callable[..., RailsConfig]) -> None:
+    app = IORails(make_config())
+    texts = ["an odd question", "an odd and harmful wish"] * 4
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda text: app.generate(messages=user(text))["content"], texts))
+    assert replies == [ANSWER, REFUSED] * 4
+
+
+@pytest.mark.parametrize("lacking", ["models", "prompts"])
+def test_a_missing_model_or_prompt_refuses_to_start(make_config: Callable[..., RailsConfig], lacking: str) -> None:
+    config = make_config(**{lacking: []})
+    with pytest.raises(RuntimeError) as error:
+        LLMRails(config)
+    assert isinstance(error.value.__cause__, ConfigError)
+    with pytest.raises(ConfigError):
+        IORails(config)
