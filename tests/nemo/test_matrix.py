@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import colang, colang2, iorails, processes, sidecar  # noqa: F401  # each fills the table
+from matrix import chat, colang, colang2, iorails, processes, sidecar  # noqa: F401  # each fills the table
 from matrix.entry_points import CASES, ENTRY_POINTS, Cell, EntryPoint, markdown
-from matrix.rig import ROOT, Rig
+from matrix.rig import Rig
+from matrix.servers import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def rig(rail_policy: Path, shared_judge: Any, tmp_path_factory: pytest.TempPathF
         sidecar.start(rig)
         processes.start(rig)
         yield rig
-    rig.close()
+    rig.servers.close()
 
 
 @pytest.mark.parametrize("point", ENTRY_POINTS, ids=lambda point: f"{point.engine}: {point.name}".replace("`", ""))

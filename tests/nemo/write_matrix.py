@@ -2,9 +2,9 @@
 
 import re
 
-from matrix import colang, colang2, iorails, processes, sidecar  # noqa: F401  # they fill the table
+from matrix import chat, colang, colang2, iorails, processes, sidecar  # noqa: F401  # they fill the table
 from matrix.entry_points import markdown
-from matrix.rig import ROOT
+from matrix.servers import ROOT
 
 PAGE = ROOT / "docs" / "nemo.md"
 

@@ -10,8 +10,9 @@ from nemoguardrails import LLMRails, RailsConfig
 
 from matrix.colang import asking
 from matrix.entry_points import Ask, Seen, entry_point
-from matrix.rig import ROOT, Rig
+from matrix.rig import Rig
 from matrix.seen import seen_in_text
+from matrix.servers import ROOT
 
 _ENGINE: Final = "Colang 2.x"
 _MAIN: Final = ROOT / "config_examples" / "colang2" / "main.co"

@@ -32,7 +32,7 @@ def start(rig: Rig) -> None:
             (f"{name}_of_many", "nemoguardrails", rig.folder),
         ):
             arguments = ["-m", module, "server", "--port={port}", "--disable-chat-ui", f"--config={folder}"]
-            rig.start(server, arguments, health="/v1/rails/configs", **environment)
+            rig.servers.start(server, arguments, health="/v1/rails/configs", **environment)
 
 
 def client(address: str) -> AsyncOpenAI:
@@ -76,20 +76,20 @@ async def check(address: str, text: str, *, config: str) -> Seen:
 
 async def single(rig: Rig, *, name: str) -> AsyncIterator[Ask]:
     """A server of one configuration."""
-    address = await asyncio.to_thread(rig.address, f"{name}_of_one")
+    address = await asyncio.to_thread(rig.servers.address, f"{name}_of_one")
     yield lambda text: completion(address, text, config=f"{name}_single")
 
 
 async def several(rig: Rig, *, name: str) -> AsyncIterator[Ask]:
     """A server of several configurations, of which each message asks for another."""
-    address = await asyncio.to_thread(rig.address, f"{name}_of_many")
+    address = await asyncio.to_thread(rig.servers.address, f"{name}_of_many")
     configs = itertools.cycle([rig.write(f"{name}_many_{i}").name for i in range(3)])
     yield lambda text: completion(address, text, config=next(configs))
 
 
 async def models(rig: Rig, *, name: str) -> AsyncIterator[Ask]:
     """A main LLM that requests choose."""
-    address = await asyncio.to_thread(rig.address, f"{name}_of_many")
+    address = await asyncio.to_thread(rig.servers.address, f"{name}_of_many")
     config = rig.write(f"{name}_models").name
     names = itertools.cycle(["gpt-4o-mini", "gpt-4o", "gpt-4.1"])
 
@@ -104,14 +104,14 @@ async def models(rig: Rig, *, name: str) -> AsyncIterator[Ask]:
 
 async def streams(rig: Rig, *, name: str) -> AsyncIterator[Ask]:
     """Chat completions in chunks."""
-    address = await asyncio.to_thread(rig.address, f"{name}_of_many")
+    address = await asyncio.to_thread(rig.servers.address, f"{name}_of_many")
     config = rig.write(f"{name}_streams").name
     yield lambda text: streamed_completion(address, text, config=config)
 
 
 async def checks(rig: Rig, *, name: str) -> AsyncIterator[Ask]:
     """The route that answers with a verdict."""
-    address = await asyncio.to_thread(rig.address, f"{name}_of_many")
+    address = await asyncio.to_thread(rig.servers.address, f"{name}_of_many")
     config = rig.write(f"{name}_checks").name
     yield lambda text: check(address, text, config=config)
 

@@ -19,12 +19,12 @@ _SIDECAR: Final = "sidecar"
 def start(rig: Rig) -> None:
     """Start the sidecar."""
     arguments = ["-m", "ctd_guardrail.cli", "serve", "--port={port}", "--drain-delay=0"]
-    rig.start(_SIDECAR, [*arguments, f"--config={rig.write('behind_the_sidecar')}"], health="/health/ready")
+    rig.servers.start(_SIDECAR, [*arguments, f"--config={rig.write('behind_the_sidecar')}"], health="/health/ready")
 
 
 async def behind_classifier(rig: Rig, *, use_iorails: bool) -> AsyncIterator[Ask]:
     """NeMo asks the sidecar as it would ask a detector."""
-    address = await asyncio.to_thread(rig.address, _SIDECAR)
+    address = await asyncio.to_thread(rig.servers.address, _SIDECAR)
     classifier = {"engine": "fms", "model": "ctd", "base_url": address, "blocked_labels": ["ctd_block"]}
     rails: dict[str, Any] = {
         "config": {"hf_classifier": {"ctd": classifier}},
