@@ -1,6 +1,7 @@
 # make demo   the whole method on a laptop: data, expert, calibration, and messages through NeMo Guardrails
 # make test   the tests
-# Both create .venv and install what they need. Other targets: make lint, make test-statistics, make clean.
+# Both create .venv and install what they need. Other targets: make lint, make test-hosts, make test-statistics,
+# make clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export HF_HUB_OFFLINE := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-statistics lint clean
+# Other versions of NeMo Guardrails than the one in .venv, which is the newest.
+HOSTS := 0.24.0
+
+.PHONY: demo test test-hosts test-statistics lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +25,14 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Each version lies in a folder of its own, in front of the installed one.
+test-hosts: $(VENV)/.dev $(HOSTS:%=$(VENV)/hosts/%)
+	@set -e; for host in $(HOSTS); do echo "NeMo Guardrails $$host"; \
+	  PYTHONPATH=$(CURDIR)/$(VENV)/hosts/$$host CTD_TEST_HOST=$$host $(BIN)/python -m pytest tests/nemo; done
+
+$(VENV)/hosts/%: $(VENV)/.dev
+	$(PIP) --no-deps --target $@ nemoguardrails==$*
 
 test-statistics: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/statistics -m "slow or not slow"

@@ -1,7 +1,9 @@
 """Every entry point of NeMo Guardrails against every verdict, with the calls that each costs."""
 
 import asyncio
+import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,11 @@ async def test_entry_point(point: EntryPoint, rig: Rig) -> None:
             observed[case.name] = cell
             expected[case.name] = point.expected(case, cell)
     assert observed == expected
+
+
+@pytest.mark.skipif("CTD_TEST_HOST" not in os.environ, reason="the installed version is meant")
+def test_the_host_is_the_version_that_is_meant() -> None:
+    assert version("nemoguardrails") == os.environ["CTD_TEST_HOST"]
 
 
 def test_the_page_shows_the_matrix() -> None:
