@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from ctd_guardrail.config import SECTION, CtdConfig, parse_section
 from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.nemo.judge_prompt import with_judge_prompt
 from ctd_guardrail.validation import load_yaml
 
 __all__ = ["FLOW", "RailFolder", "mapping_at", "near_miss", "read_folder"]
@@ -81,7 +82,9 @@ def read_folder(path: Path) -> RailFolder:
     section = content[_HOLDER][_NAME]
     if not isinstance(section, Mapping):
         raise ConfigError("is not a mapping", file=file, key=SECTION, hint=f"Write {_SNIPPET}")
-    return RailFolder(path, file, parse_section(section, file=file), files)
+    prompts = [prompt for _, content in files for prompt in content.get("prompts") or () if isinstance(prompt, Mapping)]
+    config = with_judge_prompt(parse_section(section, file=file), prompts, file=file)
+    return RailFolder(path, file, config, files)
 
 
 def mapping_at(content: Mapping[str, Any], path: Iterable[str], file: Path) -> Mapping[str, Any]:

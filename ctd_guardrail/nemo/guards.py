@@ -14,6 +14,7 @@ from ctd_guardrail.assemble import prepare
 from ctd_guardrail.config import SECTION, CtdConfig, parse_section
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.config import RailExpertConfig
+from ctd_guardrail.nemo.judge_prompt import with_judge_prompt
 from ctd_guardrail.nemo.loading import LoadingGuard
 from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.policy.store import MANIFEST_FILE
@@ -90,7 +91,8 @@ def _section(config: RailsConfig) -> CtdConfig:
             key=SECTION,
             hint="Add it at the top level of config.yml; `ctd-guardrail validate DIR` finds misplaced sections",
         )
-    return parse_section(section)
+    prompts = [prompt.model_dump() for prompt in config.prompts or ()]
+    return with_judge_prompt(parse_section(section), prompts, file=config.config_path)
 
 
 def _refusals(config: RailsConfig) -> tuple[str, ...]:
