@@ -80,8 +80,12 @@ def sample_rows(clusters: IntArray, most: int = SELECTION_ROWS, *, seed: int) ->
     if clusters.size <= most:
         return np.arange(clusters.size)
     numbers, sizes = np.unique(clusters, return_counts=True)
-    order = np.random.default_rng(seed).permutation(numbers.size)
-    return np.flatnonzero(np.isin(clusters, numbers[order[np.cumsum(sizes[order]) <= most]]))
+    kept, left = [], most
+    for cluster in np.random.default_rng(seed).permutation(numbers.size).tolist():
+        if sizes[cluster] <= left:
+            kept.append(numbers[cluster])
+            left -= int(sizes[cluster])
+    return np.flatnonzero(np.isin(clusters, kept))
 
 
 def select(

@@ -81,6 +81,9 @@ def test_the_sample_is_whole_clusters_and_bounded() -> None:
     assert 2990 < sample.size <= 3000
     assert all(np.count_nonzero(clusters[sample] == number) == 3 for number in np.unique(clusters[sample])[:50])
     np.testing.assert_array_equal(sample_rows(clusters[:300], seed=0), np.arange(300))
+    # A cluster that is too large for the sample keeps no other out.
+    with_giant = np.concatenate([np.full(4000, 9999), clusters[:300]])
+    np.testing.assert_array_equal(sample_rows(with_giant, seed=0), np.arange(4000, 4300))
 
 
 def test_quality_is_the_mean_over_budgets_of_the_cascade() -> None:
