@@ -42,9 +42,6 @@ class Gate:
         app: The API.
         service: Says whether the guard is ready.
         settings: Token and limits.
-
-    Attributes:
-        refused: Number of answers without a verdict, by HTTP status.
     """
 
     def __init__(self, app: ASGIApp, service: Service, settings: ServeSettings) -> None:
@@ -53,7 +50,6 @@ class Gate:
         self._limits = settings.limits
         self._token = None if settings.token is None else _digest(settings.token.get_secret_value().encode())
         self._running = 0
-        self.refused: Counter[int] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""
@@ -67,9 +63,10 @@ class Gate:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
         scope[REQUEST_ID] = request_id
-        answer = _Answer(send, request_id, self.refused)
+        is_health = scope["path"].startswith(_HEALTH)
+        answer = _Answer(send, request_id, Counter() if is_health else self._service.refused)
         try:
-            if scope["path"].startswith(_HEALTH):
+            if is_health:
                 await self._app(scope, receive, answer.send)
             else:
                 await self._admit(scope, headers, receive, answer)

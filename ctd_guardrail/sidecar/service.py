@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -72,11 +73,13 @@ class Service:
     Attributes:
         status: Where the service is in its life.
         reloads: Number of reloads that took effect.
+        refused: Number of answers without a verdict since the start, by HTTP status.
     """
 
     def __init__(self, folder: Path, *, test_again_s: float = _TEST_AGAIN_S) -> None:
         self.status = Status.LOADING
         self.reloads = 0
+        self.refused: Counter[int] = Counter()
         self._folder = folder
         self._test_again_s = test_again_s
         self._guard: _InService | None = None
@@ -197,6 +200,8 @@ class Service:
             "delegated": counts.delegated,
             "failures": counts.failures,
             "expert_attempts": counts.expert_attempts,
+            "recalled": counts.recalled,
+            "refused": {str(status): count for status, count in sorted(self.refused.items())},
             "running": self._guard.running,
             "reloads": self.reloads,
             "alpha": certificate.alpha,

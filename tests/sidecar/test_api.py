@@ -171,7 +171,10 @@ def test_stats_count_decisions_and_show_no_threshold(
     before = httpx.get(f"{sidecar.url}/v1/stats").json()
     for text, *_ in VERDICTS:
         httpx.post(f"{sidecar.url}/v1/check", json={"text": text})
+    for _ in range(3):
+        httpx.post(f"{sidecar.url}/v1/check", json={"txt": "a plain question"})
     after = httpx.get(f"{sidecar.url}/v1/stats").json()
+    assert after["refused"] == {"422": 3}
     assert after["total"] - before["total"] == 4
     assert after["delegated"] - before["delegated"] == 2
     assert (after["status"], after["alpha"], after["delta"], after["running"]) == ("ready", 0.2, 0.1, 0)
