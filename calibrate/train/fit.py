@@ -166,7 +166,8 @@ def fit_candidate(
         briers = [_quality(rows, choice)["brier"] for choice in choices]
         record["calibrate"] = {"platt": best is choices[1], "brier": dict(zip(("none", "platt"), briers, strict=True))}
     if measured:
-        record["merges"] = compare_merges(rows.labels, best.p, best.d, rows.expert, best.merge.expert_scale)
+        merges = compare_merges(rows.labels, best.p, best.d, rows.expert, best.merge.expert_scale)
+        record["merge"] = {"kind": options.merge, "alternatives": merges}
         delegation["cross_fitted"] = _agreement(rows.labels, best)
     return Fitted(assemble(spec, best.parts), best.merge, record)
 

@@ -97,7 +97,7 @@ def test_delegation_merge_and_scales_reach_the_policy_and_its_evaluation(
     assert manifest.merge.kind == "stacking"
     assert manifest.merge.expert_scale is not None
     assert result.tested.merge == manifest.merge
-    assert {each["kind"] for each in manifest.training["merges"]} == {"replace", "average", "stacking"}
+    assert {each["kind"] for each in manifest.training["merge"]["alternatives"]} == {"replace", "average", "stacking"}
 
 
 def test_the_command_shows_what_was_chosen_from(

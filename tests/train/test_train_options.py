@@ -139,7 +139,7 @@ def test_the_merge_is_learnt_and_its_alternatives_are_recorded(kind: Any) -> Non
     rows, test = world(3000, 0, level=0.7), world(6000, 1, level=0.7)
     trained = train_probes(*rows.columns, seed=0, options=TrainOptions(merge=kind))
     assert trained.merge.kind == kind
-    found = {each["kind"]: each["brier"] for each in trained.record["merges"]}
+    found = {each["kind"]: each["brier"] for each in trained.record["merge"]["alternatives"]}
     assert found[kind] <= found["replace"] + 1e-9
     # v is of the merged score, so the delegation value is too.
     p, d = score(trained, test)
