@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from calibrate.options import TrainOptions
-from calibrate.train.linear import fit_linear
+from calibrate.train.eta import fit_eta
+from calibrate.train.learner import Fit, Learner, mean_values
 from calibrate.train.merging import Scale, compare_merges, delegated_half, fit_expert_scale, fit_merge, fit_probe_scale
 from calibrate.train.parts import Part, assemble
 from calibrate.train.quality import cascade_quality
 from calibrate.train.rows import TrainingRows
-from calibrate.train.targets import Target, delegation_targets, label_target
-from calibrate.train.tokens import fit_tokens
-from calibrate.train.windows import choose_windows
+from calibrate.train.targets import delegation_targets, label_target
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.probes import Probes, extra_features, scores
 from ctd_guardrail.probes.spec import Component, ProbeSpec, Reduction
@@ -31,26 +30,6 @@ __all__ = ["Fitted", "fit_candidate"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-
-class Fit(Protocol):
-    """Heads that were fitted together, of one kind."""
-
-    def parts(self) -> list[Part]:
-        """Return the components, whose sum they are."""
-        ...
-
-    def held_out(self) -> dict[str, FloatArray]:
-        """Return each head's value for every training row, from fits that have not seen it, shape [rows]."""
-        ...
-
-    def predict(self, rows: TrainingRows) -> dict[str, FloatArray]:
-        """Return the values of heads without extra features for other rows, shape [rows]."""
-        ...
-
-    def record(self) -> dict[str, Any]:
-        """Return how it was regularised, as JSON."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,34 +45,6 @@ class Fitted:
     probes: Probes
     merge: Merge
     record: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Learner:
-    """Rows, and the window of each that linear heads and values are learnt from."""
-
-    rows: TrainingRows
-    chosen: IntArray
-    kinds: tuple[Reduction, ...]
-    options: TrainOptions
-    seed: int
-
-    @classmethod
-    def of(cls, rows: TrainingRows, kinds: tuple[Reduction, ...], options: TrainOptions, seed: int) -> _Learner:
-        return cls(rows, choose_windows(rows.pooled, rows.labels, rows.clusters, seed=seed), kinds, options, seed)
-
-    def fit(self, targets: Mapping[str, Target], extras: FloatArray) -> list[Fit]:
-        """Return one fit of each kind."""
-        return [self._fit(kind, targets, extras) for kind in self.kinds]
-
-    def _fit(self, kind: Reduction, targets: Mapping[str, Target], extras: FloatArray) -> Fit:
-        if kind == "mean":
-            return fit_linear(self.rows, targets, extras, chosen=self.chosen, seed=self.seed)
-        seeds = self.options.seeds
-        return fit_tokens(self.rows, kind, targets, extras, chosen=self.chosen, seed=self.seed, seeds=seeds)
-
-    def no_extras(self) -> FloatArray:
-        return np.zeros((len(self.rows), 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,18 +89,22 @@ def fit_candidate(
     """
     # Brier scores decide on scales.
     measured |= options.calibrate == "auto"
-    learner = _Learner.of(rows, kinds, options, seed)
-    source = learner if safety is None else _Learner.of(safety, kinds, options, seed)
+    learner = Learner.of(rows, kinds, options, seed)
+    source = learner if safety is None else Learner.of(safety, kinds, options, seed)
     probe = source.fit({"p": label_target(source.rows.labels)}, source.no_extras())
     if safety is not None:
-        logit = _mean([fit.predict(rows) for fit in probe])["p"]
+        logit = mean_values([fit.predict(rows) for fit in probe])["p"]
     elif measured or _needs_p(options):
-        logit = _mean([fit.held_out() for fit in probe])["p"]
+        logit = mean_values([fit.held_out() for fit in probe])["p"]
     else:
         logit = np.zeros(len(rows))
 
+    # On the rows that the safety probe is fitted to, it is eta itself.
+    plug_in = options.delegation == "plug_in"
+    eta = fit_eta(learner, source) if plug_in and safety is not None else None
+
     def cascade(scaled: bool) -> _Cascade:  # noqa: FBT001  # one of two
-        return _fit_cascade(learner, probe, logit, refit=safety is None, scaled=scaled, measured=measured)
+        return _fit_cascade(learner, probe, logit, eta, scaled=scaled, measured=measured)
 
     wanted = {"none": [False], "platt": [True], "auto": [False, True]}[options.calibrate]
     choices = [cascade(scaled) for scaled in wanted]
@@ -179,7 +134,13 @@ def _needs_p(options: TrainOptions) -> bool:
 
 
 def _fit_cascade(
-    learner: _Learner, probe: Sequence[Fit], unscaled: FloatArray, *, refit: bool, scaled: bool, measured: bool
+    learner: Learner,
+    probe: Sequence[Fit],
+    unscaled: FloatArray,
+    eta: Sequence[Fit] | None,
+    *,
+    scaled: bool,
+    measured: bool,
 ) -> _Cascade:
     rows, options = learner.rows, learner.options
     probe_scale: Scale | None = fit_probe_scale(rows.labels, unscaled) if scaled else None
@@ -191,7 +152,7 @@ def _fit_cascade(
     if options.merge != "replace":
         # A merge is for the rows that are delegated, and those are known once the expert's own score is merged.
         plain = replace(learner, options=options.model_copy(update={"merge": "replace"}))
-        first = _fit_cascade(plain, probe, unscaled, refit=refit, scaled=scaled, measured=True)
+        first = _fit_cascade(plain, probe, unscaled, eta, scaled=scaled, measured=True)
         sent = delegated_half(first.d)
         merge = fit_merge(options.merge, rows.labels[sent], p[sent], rows.expert[sent], expert_scale)
     merged = merge(p, rows.expert)
@@ -199,8 +160,7 @@ def _fit_cascade(
     members = [part for fit in probe for part in fit.parts()]
     values = {"p": logit}
     fits = learner.fit(targets, _extras(learner, logit, p))
-    # On the rows that the safety probe is fitted to, it is eta itself.
-    shares_eta = options.delegation == "plug_in" and refit
+    shares_eta = options.delegation == "plug_in" and eta is None
     if shares_eta:
         members = [part.shared("p", "eta") for part in members]
         values["eta"] = logit
@@ -209,22 +169,20 @@ def _fit_cascade(
     offset /= share * len(members)
     members = [part.rescaled(slope, offset, ("p", "eta") if shares_eta else ("p",)) for part in members]
     record = {name: _records(learner.kinds, fits, name) for name in targets}
-    if options.delegation == "plug_in" and not refit:
-        # eta reads no extra features: p's logit, fitted to the labels of other rows, would give theirs away.
-        eta = learner.fit({"eta": label_target(rows.labels)}, learner.no_extras())
+    if eta is not None:
         members += [part for fit in eta for part in fit.parts()]
         record["eta"] = _records(learner.kinds, eta, "eta")
         if measured:
-            values |= _mean([fit.held_out() for fit in eta])
+            values |= mean_values([fit.held_out() for fit in eta])
     delegating = [part for fit in fits for part in fit.parts()]
     parts = [part.times(share) for part in [*(_with_features(part, options) for part in members), *delegating]]
     d = np.zeros(len(rows))
     if measured:
-        d = _delegation(options, values | _mean([fit.held_out() for fit in fits]))
+        d = _delegation(options, values | mean_values([fit.held_out() for fit in fits]))
     return _Cascade(parts, merge, p, merged, d, record)
 
 
-def _extras(learner: _Learner, logit: FloatArray, p: FloatArray) -> FloatArray:
+def _extras(learner: Learner, logit: FloatArray, p: FloatArray) -> FloatArray:
     """Return the extra features of each row's window, as the rail computes them, shape [rows, features]."""
     names = learner.options.features
     if not names:
@@ -247,10 +205,6 @@ def _delegation(options: TrainOptions, values: Mapping[str, FloatArray]) -> Floa
     spec = ProbeSpec(delegation=options.delegation, components=_placeholder(options), costs=options.costs)
     columns = torch.from_numpy(np.stack([values[name] for name in spec.outputs], axis=1))
     return scores(spec, {}, columns, np.ones(len(columns), dtype=np.int64))[:, 1].numpy()
-
-
-def _mean(values: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
-    return {name: np.mean([each[name] for each in values], axis=0) for name in values[0]}
 
 
 def _records(kinds: Sequence[Reduction], fits: Sequence[Fit], head: str) -> dict[str, Any]:

@@ -62,6 +62,15 @@ class TrainingRows:
         tokens = None if self.tokens is None else [self.tokens[row] for row in rows.tolist()]
         return TrainingRows(self.pooled.take(rows), self.labels[rows], self.clusters[rows], self.expert[rows], tokens)
 
+    def beside(self, others: TrainingRows) -> TrainingRows:
+        """Return these rows and then the others, none of which depends on one of these; without token activations."""
+        return TrainingRows(
+            PooledRows.concatenate([self.pooled, others.pooled]),
+            np.append(self.labels, others.labels),
+            np.append(self.clusters, others.clusters + self.clusters.max() + 1),
+            np.append(self.expert, others.expert),
+        )
+
     def columns(self, keep: IntArray) -> TrainingRows:
         """Return all rows with some of the activations' columns."""
         if keep.size == self.pooled.values.shape[1]:

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from calibrate.options import TrainOptions
 from calibrate.pooled import PooledRows
-from calibrate.train import PaddedRows, SafetyRows, TokenRows, TrainedProbes, fit, tokens, train_probes
+from calibrate.train import PaddedRows, SafetyRows, TokenRows, TrainedProbes, fit, learner, tokens, train_probes
 from calibrate.train.descent import Schedule
 from calibrate.train.rows import TrainingRows
 from ctd_guardrail.activations.ragged import Ragged
@@ -206,7 +206,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def fast(*arguments: Any, **options: Any) -> Any:
         return tokens.fit_tokens(*arguments, **options, schedule=Schedule(epochs=5, patience=5, rate=3e-2, batch=32))
 
-    monkeypatch.setattr(fit, "fit_tokens", fast)
+    monkeypatch.setattr(learner, "fit_tokens", fast)
 
 
 @pytest.mark.usefixtures("quick")

@@ -72,6 +72,20 @@ def test_a_probe_from_another_source_is_seen_through() -> None:
     best = test.eta * (test.e1 - p) + (1 - test.eta) * (p - test.e0)
     assert abs(spearmanr(p, test.eta).statistic) < 0.2
     assert np.abs(d - best).mean() < 0.04
+    assert "rows_of_safety_probe" not in trained.record["delegation"]["eta"]
+
+
+def test_eta_learns_from_rows_of_the_safety_probe_that_are_of_the_same_traffic() -> None:
+    rows, others = world(300, 0, width=100), world(3000, 2, width=100)
+    same = SafetyRows(others.pooled, others.labels, others.clusters)
+    trained = train_probes(*rows.columns, seed=0, safety=same)
+    assert trained.record["delegation"]["eta"]["rows_of_safety_probe"] == 3000
+    test = world(4000, 1, width=100)
+    own = fit_logistic(rows.pooled.astype(float), rows.labels, rows.clusters, seed=0)
+    error_alone = np.abs(expit(own.logit(test.pooled)) - test.eta).mean()
+    p, d = scores(trained, test.pooled)
+    best = test.eta * (test.e1 - p) + (1 - test.eta) * (p - test.e0)
+    assert np.abs(d - best).mean() < error_alone
 
 
 def test_folded_heads_score_as_sklearn_does_on_standardised_features() -> None:
