@@ -76,14 +76,14 @@ def draw_values(results: Sequence[Result]) -> str:
         left, right = figure.subplots(1, 2, sharey=True)
         places = np.arange(len(results))[::-1]
         for axes, pairs, title in (
-            (left, [result.spearman.mean(axis=0)[::-1] for result in results], "Spearman of d with v on test rows"),
+            (left, [result.spearman.mean(axis=0)[::-1] for result in results], "Spearman of d with v"),
             (right, [[result.own.faic(name).mean() for name in ("ridge", "ctd")] for result in results], "FAIC"),
         ):
             ridge, ours = 100 * np.array(pairs).T
             axes.hlines(places, ridge, ours, color="#999999", linewidth=1)
             axes.plot(ridge, places, "o", color=_STYLES["ridge"].color, label="the paper's ridge")
             axes.plot(ours, places, "o", color=_STYLES["ctd"].color, label="CTD")
-            axes.set_title(f"{title}, in points of 100", fontsize=9)
+            axes.set_title(f"{title}, points of 100", fontsize=9)
             axes.grid(axis="x", alpha=0.3)
         left.set_yticks(places, [result.name for result in results])
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

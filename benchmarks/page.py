@@ -52,6 +52,7 @@ def write_page(page: Path, results: Sequence[Result], *, recipes: Sequence[str])
     for name, picture in pictures.items():
         (images / f"{name}.svg").write_text(picture, encoding="utf-8")
     parts = [
+        margin_table(index).markdown(),
         *(_fold(title, [table]) for title, table in _tables(index).items()),
         *(_fold(f"{result.name}: every figure", details(index, result)) for result in index.main),
     ]
@@ -60,7 +61,6 @@ def write_page(page: Path, results: Sequence[Result], *, recipes: Sequence[str])
 
 def _tables(index: Index) -> dict[str, Table]:
     return {
-        "Margins over the baselines": margin_table(index),
         "AUROC and accuracy at a fifth of the calls": levels_table(index, "auroc", "accuracy"),
         "Brier score and missed harm at a fifth of the calls": levels_table(index, "brier", "missed_harm"),
         "Platt scaling, and more layers": recipes_table(index),

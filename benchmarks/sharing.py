@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 _USES: Final = {
     "calibrate.train.linear.fit_logistic": fit_logistic,
     "calibrate.train.windows.fit_logistic": fit_logistic,
-    "calibrate.train.fit.choose_windows": choose_windows,
+    "calibrate.train.learner.choose_windows": choose_windows,
     "trial.fit_logistic": fit_logistic,
 }
 _KEPT: Final = 16
