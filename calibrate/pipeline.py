@@ -99,9 +99,7 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         ExpertError: The expert failed; what it has said so far is saved.
         DependencyError: ``package:NAME`` is not installed.
     """
-    dataset = read_dataset(
-        config.data.path, expert_column=config.data.expert_column, context=config.data.context
-    )
+    dataset = read_dataset(config.data.path, expert_column=config.data.expert_column, context=config.data.context)
     split = split_rows(dataset, config.splits)
     safety = _read_safety_data(config, dataset)
     _check_rows(config, dataset, split)
@@ -120,7 +118,11 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
             engine = get_engine(engine.spec.model_copy(update={"layers": trained.layers}), device=config.base.device)
             pooled = pooled.columns(layer_columns(trained.layers, config.base.layers, pooled.values.shape[1]))
         judged = np.arange(cuts[0], rows.size)
-        p, d = score_rows(trained, dataset, rows[judged], pooled.take(judged), engine, progress=progress)
+        if trained.probes.spec.is_linear_in_mean:
+            # Their mean activations are there already.
+            p, d = trained.score(pooled.take(judged)).T
+        else:
+            p, d = score_rows(trained.probes, engine, dataset, rows[judged], progress=progress)
 
     e, labels = expert.p[judged], dataset.labels[rows[judged]]
     calibration, test = slice(0, split.calibration.size), slice(split.calibration.size, judged.size)

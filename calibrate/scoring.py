@@ -1,19 +1,15 @@
-"""p and d of the rows, as the rail computes them."""
+"""p and d of the rows, by the code that the rail runs: its base model, its probes, its windows."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.data import Dataset
-from calibrate.features import CHUNK, PooledRows
-from calibrate.features.chunks import compute
-from calibrate.train import TrainedProbes
+from calibrate.features.chunks import chunks, compute, distinct
 from ctd_guardrail.activations.engine import ActivationEngine
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
 
 __all__ = ["score_rows"]
@@ -23,41 +19,27 @@ IntArray = NDArray[np.int64]
 
 
 def score_rows(
-    trained: TrainedProbes,
-    dataset: Dataset,
-    rows: IntArray,
-    pooled: PooledRows,
-    engine: ActivationEngine,
-    *,
-    progress: Progress,
+    probes: Probes, engine: ActivationEngine, dataset: Dataset, rows: IntArray, *, progress: Progress
 ) -> tuple[FloatArray, FloatArray]:
-    """Return p and d of each row, both of shape [rows].
-
-    Probes that read the mean read the activations that there are; for others the rows pass the base model once more.
+    """Return p and d of the rows, each of shape [rows].
 
     Args:
-        trained: The probes.
+        probes: Both probes.
+        engine: The base model, at the layers that they read.
         dataset: The rows.
         rows: Indices of those to score.
-        pooled: Their mean activations, of the layers that the probes read.
-        engine: The base model, at these layers.
         progress: Where a bar is drawn.
 
     Raises:
-        DataError: The base model refuses a row; file and row are named.
+        DataError: A row is too long, or its chat template refuses it; file and row are named.
     """
-    if trained.probes.spec.is_linear_in_mean:
-        p, d = trained.score(pooled).T
-        return p, d
-
-    def score(conversations: Sequence[Conversation]) -> list[NDArray[np.float32]]:
-        return engine.run_many(conversations, trained.probes)
-
-    bar = progress.add_task("Scores", total=rows.size)
+    places = distinct(dataset, rows)
+    bar = progress.add_task("Scores", total=len(places))
     scores = np.empty((rows.size, 2))
-    for start in range(0, rows.size, CHUNK):
-        part = rows[start : start + CHUNK].tolist()
-        scores[start : start + CHUNK] = [over_windows(windows) for windows in compute(dataset, part, score)]
-        progress.advance(bar, len(part))
-    p, d = scores.T
-    return p, d
+    for digests in chunks(dataset, {digest: int(rows[wanted[0]]) for digest, wanted in places.items()}):
+        wanted = [int(rows[places[digest][0]]) for digest in digests]
+        found = compute(dataset, wanted, lambda conversations: engine.run_many(conversations, probes))
+        for digest, windows in zip(digests, found, strict=True):
+            scores[places[digest]] = over_windows(windows)
+        progress.advance(bar, len(digests))
+    return scores[:, 0], scores[:, 1]

@@ -15,17 +15,19 @@ from rich.progress import Progress
 from calibrate.cache import open_cache
 from calibrate.data import Dataset, read_dataset
 from calibrate.evaluate.rows import ScoredRows
-from calibrate.evaluate.scoring import score_rows
 from calibrate.evaluate.study import Study, study
 from calibrate.labels import score_with
 from calibrate.progress import progress_bars
 from calibrate.risk.splits import one_per_cluster
+from calibrate.scoring import score_rows
 from calibrate.splits import begin_with, find_clusters
+from ctd_guardrail.activations.engine import get_engine
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.experts.config import ExpertConfig
-from ctd_guardrail.policy.match import RECORDED
+from ctd_guardrail.policy.match import RECORDED, check_fingerprint
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
+from ctd_guardrail.probes.probes import Probes
 
 __all__ = ["Judged", "PolicyStudy", "choose_rows", "study_policy"]
 
@@ -123,8 +125,8 @@ def study_policy(
     judged = choose_rows(dataset, clusters, [policy] if binary is None else [policy, binary])
     chosen = judged.rows
     with progress_bars(console) as progress:
-        p, d = score_rows(policy, dataset, chosen, device=device, progress=progress)
-        d_binary = None if binary is None else score_rows(binary, dataset, chosen, device=device, progress=progress)[1]
+        p, d = _score(policy, dataset, chosen, device=device, progress=progress)
+        d_binary = None if binary is None else _score(binary, dataset, chosen, device=device, progress=progress)[1]
         identity, scores = _expert_scores(dataset, chosen, source, cache=cache, progress=progress)
     rows = ScoredRows(
         p,
@@ -192,6 +194,15 @@ def _recorded_column(policy: Policy, column: str | None) -> str:
             "there is no source of expert scores", hint="Name a field with --expert-column, or --expert-config FILE"
         )
     return policy.manifest.expert.removeprefix(RECORDED)
+
+
+def _score(
+    policy: Policy, dataset: Dataset, rows: NDArray[np.int64], *, device: str, progress: Progress
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return p and d of the rows through the policy's own base model and probes, each of shape [rows]."""
+    engine = get_engine(policy.manifest.activations, device=device)
+    check_fingerprint(policy.manifest, engine.fingerprint)
+    return score_rows(Probes(policy.manifest.probe, policy.probe), engine, dataset, rows, progress=progress)
 
 
 def _expert_scores(

@@ -15,7 +15,7 @@ from calibrate.cli import app
 from calibrate.config import load_config
 from calibrate.data import read_dataset
 from calibrate.pipeline import PipelineResult, run
-from calibrate.train import fit, tokens
+from calibrate.train import learner, tokens
 from calibrate.train.descent import Schedule
 from ctd_guardrail.activations.engine import get_engine
 from ctd_guardrail.errors import ConfigError
@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def fast(*arguments: Any, **options: Any) -> Any:
         return tokens.fit_tokens(*arguments, **options, schedule=Schedule(epochs=2, rate=2e-2))
 
-    monkeypatch.setattr(fit, "fit_tokens", fast)
+    monkeypatch.setattr(learner, "fit_tokens", fast)
 
 
 def _base(tiny_bert: Path, layers: list[int]) -> dict[str, Any]:
