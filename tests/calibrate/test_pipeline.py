@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(HuggingFaceSource, "activations", counting)
     return counts
+
+
+@contextmanager
+def _warm(config: Path, forwarded: list[int]) -> Iterator[None]:
+    """Hold the base model, so that no run loads it and warms it up; what that took is not counted."""
+    base = load_config(config).base
+    engine = get_engine(base.spec, device=base.device)
+    forwarded.clear()
+    yield
+    assert engine.spec == base.spec
 
 
 def _run(config: Path) -> PipelineResult:
@@ -90,10 +101,11 @@ def test_a_second_run_computes_and_asks_nothing_and_writes_the_same(
     write_rows(make_rows())
     expert = {"type": "openai", "base_url": judge.base_url, "model": "judge", "max_concurrency": 4}
     config = write_config(data={"path": "rows.jsonl"}, expert=expert)
-    first = _run(config)
-    assert sum(forwarded) == judge.calls == first.expert.asked == 400
-    second = _run(config)
-    assert sum(forwarded) == judge.calls == 400
+    with _warm(config, forwarded):
+        first = _run(config)
+        assert sum(forwarded) == judge.calls == first.expert.asked == 400
+        second = _run(config)
+        assert sum(forwarded) == judge.calls == 400
     assert second.expert.asked == 0
     assert second.policy.manifest.expert.startswith("openai:judge:")
     assert second.policy.manifest.tensors_sha256 == first.policy.manifest.tensors_sha256
@@ -106,7 +118,9 @@ def test_calibration_and_test_rows_that_do_not_count_cost_nothing(
     for number, row in enumerate(rows):
         row["cluster"] = number // 2
     write_rows(rows)
-    result = _run(write_config())
+    config = write_config()
+    with _warm(config, forwarded):
+        result = _run(config)
     assert (result.split.left_out, result.split.test_left_out) == (40, 40)
     assert sum(forwarded) == 320
     assert result.certificate.n == 40
