@@ -25,6 +25,11 @@ class IoThread:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the interpreter is on its way out, and the loop gone."""
+        return self._loop is not None and self._loop.is_closed()
+
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the thread's loop. Cancelling the future cancels the coroutine."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())

@@ -202,7 +202,9 @@ async def _read_body(response: httpx.Response) -> bytes:
 
 
 def _close(client: httpx.AsyncClient) -> None:
-    IO_THREAD.submit(client.aclose())
+    # What still holds an expert when the interpreter ends lets go of it after the loop.
+    if not IO_THREAD.has_ended:
+        IO_THREAD.submit(client.aclose())
 
 
 def _get(value: object, key: str) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 
@@ -45,9 +46,9 @@ async def test_it_is_part_of_what_the_policy_was_calibrated_with(
     reply = await app(INSTRUCTION).generate_async(messages=[{"role": "user", "content": "an odd question"}])
     assert reply["content"] == "hello"
     assert judge.calls == 1
-    with pytest.raises(RuntimeError) as error:
+    with refused_start() as errors:
         app("Everything is unsafe.")
-    assert isinstance(error.value.__cause__, PolicyMismatchError)
+    assert isinstance(errors[0], PolicyMismatchError)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 
@@ -109,9 +110,9 @@ async def test_on_a_running_loop_an_app_is_built_at_once_and_waits_at_its_first_
 async def test_on_a_running_loop_too_a_wrong_configuration_refuses_to_start(
     make_rail_folder: Callable[..., Path],
 ) -> None:
-    with pytest.raises(RuntimeError) as error:
+    with refused_start() as errors:
         app_for(make_rail_folder(alpha=0.001))
-    assert isinstance(error.value.__cause__, InfeasibleBudgetError)
+    assert isinstance(errors[0], InfeasibleBudgetError)
 
 
 async def test_on_a_running_loop_another_base_model_blocks_every_input(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.guardrails import compiled_rail
 from nemoguardrails.guardrails.iorails import IORails
@@ -101,8 +102,8 @@ def test_synchronous_calls_from_many_threads(make_config: Callable[..., RailsCon
 @pytest.mark.parametrize("lacking", ["models", "prompts"])
 def test_a_missing_model_or_prompt_refuses_to_start(make_config: Callable[..., RailsConfig], lacking: str) -> None:
     config = make_config(**{lacking: []})
-    with pytest.raises(RuntimeError) as error:
+    with refused_start() as errors:
         LLMRails(config)
-    assert isinstance(error.value.__cause__, ConfigError)
+    assert isinstance(errors[0], ConfigError)
     with pytest.raises(ConfigError):
         IORails(config)
