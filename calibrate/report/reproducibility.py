@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import torch
 
-from calibrate.config import CalibrateConfig
+from calibrate.config import CalibrateConfig, PriceConfig
 from ctd_guardrail.policy.manifest import Manifest
+from ctd_guardrail.validation import validate
 
-__all__ = ["REPRODUCIBILITY_FILE", "write_reproducibility"]
+__all__ = ["REPRODUCIBILITY_FILE", "read_prices", "write_reproducibility"]
 
 REPRODUCIBILITY_FILE: Final = "reproducibility.json"
 
@@ -44,6 +45,23 @@ def write_reproducibility(
     path = folder / REPRODUCIBILITY_FILE
     path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def read_prices(folder: Path) -> PriceConfig | None:
+    """Return the prices that a policy was calibrated with; None where its folder states none.
+
+    Args:
+        folder: Of the policy.
+
+    Raises:
+        ConfigError: The prices that it states are not prices.
+    """
+    path = folder / REPRODUCIBILITY_FILE
+    try:
+        prices = json.loads(path.read_text(encoding="utf-8"))["configuration"]["prices"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None if prices is None else validate(PriceConfig, prices, file=path, prefix="configuration.prices")
 
 
 def _host() -> dict[str, Any]:

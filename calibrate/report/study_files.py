@@ -10,6 +10,7 @@ from calibrate.cache import write_atomically
 from calibrate.evaluate.policy_study import PolicyStudy
 from calibrate.report.page import write_report
 from calibrate.report.plots import draw_plots
+from calibrate.report.reproducibility import read_prices
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.config import ExpertConfig
 
@@ -32,7 +33,7 @@ def write_study(
     Args:
         result: What was measured.
         folder: Created where it does not exist.
-        policy_folder: Where the policy lies, for the report's configuration to copy.
+        policy_folder: Where the policy lies, for the report's configuration to copy, and for the prices.
         expert: Who was asked; None where scores came with the data.
         show_text: Whether failures.jsonl with the texts of the failure cases is written too.
 
@@ -50,7 +51,15 @@ def write_study(
             write_atomically(folder / f"{plot.name}.svg", plot.svg.encode())
         if show_text:
             write_atomically(folder / TEXTS_FILE, _texts(result).encode())
-        return write_report(folder, result.policy, result.rows, expert=expert, policy_folder=policy_folder, plots=plots)
+        return write_report(
+            folder,
+            result.policy,
+            result.rows,
+            prices=read_prices(policy_folder),
+            expert=expert,
+            policy_folder=policy_folder,
+            plots=plots,
+        )
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written to ({error.strerror})", key="--to", hint="Name another folder"

@@ -68,6 +68,8 @@ def world(make_rows: Make, tiny_bert: Path, tmp_path_factory: pytest.TempPathFac
     }
     (folder / "CALIBRATE.yml").write_text(yaml.safe_dump(content))
     calibrated = run(load_config(folder / "CALIBRATE.yml"), console=Console(quiet=True))
+    recipe = {"configuration": {"prices": {"expert_call": 0.25, "currency": "EUR"}}}
+    (calibrated.output / "reproducibility.json").write_text(json.dumps(recipe))
     out = folder / "out"
     result = _invoke(calibrated.output, "--data", folder / "rows.jsonl", "--to", out, "--json")
     assert result.exit_code == 0, result.stderr
@@ -98,6 +100,7 @@ def test_numbers_stand_beside_every_plot(world: World) -> None:
         wanted = [{key: "" if value is None else str(value) for key, value in row.items()} for row in table["rows"]]
         assert rows == wanted
     assert Path(world.answer["report"]) == world.out / "report.html"
+    assert "EUR" in (world.out / "report.html").read_text()
     plots = sorted(world.out.glob("*.svg"))
     assert len(plots) >= 16
     for plot in plots:

@@ -13,6 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from calibrate.cli import app
+from calibrate.config import PriceConfig
+from calibrate.report.reproducibility import read_prices
+from ctd_guardrail.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +72,11 @@ def test_paths_of_the_recipe_start_from_the_policys_folder(folder: Path) -> None
     assert configuration["data"]["path"] == ["../rows.jsonl"]
     assert configuration["output"] == "."
     assert (policy / configuration["base"]["model"] / "config.json").exists()
+
+
+def test_an_evaluation_finds_the_prices_of_the_calibration(folder: Path, tmp_path: Path) -> None:
+    assert read_prices(folder / "policy") == PriceConfig(expert_call=0.01)
+    assert read_prices(tmp_path) is None
+    (tmp_path / "reproducibility.json").write_text('{"configuration": {"prices": {"expert_call": -1}}}')
+    with pytest.raises(ConfigError, match=r"configuration\.prices\.expert_call"):
+        read_prices(tmp_path)
