@@ -8,10 +8,10 @@ from typing import Final
 
 import matplotlib as mpl
 import numpy as np
-from cube import Cube, standard_error
+from cube import Cube
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import Result
+from results import Index, Result
 
 from calibrate.report.canvas import Style
 
@@ -39,27 +39,25 @@ _SETTINGS: Final = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_COLUMNS: Final = 4
+_PANELS: Final = 6
 
 
-def draw_curves(results: Sequence[Result]) -> str:
+def draw_curves(index: Index) -> str:
     """Draw the cascade against its budget in one setting of each family, with the refitted probe as a level."""
-    shown = _one_of_each_family(results)[: 2 * _COLUMNS]
-    refits = {(result.refit_of, result.expert): result for result in results if result.refit_of is not None}
+    shown = _one_of_each_family(index.main)[:_PANELS]
     with mpl.rc_context(_SETTINGS):
         figure, grid = _grid(shown)
         for column, result in zip(grid.T, shown, strict=True):
-            refit = refits[result.setting, result.expert]
             for axes, name in zip(column, _FIGURES, strict=True):
                 _lines(axes, result.own, _STYLES, name)
-                level = 100 * refit.own.get("probe", name).mean()
+                level = 100 * index.refitted(result).own.get("probe", name).mean()
                 axes.axhline(level, linewidth=1.2, **_REFITTED.line)
         return _finish(figure, grid)
 
 
 def draw_paper(results: Sequence[Result]) -> str:
     """Draw the paper's protocol in the same settings."""
-    shown = [result for result in _one_of_each_family(results) if result.paper is not None][: 2 * _COLUMNS]
+    shown = [result for result in _one_of_each_family(results) if result.paper is not None][:_PANELS]
     with mpl.rc_context(_SETTINGS):
         figure, grid = _grid(shown)
         for column, result in zip(grid.T, shown, strict=True):
@@ -112,10 +110,8 @@ def _grid(shown: Sequence[Result]) -> tuple[Figure, np.ndarray]:
 def _lines(axes: Axes, cube: Cube, styles: Mapping[str, Style], name: str) -> None:
     start = 100 * cube.get("probe", name).mean()
     for method, style in styles.items():
-        values = 100 * cube.get(method, name)
-        middle, error = values.mean(axis=0), standard_error(values)
+        middle = 100 * cube.get(method, name).mean(axis=0)
         axes.plot([0.0, *cube.alphas], [start, *middle], linewidth=1.4, **style.line)
-        axes.fill_between(cube.alphas, middle - error, middle + error, color=style.color, alpha=0.2, linewidth=0)
     axes.grid(alpha=0.3)
 
 

@@ -45,7 +45,7 @@ def write_page(page: Path, results: Sequence[Result], *, recipes: Sequence[str])
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
     pictures = {
-        "benchmark-curves": draw_curves(index.main),
+        "benchmark-curves": draw_curves(index),
         "benchmark-values": draw_values(index.main),
         "benchmark-paper": draw_paper(index.main),
     }
