@@ -8,6 +8,7 @@ Tests need no download, and no network but loopback.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import os
@@ -302,3 +303,20 @@ def make_rail_folder(rail_policy: Path, tmp_path: Path, judge: LoopbackJudge) ->
         return folder
 
     return make
+
+
+@pytest.fixture
+def host_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the event loops that NeMo's synchronous calls make for each thread and never close."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    make = asyncio.new_event_loop
+
+    def remember() -> asyncio.AbstractEventLoop:
+        loops.append(make())
+        return loops[-1]
+
+    monkeypatch.setattr(asyncio, "new_event_loop", remember)
+    yield
+    for loop in loops:
+        if not loop.is_running():
+            loop.close()

@@ -13,7 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from matrix.servers import Servers
 from typer.testing import CliRunner
 
 from ctd_guardrail.cli import app as guardrail_app
@@ -103,6 +105,13 @@ def calibrate(examples: Path, shared_judge: Any) -> Callable[[str], Path]:
     return calibrate
 
 
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Iterator[Servers]:
+    servers = Servers(tmp_path_factory.mktemp("logs"))
+    yield servers
+    servers.close()
+
+
 def texts() -> list[str]:
     """Return inputs that no calibration has seen."""
     rng = random.Random(1)
@@ -178,6 +187,26 @@ def test_shadow_lets_everything_through_and_says_what_it_would_do(
     assert {"probe_safe", "probe_unsafe"} <= {outcome.metadata["reason"] for outcome in found}
 
 
+async def blocked(app: Any) -> list[bool]:
+    """Return which texts an app refuses."""
+    refusals = ("I'm sorry, I can't respond to that.", "I'm sorry, an internal error has occurred.")
+    replies = [await app.generate_async(messages=conversation(text)) for text in texts()]
+    return [reply["content"] in refusals for reply in replies]
+
+
+@pytest.mark.usefixtures("host_loops")
+@pytest.mark.parametrize("config", ["colang2", "server-multi/chat", "per-tenant/free", "per-tenant/gold"])
+async def test_example_of_an_app_guards(config: str, calibrate: Callable[[str], Path], shared_judge: Any) -> None:
+    from nemoguardrails import LLMRails, RailsConfig  # noqa: PLC0415
+
+    folder = calibrate(config.split("/", maxsplit=1)[0]).parent / config
+    answered = shared_judge.answers
+    app = LLMRails(RailsConfig.from_path(str(folder)))
+    refused = await blocked(app)
+    assert 0 < sum(refused) < len(refused)
+    assert shared_judge.answers - answered == len(refused) - sum(refused)
+
+
 def test_iorails_example_answers_and_refuses(calibrate: Callable[[str], Path]) -> None:
     script = calibrate("iorails") / "app.py"
     said = set()
@@ -187,3 +216,30 @@ def test_iorails_example_answers_and_refuses(calibrate: Callable[[str], Path]) -
         assert done.returncode == 0, done.stderr
         said.add(done.stdout.strip())
     assert said <= {"the main LLM's answer", "I'm sorry, I can't respond to that."}
+
+
+def test_checks_example_of_a_server_needs_no_main_llm(calibrate: Callable[[str], Path], servers: Servers) -> None:
+    folder = calibrate("server-multi")
+    command = ["-m", "nemoguardrails", "server", "--port={port}", "--disable-chat-ui", f"--config={folder}"]
+    servers.start("multi", command, health="/v1/rails/configs", NEMO_GUARDRAILS_IORAILS_ENGINE="1")
+    address = servers.address("multi")
+    statuses = []
+    for text in texts():
+        body = {"model": "none", "messages": conversation(text), "guardrails": {"config_id": "checks"}}
+        reply = httpx.post(f"{address}/v1/checks", json=body, timeout=120)
+        assert reply.status_code == 200, reply.text
+        statuses.append(reply.json()["status"])
+    assert {"passed", "blocked"} == set(statuses)
+
+
+@pytest.mark.usefixtures("host_loops")
+async def test_sidecar_example_guards(calibrate: Callable[[str], Path], servers: Servers) -> None:
+    from nemoguardrails import LLMRails, RailsConfig  # noqa: PLC0415
+
+    folder = calibrate("sidecar")
+    command = ["-m", "ctd_guardrail.cli", "serve", "--port={port}", "--drain-delay=0", f"--config={folder / 'guard'}"]
+    servers.start("guard", command, health="/health/ready")
+    config = folder / "app" / "config.yml"
+    config.write_text(config.read_text().replace("http://127.0.0.1:8080", servers.address("guard")))
+    refused = await blocked(LLMRails(RailsConfig.from_path(str(config.parent))))
+    assert 0 < sum(refused) < len(refused)
