@@ -182,8 +182,9 @@ async def test_a_reload_that_fails_its_self_test_is_refused(make_rail_folder: Ca
 async def test_another_base_model_is_loaded_when_the_old_one_has_gone(
     make_rail_folder: Callable[..., Path], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(tiny_bert, tmp_path / "copy")  # of the same fingerprint, and yet another model to the process
-    service = sidecar_service.Service(make_rail_folder())
+    for name in ("old", "new"):  # of one fingerprint, and two models to the process that no other test holds
+        shutil.copytree(tiny_bert, tmp_path / name)
+    service = sidecar_service.Service(make_rail_folder(base_model=str(tmp_path / "old")))
     await service.start()
     assert service._guard is not None
     old = weakref.ref(service._guard.cascade._cascade._engine)
@@ -195,7 +196,7 @@ async def test_another_base_model_is_loaded_when_the_old_one_has_gone(
         return load(folder)
 
     monkeypatch.setattr(sidecar_service, "load_guard", watched)
-    make_rail_folder(base_model=str(tmp_path / "copy"))
+    make_rail_folder(base_model=str(tmp_path / "new"))
     assert await service.reload()
     assert seen == [(True, False)]
     assert service.is_ready

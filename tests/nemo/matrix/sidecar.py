@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from nemoguardrails import Guardrails, RailsConfig
 
@@ -13,18 +13,22 @@ from matrix.colang import asking
 from matrix.entry_points import Ask, Seen, entry_point
 from matrix.rig import Rig
 
-_SIDECAR: Final = "sidecar"
-
 
 def start(rig: Rig) -> None:
-    """Start the sidecar."""
+    """Start a sidecar for each engine: one of them remembers what it has judged."""
     arguments = ["-m", "ctd_guardrail.cli", "serve", "--port={port}", "--drain-delay=0"]
-    rig.servers.start(_SIDECAR, [*arguments, f"--config={rig.write('behind_the_sidecar')}"], health="/health/ready")
+    for use_iorails in (False, True):
+        name = _name(use_iorails=use_iorails)
+        rig.servers.start(name, [*arguments, f"--config={rig.write(f'behind_{name}')}"], health="/health/ready")
+
+
+def _name(*, use_iorails: bool) -> str:
+    return "sidecar of IORails" if use_iorails else "sidecar of Colang"
 
 
 async def behind_classifier(rig: Rig, *, use_iorails: bool) -> AsyncIterator[Ask]:
     """NeMo asks the sidecar as it would ask a detector."""
-    address = await asyncio.to_thread(rig.servers.address, _SIDECAR)
+    address = await asyncio.to_thread(rig.servers.address, _name(use_iorails=use_iorails))
     classifier = {"engine": "fms", "model": "ctd", "base_url": address, "blocked_labels": ["ctd_block"]}
     rails: dict[str, Any] = {
         "config": {"hf_classifier": {"ctd": classifier}},
