@@ -14,6 +14,9 @@ export DO_NOT_TRACK := 1
 # Other versions of NeMo Guardrails than the one in .venv, which is the newest.
 HOSTS := 0.24.0
 
+# A file's tests share servers and policies, so they stay in one process.
+PARALLEL := -n 2 --dist loadfile
+
 .PHONY: demo test test-hosts test-statistics lint clean
 .DEFAULT_GOAL := help
 
@@ -24,12 +27,12 @@ demo: $(VENV)/.demo
 	$(BIN)/ctd-calibrate demo --to demo-output
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Each version lies in a folder of its own, in front of the installed one.
 test-hosts: $(VENV)/.dev $(HOSTS:%=$(VENV)/hosts/%)
 	@set -e; for host in $(HOSTS); do echo "NeMo Guardrails $$host"; \
-	  PYTHONPATH=$(CURDIR)/$(VENV)/hosts/$$host CTD_TEST_HOST=$$host $(BIN)/python -m pytest tests/nemo; done
+	  PYTHONPATH=$(CURDIR)/$(VENV)/hosts/$$host CTD_TEST_HOST=$$host $(BIN)/python -m pytest $(PARALLEL) tests/nemo; done
 
 $(VENV)/hosts/%: $(VENV)/.dev
 	$(PIP) --no-deps --target $@ nemoguardrails==$*
