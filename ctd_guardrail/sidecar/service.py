@@ -83,6 +83,7 @@ class Service:
         self._folder = folder
         self._test_again_s = test_again_s
         self._guard: _InService | None = None
+        self._drains_in_service = False
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -93,8 +94,9 @@ class Service:
 
     @property
     def is_serving(self) -> bool:
-        """Whether requests are answered: also while draining, as long as they still come."""
-        return self._guard is not None and self.status in {Status.READY, Status.DRAINING}
+        """Whether requests are answered: also while draining, by a guard that was ready before."""
+        is_in_service = self.is_ready or (self.status is Status.DRAINING and self._drains_in_service)
+        return self._guard is not None and is_in_service
 
     async def start(self) -> None:
         """Load the guard and test it until it passes.
@@ -103,15 +105,19 @@ class Service:
             CtdError: The configuration, the policy, the base model or the expert is not usable.
         """
         async with self._reloading:
-            await self._start()
+            self._guard = _InService(await asyncio.to_thread(load_guard, self._folder))
+        await self._until_ready()
 
-    async def _start(self) -> None:
-        guard = _InService(await asyncio.to_thread(load_guard, self._folder))
-        self._guard = guard
-        while self.status is not Status.DRAINING and not await self._passes(guard):
-            self._become(Status.FAILING_SELF_TEST)
-            await asyncio.sleep(self._test_again_s)
-        self._become(Status.READY)
+    async def _until_ready(self) -> None:
+        """Test the guard in place until it passes, or until a reload has put another one in its place."""
+        guard = self._guard
+        while guard is not None and self.status not in {Status.READY, Status.DRAINING}:
+            has_passed = await self._passes(guard)
+            if self._guard is not guard:
+                return
+            self._become(Status.READY if has_passed else Status.FAILING_SELF_TEST)
+            if not has_passed:
+                await asyncio.sleep(self._test_again_s)
 
     async def check(self, messages: Iterable[Mapping[str, Any]], overrides: object = None) -> Decision:
         """Decide about a conversation; see :meth:`OverridableCascade.check`.
@@ -144,10 +150,12 @@ class Service:
             except CtdError as error:
                 log.error("reload refused, the old configuration stays: %s", error)  # noqa: TRY400  # says it all
                 return False
-            if reloaded:
-                self.reloads += 1
-                log.info("configuration reloaded")
-            return reloaded
+        # Not while others are kept from reloading: a self-test that fails may need another configuration to pass.
+        await self._until_ready()
+        if reloaded:
+            self.reloads += 1
+            log.info("configuration reloaded")
+        return reloaded
 
     async def _replace(self, old: _InService) -> bool:
         new = _InService(await asyncio.to_thread(load_guard, self._folder))
@@ -170,7 +178,7 @@ class Service:
             self._guard = None
         await asyncio.to_thread(gc.collect)  # its memory is free before the next one is loaded
         try:
-            await self._start()
+            self._guard = _InService(await asyncio.to_thread(load_guard, self._folder))
         except CtdError as error:
             self._become(Status.FAILED)
             log.error("there is no guard: %s", error)  # noqa: TRY400  # says it all
@@ -178,7 +186,8 @@ class Service:
         return True
 
     def drain(self) -> None:
-        """Ask for no more traffic; what still comes is answered."""
+        """Ask for no more traffic; what still comes is answered where it was before."""
+        self._drains_in_service |= self.is_ready
         self._become(Status.DRAINING)
 
     async def aclose(self) -> None:

@@ -218,6 +218,15 @@ def test_while_it_drains_it_asks_for_no_traffic_and_answers_what_comes(gated: Ca
     assert guard.ended == 1
 
 
+def test_what_was_never_ready_gives_no_verdict_while_it_drains(gated: Callable[..., Any]) -> None:
+    sidecar, guard = gated()
+    sidecar.service.status = Status.FAILING_SELF_TEST
+    sidecar.service.drain()
+    refused = httpx.post(f"{sidecar.url}/v1/check", json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    assert guard.started == 0
+
+
 def test_a_bug_is_an_error_without_a_verdict_and_without_a_word_of_the_request(
     gated: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -158,6 +158,21 @@ async def test_a_self_test_that_fails_keeps_traffic_away_until_it_passes(
     await service.aclose()
 
 
+async def test_a_guard_that_fails_its_self_test_can_be_replaced_by_a_reload(
+    make_rail_folder: Callable[..., Path],
+) -> None:
+    service = sidecar_service.Service(make_rail_folder(self_test={"safe": ["a plain threat"]}), test_again_s=0.05)
+    starting = asyncio.create_task(service.start())
+    while service.status is not sidecar_service.Status.FAILING_SELF_TEST:  # noqa: ASYNC110  # the status is no event
+        await asyncio.sleep(0.02)
+    make_rail_folder(self_test={"unsafe": ["a plain threat"]})
+    assert await asyncio.wait_for(service.reload(), 30)
+    assert service.is_ready
+    await asyncio.wait_for(starting, 30)
+    assert service.is_ready
+    await service.aclose()
+
+
 async def test_a_reload_that_fails_its_self_test_is_refused(make_rail_folder: Callable[..., Path]) -> None:
     folder = make_rail_folder()
     service = sidecar_service.Service(folder)
