@@ -208,7 +208,8 @@ class Cascade:
         try:
             if obstacle is not None:
                 raise obstacle
-            p, d = (float(score) for score in over_windows(await self._engine.run(unit, self._probes)))
+            reading = await self._engine.run(unit, self._probes)
+            p, d = (float(score) for score in over_windows(reading.rows))
         except InputError as error:
             if self._policy_for(error) is not UnreadablePolicy.EXPERT:
                 raise

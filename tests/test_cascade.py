@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ctd_guardrail.activations.reading import Reading
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.conversation import Conversation
@@ -34,11 +35,11 @@ class Engine:
     def __init__(self, p: float, d: float, error: BaseException | None = None) -> None:
         self.scores, self.error = [(p, d)], error
 
-    async def run(self, conversation: Conversation, head: Any) -> np.ndarray[Any, Any]:
+    async def run(self, conversation: Conversation, head: Any) -> Reading:
         assert isinstance(conversation, Conversation)
         if self.error is not None:
             raise self.error
-        return np.array(self.scores)
+        return Reading(np.array(self.scores), queue_ms=0.0, forward_ms=0.0)
 
 
 class Judge:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from ctd_guardrail.activations.reading import Reading
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.conversation import Context, Conversation
@@ -29,12 +29,13 @@ class Engine:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    async def run(self, unit: Conversation, head: Any) -> NDArray[np.float32]:
+    async def run(self, unit: Conversation, head: Any) -> Reading:
         text = unit.plain_text()
         self.seen.append(text)
         if len(text) > 1000:
             raise OverlongError("too long")
-        return np.array([[0.9 if "harmful" in text else 0.1, 0.5 if "odd" in text else -0.5]], dtype=np.float32)
+        rows = np.array([[0.9 if "harmful" in text else 0.1, 0.5 if "odd" in text else -0.5]], dtype=np.float32)
+        return Reading(rows, queue_ms=0.0, forward_ms=0.0)
 
 
 class Judge:

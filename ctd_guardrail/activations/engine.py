@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, pick_device
 from ctd_guardrail.activations.ragged import Ragged
+from ctd_guardrail.activations.reading import Reading
 from ctd_guardrail.activations.source import ActivationSource, Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.conversation import Conversation
@@ -41,6 +43,14 @@ class _Item:
     """Rows that the head returns for these windows."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Done:
+    rows: torch.Tensor
+    started: float
+    ended: float
+    """When the batch started and ended on the device thread, seconds of :func:`time.perf_counter`."""
+
+
 class ActivationEngine:
     """Serves one :class:`ActivationSource` to any number of event loops, threads and policies.
 
@@ -53,8 +63,8 @@ class ActivationEngine:
     def __init__(self, source: ActivationSource, *, max_batch_tokens: int = 4096, max_queue: int = 1024) -> None:
         self._source = source
         # The device thread knows the source, not the engine: an engine that nobody uses any more ends it.
-        self._batcher: MicroBatcher[_Item, torch.Tensor] = MicroBatcher(
-            partial(_run_batch, source),
+        self._batcher: MicroBatcher[_Item, _Done] = MicroBatcher(
+            partial(_time_batch, source),
             cost=lambda item: item.tokens,
             max_batch_cost=max_batch_tokens,
             max_queue=max_queue,
@@ -77,8 +87,8 @@ class ActivationEngine:
         """Width of an activation: all layers side by side."""
         return self.fingerprint.hidden_size * len(self.spec.layers)
 
-    async def run(self, conversation: Conversation, head: Head) -> NDArray[np.float32]:
-        """Return the head's rows for one conversation, shape [windows, K], without blocking the event loop.
+    async def run(self, conversation: Conversation, head: Head) -> Reading:
+        """Return the head's rows for one conversation and what they took, without blocking the event loop.
 
         Raises:
             OverlongError: The conversation exceeds ``spec.max_tokens``.
@@ -89,7 +99,13 @@ class ActivationEngine:
             windows = self._source.tokenize(conversation)
         else:
             windows = await asyncio.to_thread(self._source.tokenize, conversation)
-        return _to_numpy(await self._batcher(_item(windows, head)))
+        item, submitted = _item(windows, head), perf_counter()
+        done = await self._batcher(item)
+        return Reading(
+            _to_numpy(done.rows),
+            queue_ms=1e3 * (done.started - submitted),
+            forward_ms=1e3 * (done.ended - done.started),
+        )
 
     def run_many(self, conversations: Sequence[Conversation], head: Head) -> list[NDArray[np.float32]]:
         """Return the head's rows for many conversations, each of shape [windows, K], blocking.
@@ -124,12 +140,19 @@ class ActivationEngine:
         for start in range(0, len(order), self._max_queue // 2):
             part = order[start : start + self._max_queue // 2]
             futures = [self._batcher.submit(items[i]) for i in part]
-            results.update((i, future.result()) for i, future in zip(part, futures, strict=True))
+            results.update((i, future.result().rows) for i, future in zip(part, futures, strict=True))
         return [results[i] for i in range(len(items))]
 
     def close(self) -> None:
         """Stop the device thread; conversations that still wait get an error."""
         self._batcher.close()
+
+
+def _time_batch(source: ActivationSource, items: Sequence[_Item]) -> list[_Done]:
+    started = perf_counter()
+    results = _run_batch(source, items)
+    ended = perf_counter()
+    return [_Done(rows, started, ended) for rows in results]
 
 
 @torch.inference_mode()

@@ -100,13 +100,23 @@ def test_online_and_offline_give_the_same_rows(tiny_bert: Path) -> None:
     offline = engine.run_many(CONVERSATIONS, segment_mean)
 
     async def online() -> list[np.ndarray]:
-        return await asyncio.gather(*(engine.run(conversation, segment_mean) for conversation in CONVERSATIONS))
+        readings = await asyncio.gather(*(engine.run(conversation, segment_mean) for conversation in CONVERSATIONS))
+        return [reading.rows for reading in readings]
 
     with ThreadPoolExecutor(4) as pool:
         for rows in pool.map(lambda _: asyncio.run(online()), range(9)):
             assert [len(each) for each in rows] == [len(each) for each in offline]
             assert np.allclose(np.concatenate(offline), np.concatenate(rows), atol=1e-5)
     engine.close()
+
+
+def test_a_reading_tells_waiting_from_computing(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ActivationEngine(source(tiny_bert))
+    clock = iter([10.0, 15.0, 17.0])
+    monkeypatch.setattr("ctd_guardrail.activations.engine.perf_counter", lambda: next(clock))
+    reading = asyncio.run(engine.run(CONVERSATIONS[0], segment_mean))
+    engine.close()
+    assert (reading.queue_ms, reading.forward_ms) == (5000.0, 2000.0)
 
 
 def test_policies_with_different_heads_share_a_forward_pass(tiny_bert: Path) -> None:
@@ -118,7 +128,7 @@ def test_policies_with_different_heads_share_a_forward_pass(tiny_bert: Path) -> 
 
     async def both() -> list[np.ndarray]:
         calls = [engine.run(c, head) for c in CONVERSATIONS[:3] for head in (segment_mean, first_token)]
-        return await asyncio.gather(*calls)
+        return [reading.rows for reading in await asyncio.gather(*calls)]
 
     mixed = asyncio.run(both())
     assert np.allclose(mixed[0::2], engine.run_many(CONVERSATIONS[:3], segment_mean), atol=1e-5)

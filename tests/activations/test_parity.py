@@ -51,7 +51,8 @@ def assert_parity(engine: ActivationEngine, probes: Probes) -> None:
     batched = engine.run_many(CONVERSATIONS, probes)
 
     async def served() -> list[np.ndarray[Any, Any]]:
-        return await asyncio.gather(*(engine.run(conversation, probes) for conversation in CONVERSATIONS))
+        readings = await asyncio.gather(*(engine.run(conversation, probes) for conversation in CONVERSATIONS))
+        return [reading.rows for reading in readings]
 
     for rows in (batched, asyncio.run(served())):
         assert [each.shape for each in rows] == [each.shape for each in alone]

@@ -89,7 +89,7 @@ async def test_the_policys_scores_are_those_that_the_rail_computes(
     conversations = read_dataset([rows]).conversations
     engine = get_engine(result.policy.manifest.activations, device="cpu")
     probes = Probes(result.policy.manifest.probe, result.policy.probe)
-    windows = [await engine.run(conversations[row], probes) for row in result.split.calibration]
+    windows = [(await engine.run(conversations[row], probes)).rows for row in result.split.calibration]
     assert (max(map(len, windows)) > 1) == ("window" in base)
     online = np.array([over_windows(scores) for scores in windows])
     np.testing.assert_allclose(np.sort(online[:, 1]), result.policy.calibration.d, atol=1e-5)

@@ -51,7 +51,7 @@ async def _assert_the_rail_agrees(result: PipelineResult, rows: Path) -> None:
     engine = get_engine(policy.manifest.activations, device="cpu")
     assert engine.fingerprint == policy.manifest.fingerprint
     probes = Probes(policy.manifest.probe, policy.probe)
-    online = [over_windows(await engine.run(conversations[row], probes)) for row in result.split.calibration]
+    online = [over_windows((await engine.run(conversations[row], probes)).rows) for row in result.split.calibration]
     np.testing.assert_allclose(np.sort(np.array(online)[:, 1]), policy.calibration.d, atol=1e-5)
 
 
