@@ -139,7 +139,7 @@ class ActivationEngine:
         results: dict[int, torch.Tensor] = {}
         for start in range(0, len(order), self._max_queue // 2):
             part = order[start : start + self._max_queue // 2]
-            futures = [self._batcher.submit(items[i]) for i in part]
+            futures = self._batcher.submit_all([items[i] for i in part])
             results.update((i, future.result().rows) for i, future in zip(part, futures, strict=True))
         return [results[i] for i in range(len(items))]
 

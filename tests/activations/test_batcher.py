@@ -63,6 +63,26 @@ def test_what_queued_while_the_device_was_busy_is_one_batch(batcher: MicroBatche
     assert device.batches == [[0], [1, 2, 3]]
 
 
+def test_what_is_queued_at_once_makes_the_same_batches_every_time(
+    batcher: MicroBatcher[int, int], device: Device
+) -> None:
+    for _ in range(20):
+        assert [future.result() for future in batcher.submit_all([6, 4, 1, 3])] == [12, 8, 2, 6]
+    assert device.batches == [[6, 4], [1, 3]] * 20
+
+
+def test_what_does_not_fit_into_the_queue_is_refused_as_a_whole(
+    batcher: MicroBatcher[int, int], device: Device
+) -> None:
+    first = device.hold(batcher)
+    waiting = batcher.submit_all([1] * 5)
+    with pytest.raises(OverloadedError, match="5 inputs are already waiting"):
+        batcher.submit_all([1] * 4)
+    device.gate.set()
+    assert [future.result() for future in (first, *waiting)] == [0, *[2] * 5]
+    assert device.batches == [[0], [1] * 5]
+
+
 def test_a_batch_closes_before_it_exceeds_its_cost(batcher: MicroBatcher[int, int], device: Device) -> None:
     device.hold(batcher)
     futures = [batcher.submit(i) for i in (6, 4, 1, 50, 2)]
