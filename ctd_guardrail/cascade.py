@@ -131,7 +131,7 @@ class Cascade:
             decision = self._count(screening)
         else:
             decision = await self._walk(conversation)
-        return replace(decision, mode=self._mode)
+        return decision
 
     async def aclose(self) -> None:
         """Release the expert. The base model belongs to the process and stays."""
@@ -154,7 +154,7 @@ class Cascade:
                 if decision is None:
                     unit = history.unit(turn)
                     characters -= unit.length
-                    decision = await self._decide(unit, _obstacle(turn, characters))
+                    decision = await self._decide(unit, digest, _obstacle(turn, characters))
                     timings += decision.timings
                     self._remember(turn, digest, decision)
                 if decision.verdict is Verdict.BLOCK:
@@ -164,7 +164,8 @@ class Cascade:
                     decision = None
                     continue
             history.add(turn)
-        return replace(decision or self._allow_blank(), timings=timings)
+        # One that was remembered may come from a guard of the same policy in another mode.
+        return replace(decision or self._allow_blank(), mode=self._mode, timings=timings)
 
     def _recall(self, turn: Turn, digest: str) -> Decision | None:
         # The note in the place of other content is no description of it.
@@ -189,7 +190,7 @@ class Cascade:
         screening.conclude(Verdict.ALLOW, Reason.BLANK)
         return self._count(screening)
 
-    async def _decide(self, unit: Conversation, obstacle: InputError | None) -> Decision:
+    async def _decide(self, unit: Conversation, digest: str, obstacle: InputError | None) -> Decision:
         screening = Screening()
         try:
             await self._screen(unit, obstacle, screening)
@@ -202,7 +203,7 @@ class Cascade:
             self._fail(screening, Reason.INTERNAL_ERROR, "a part of the guard was cancelled")
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
             self._fail(screening, reason_of(error), type(error).__name__)
-        return self._count(screening)
+        return self._count(screening, digest)
 
     async def _screen(self, unit: Conversation, obstacle: InputError | None, screening: Screening) -> None:
         try:
@@ -238,7 +239,7 @@ class Cascade:
         except BaseException:
             self.tally.count_expert_attempts(1)
             raise
-        self.tally.count_expert_attempts(score.attempts)
+        self.tally.count_expert_attempts(score.attempts, score.tokens)
         if not 0.0 <= score.p_unsafe <= 1.0:
             raise ExpertVerdictError("the expert's score is not a probability")
         screening.p_expert = score.p_unsafe
@@ -262,9 +263,9 @@ class Cascade:
         log.warning("guard failure %s (%s): %s", reason, cause, verdict)
         screening.conclude(verdict, reason)
 
-    def _count(self, screening: Screening) -> Decision:
-        decision = screening.decision()
-        self.tally.count(decision)
+    def _count(self, screening: Screening, digest: str | None = None) -> Decision:
+        decision = screening.decision(self._mode)
+        self.tally.count(decision, digest)
         return decision
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Final
 
-from ctd_guardrail.decision import Decision, Reason, Route, Timings, Verdict
+from ctd_guardrail.decision import Decision, Mode, Reason, Route, Timings, Verdict
 from ctd_guardrail.errors import (
     ExpertCapError,
     ExpertError,
@@ -61,8 +61,12 @@ class Screening:
         """Note the verdict."""
         self._verdict, self._reason = verdict, reason
 
-    def decision(self) -> Decision:
-        """Return the decision."""
+    def decision(self, mode: Mode) -> Decision:
+        """Return the decision.
+
+        Args:
+            mode: Whether it counts.
+        """
         end = perf_counter()
         probe_end = end if self.p is None and self.route is Route.PROBE else self._probe_end
         return Decision(
@@ -72,6 +76,7 @@ class Screening:
             p=self.p,
             d=self._d,
             p_expert=self.p_expert,
+            mode=mode,
             timings=Timings(
                 probe_ms=1000 * (probe_end - self._start),
                 expert_ms=1000 * (end - probe_end),

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ctd_guardrail.decision import Decision, Reason, Route, Verdict
+from ctd_guardrail.observability.observer import Observer
 
 __all__ = ["Tally", "TallySnapshot"]
 
@@ -42,28 +43,44 @@ class TallySnapshot:
 
 
 class Tally:
-    """Thread-safe counters of one cascade."""
+    """Thread-safe counters of one cascade.
 
-    def __init__(self) -> None:
+    Args:
+        observer: Is told of all that is counted; None: nobody is.
+    """
+
+    def __init__(self, observer: Observer | None = None) -> None:
         self._lock = threading.Lock()
         self._decisions: Counter[tuple[Verdict, Route, Reason]] = Counter()
         self._expert_attempts = 0
         self._recalled = 0
+        self._observer = observer
 
-    def count(self, decision: Decision) -> None:
-        """Count a decision."""
+    def count(self, decision: Decision, unit: str | None = None) -> None:
+        """Count a decision.
+
+        Args:
+            decision: The decision.
+            unit: Digest of what was judged; None where that could not be read.
+        """
         with self._lock:
             self._decisions[decision.verdict, decision.route, decision.reason] += 1
+        if self._observer is not None:
+            self._observer.decided(decision, unit)
 
-    def count_expert_attempts(self, attempts: int) -> None:
+    def count_expert_attempts(self, attempts: int, tokens: int | None = None) -> None:
         """Count calls to the expert: a budget in calls pays for each of them, answered or not."""
         with self._lock:
             self._expert_attempts += attempts
+        if self._observer is not None:
+            self._observer.asked(attempts, tokens)
 
     def count_recalled(self) -> None:
         """Count a turn that was judged before."""
         with self._lock:
             self._recalled += 1
+        if self._observer is not None:
+            self._observer.recalled()
 
     def snapshot(self) -> TallySnapshot:
         """Return the counts so far."""

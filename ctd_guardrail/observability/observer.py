@@ -1,0 +1,39 @@
+"""The seam between a guard and whatever wants to know what it does."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ctd_guardrail.decision import Decision
+
+__all__ = ["Observer"]
+
+
+class Observer(Protocol):
+    """Told of every decision, of every call of the expert, and of every turn that had been judged before.
+
+    It is called on the request's own thread, between the decision and the answer, from several event loops and threads
+    at once. It returns at once and raises nothing.
+    """
+
+    def decided(self, decision: Decision, unit: str | None) -> None:
+        """Take a decision.
+
+        Args:
+            decision: The decision.
+            unit: Digest of what was judged; None where that could not be read.
+        """
+        ...
+
+    def asked(self, attempts: int, tokens: int | None) -> None:
+        """Take calls of the expert, answered or not.
+
+        Args:
+            attempts: Number of calls.
+            tokens: Tokens billed for them; None where the expert does not say.
+        """
+        ...
+
+    def recalled(self) -> None:
+        """Take a turn that had been judged before and was not judged again."""
+        ...
