@@ -1,7 +1,7 @@
 # make demo   the whole method on a laptop: data, expert, calibration, and messages through NeMo Guardrails
 # make test   the tests
 # Both create .venv and install what they need. Other targets: make lint, make test-hosts, make test-statistics,
-# make clean.
+# make test-faults, make clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ HOSTS := 0.24.0
 # A file's tests share servers and policies, so they stay in one process.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo test test-hosts test-statistics lint clean
+.PHONY: demo test test-hosts test-statistics test-faults lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,10 @@ $(VENV)/hosts/%: $(VENV)/.dev
 
 test-statistics: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/statistics -m "slow or not slow"
+
+# Writes its figures to docs/reliability.md; takes about ten minutes.
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/faults --faults=full
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

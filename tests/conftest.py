@@ -33,6 +33,10 @@ _CHAT_TEMPLATE = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", choices=("reduced", "full"), default="reduced", help="trials of tests/faults")
+
+
 @pytest.fixture(autouse=True)
 def _nothing_judged_before() -> None:
     # What one test has judged must not answer for another.

@@ -1,0 +1,34 @@
+"""The threats and faults of docs/reliability.md, each with the number of trials that a full run makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ROWS", "Row"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the page.
+
+    Attributes:
+        key: Name by which tests record it.
+        threat: The threat or fault.
+        holds: What must hold in every trial.
+        trials: Trials of a full run.
+    """
+
+    key: str
+    threat: str
+    holds: str
+    trials: int
+
+
+ROWS = (
+    Row(
+        "verdict_parser",
+        "The expert answers with anything at all",
+        "no random completion is read as safe unless it is the agreed form and says so",
+        10_000,
+    ),
+)
