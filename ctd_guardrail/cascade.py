@@ -36,7 +36,8 @@ from ctd_guardrail.screening import Screening, reason_of
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:  # torch stays out of the import of the package
-    from ctd_guardrail.activations.engine import ActivationEngine, Head
+    from ctd_guardrail.activations.reading import Reader
+    from ctd_guardrail.probes.probes import Probes
 
 __all__ = ["Cascade"]
 
@@ -54,7 +55,7 @@ class Cascade:
     """The guard: probe, threshold, expert.
 
     Args:
-        engine: Base model.
+        engine: Base model, in this process or served.
         probes: Maps token activations to (p, d).
         rule: Says which inputs go to the expert.
         decision_threshold: tau: a score of at least tau blocks.
@@ -76,8 +77,8 @@ class Cascade:
     def __init__(
         self,
         *,
-        engine: ActivationEngine,
-        probes: Head,
+        engine: Reader,
+        probes: Probes,
         rule: DelegationRule,
         decision_threshold: float,
         expert: Expert,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from ctd_guardrail.address import VariableName
 from ctd_guardrail.decision import FailurePolicy, Mode, UnreadablePolicy, Verdict
 from ctd_guardrail.experts.config import ExpertConfig
 from ctd_guardrail.policy.guarantees import Guarantee
@@ -112,7 +113,7 @@ class CtdConfig(BaseModel):
     horizon: Annotated[int, Field(ge=1)] | None = None
     criterion: Criterion = Criterion.BUDGET
     costs: CostConfig = CostConfig()
-    tie_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    tie_key_env: VariableName | None = None
     expert: ExpertConfig
     experts: dict[_Text, ExpertConfig] = {}
     cap: CapConfig | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
+
+from ctd_guardrail.address import BaseUrl, VariableName
 
 __all__ = ["Completions", "ExpertConfig", "LocalExpertConfig", "OpenAIExpertConfig", "RailExpertConfig"]
 
@@ -36,33 +36,13 @@ class OpenAIExpertConfig(_Section):
     """
 
     type: Literal["openai"]
-    base_url: _Text
+    base_url: BaseUrl
     model: _Text
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    api_key_env: VariableName | None = None
     timeout_s: _Seconds = 10.0
     scoring: Literal["logprobs", "json"] = "logprobs"
     max_concurrency: Annotated[int, Field(ge=1)] = 64
     instruction: _Text | None = None
-
-    @field_validator("base_url")
-    @classmethod
-    def _check_base_url(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            complete = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-        except ValueError:  # brackets or port
-            complete = False
-        if not complete:
-            raise _bad_address("not an address", "Write http://HOST:PORT/v1 or https://HOST/v1")
-        if parts.username is not None or parts.password is not None:
-            raise _bad_address("an address must not hold credentials", "Put the key into the variable of api_key_env")
-        if parts.query or parts.fragment:
-            raise _bad_address("an address must end with its path", "Leave out ? and #")
-        return value.rstrip("/")
-
-
-def _bad_address(problem: str, hint: str) -> PydanticCustomError:
-    return PydanticCustomError("address", "{problem}", {"problem": problem, "hint": hint})
 
 
 class RailExpertConfig(_Section):

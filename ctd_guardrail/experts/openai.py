@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
-import os
-import ssl
-import weakref
 from typing import Any, Final
 
 import httpx
-from pydantic import SecretStr
 
 from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.errors import ConfigError, ExpertError, ExpertUnavailableError, ExpertVerdictError
+from ctd_guardrail.errors import ExpertError, ExpertUnavailableError, ExpertVerdictError
 from ctd_guardrail.experts.config import OpenAIExpertConfig
 from ctd_guardrail.experts.deadline import within
-from ctd_guardrail.experts.io_thread import IO_THREAD
 from ctd_guardrail.experts.prompt import DEFAULT_INSTRUCTION, JSON_QUESTION, JudgePrompt, one_word_question
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.experts.verdict import SAFE_WORD, UNSAFE_WORD, p_unsafe_from_json, p_unsafe_from_logprobs
+from ctd_guardrail.http_client import authorization, close_with, open_client, read_key
+from ctd_guardrail.io_thread import IO_THREAD
 
 __all__ = ["OpenAIExpert"]
 
@@ -67,20 +63,10 @@ class OpenAIExpert:
         self._url = f"{config.base_url}/chat/completions"
         question = one_word_question(UNSAFE_WORD, SAFE_WORD) if config.scoring == "logprobs" else JSON_QUESTION
         self._prompt = JudgePrompt(question, config.instruction or DEFAULT_INSTRUCTION)
-        self._key = None if config.api_key_env is None else _read_key(config.api_key_env)
+        self._key = None if config.api_key_env is None else read_key(config.api_key_env, setting="expert.api_key_env")
         self._slots = asyncio.Semaphore(config.max_concurrency)
-        self._client = httpx.AsyncClient(
-            # Uncompressed, so that the limit on the size holds for what is kept in memory as well.
-            headers={"Accept-Encoding": "identity", "Content-Type": "application/json"},
-            timeout=None,  # noqa: S113  # one deadline holds for the whole call, see `score`
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=config.max_concurrency),
-            follow_redirects=False,
-            trust_env=False,
-            verify=_tls(),
-        )
-        # Hosts drop an expert without closing it; its connections must not outlive it.
-        self._finalizer = weakref.finalize(self, _close, self._client)
-        self._finalizer.atexit = False
+        self._client = open_client(keepalive=config.max_concurrency)
+        self._finalizer = close_with(self, self._client)
 
     @property
     def identity(self) -> str:
@@ -128,15 +114,12 @@ class OpenAIExpert:
             }
         return json.dumps(payload).encode("ascii")
 
-    def _authorization(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}
-
     async def _call(self, payload: bytes) -> tuple[int, bytes]:
         """Return status and body. Runs on the I/O thread."""
         try:
             async with (
                 self._slots,
-                self._client.stream("POST", self._url, content=payload, headers=self._authorization()) as response,
+                self._client.stream("POST", self._url, content=payload, headers=authorization(self._key)) as response,
             ):
                 # The text of a refusal is not read: it may quote the conversation.
                 body = await _read_body(response) if response.status_code == httpx.codes.OK else b""
@@ -170,28 +153,6 @@ class OpenAIExpert:
         return ExpertScore(p_unsafe, tokens=tokens if counted else None)
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """Return the one TLS context of all experts: it takes a while to load.
-
-    Private certificate authorities are found by ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
-    """
-    return httpx.create_ssl_context()
-
-
-def _read_key(variable: str) -> SecretStr:
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ConfigError(
-            f"environment variable {variable} is not set",
-            key="expert.api_key_env",
-            hint="Export the key under this name, or leave api_key_env out where no key is needed",
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"environment variable {variable} does not hold a key", key="expert.api_key_env")
-    return SecretStr(key)
-
-
 async def _read_body(response: httpx.Response) -> bytes:
     body = bytearray()
     async for chunk in response.aiter_raw():
@@ -199,12 +160,6 @@ async def _read_body(response: httpx.Response) -> bytes:
         if len(body) > _MAX_RESPONSE_BYTES:
             raise ExpertVerdictError(f"the expert's answer exceeds {_MAX_RESPONSE_BYTES} bytes")
     return bytes(body)
-
-
-def _close(client: httpx.AsyncClient) -> None:
-    # What still holds an expert when the interpreter ends lets go of it after the loop.
-    if not IO_THREAD.has_ended:
-        IO_THREAD.submit(client.aclose())
 
 
 def _get(value: object, key: str) -> Any:

@@ -39,6 +39,12 @@ class Probes:
         self._projection = _projection(spec, self._tensors)
         self._heads = [torch.tensor([spec.outputs.index(name) for name in part.outputs]) for part in spec.components]
 
+    @property
+    def projection(self) -> NDArray[np.float32]:
+        """The one matrix that both probes read activations with, shape [columns, width]."""
+        projection: NDArray[np.float32] = self._projection.cpu().numpy()
+        return projection
+
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Return the parameters under their names, as the constructor takes them."""
         return {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}
@@ -46,7 +52,17 @@ class Probes:
     def __call__(self, activations: Ragged) -> torch.Tensor:
         """Return (p, d) of each window, shape [windows, 2]: p in [0, 1] and d in [-1, 1]."""
         self._follow(activations.values.device)
-        return scores(self.spec, self._tensors, self._reduce(activations), activations.lengths)
+        return self._from_columns(self._project(activations.values), activations.lengths)
+
+    def from_columns(self, columns: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Return (p, d) of each window from activations that were projected elsewhere.
+
+        Args:
+            columns: ``activations @ projection.T``, float32, shape [sum(lengths), columns].
+            lengths: Tokens of each window, all positive.
+        """
+        self._follow(columns.device)
+        return self._from_columns(columns, lengths)
 
     def from_pooled(
         self, pooled: torch.Tensor, lengths: Sequence[int] | NDArray[np.int64] | None = None
@@ -67,9 +83,8 @@ class Probes:
         self._follow(pooled.device)
         # The mean of one vector is the vector.
         ones = (1,) * len(pooled)
-        return scores(
-            self.spec, self._tensors, self._reduce(Ragged(pooled, ones)), ones if lengths is None else lengths
-        )
+        values = self._reduce(self._project(pooled), ones)
+        return scores(self.spec, self._tensors, values, ones if lengths is None else lengths)
 
     def _follow(self, device: torch.device) -> None:
         if self._projection.device != device:
@@ -78,12 +93,19 @@ class Probes:
             self._projection = self._projection.to(device)
             self._heads = [heads.to(device) for heads in self._heads]
 
-    def _reduce(self, activations: Ragged) -> torch.Tensor:
+    def _project(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return what the components read of each token, shape [T, columns]."""
+        columns: torch.Tensor = activations.to(self._projection.dtype) @ self._projection.T
+        return columns
+
+    def _from_columns(self, columns: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        return scores(self.spec, self._tensors, self._reduce(columns, lengths), lengths)
+
+    def _reduce(self, columns: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Return the heads of each window, shape [windows, outputs]."""
-        segments = Segments.of(activations.lengths, activations.values.device)
-        columns = activations.values.to(self._projection.dtype) @ self._projection.T
+        segments = Segments.of(lengths, columns.device)
         parts = columns.split([component.columns for component in self.spec.components], dim=1)
-        values = self._tensors["bias"].expand(len(activations.lengths), -1)
+        values = self._tensors["bias"].expand(len(lengths), -1)
         for component, part, heads in zip(self.spec.components, parts, self._heads, strict=True):
             values = values.index_add(1, heads, reductions.reduce(component, part, segments))
         return values

@@ -287,4 +287,4 @@ def test_identity_pins_model_scoring_and_prompt_but_no_address() -> None:
 def test_one_thread_serves_all_experts(judges: Any) -> None:
     for _ in range(3):
         asyncio.run(_score(judges.saying(Yes=1.0).base_url))
-    assert [thread.name for thread in threading.enumerate()].count("ctd-expert-io") == 1
+    assert [thread.name for thread in threading.enumerate()].count("ctd-io") == 1

@@ -156,3 +156,12 @@ def test_odd_tensors_are_refused(change: dict[str, np.ndarray[Any, Any] | None],
 def test_no_tensors_at_all_are_refused() -> None:
     with pytest.raises(PolicyFormatError, match="lack tensor"):
         Probes(ProbeSpec(), {})
+
+
+def test_columns_that_were_projected_elsewhere_give_the_same_scores() -> None:
+    rng = np.random.default_rng(0)
+    shapes = MIXED.shapes(WIDTH).items()
+    probes = Probes(MIXED, {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes})
+    tokens = Ragged(torch.from_numpy(rng.normal(size=(11, WIDTH)).astype(np.float32)), (4, 1, 6))
+    columns = tokens.values @ torch.from_numpy(probes.projection).T
+    assert torch.equal(probes.from_columns(columns, tokens.lengths), probes(tokens))

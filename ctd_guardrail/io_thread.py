@@ -1,4 +1,4 @@
-"""The event loop on which calls to remote experts run.
+"""The event loop on which calls to remote experts and serving engines run.
 
 Guardrail hosts make event loops as they need them, one for each synchronous call, while a pooled connection belongs to
 the loop that opened it. One loop on a thread of its own outlives them all, so connections are reused whoever calls.
@@ -38,7 +38,7 @@ class IoThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=self._loop.run_forever, name="ctd-expert-io", daemon=True)
+                thread = threading.Thread(target=self._loop.run_forever, name="ctd-io", daemon=True)
                 thread.start()
                 atexit.register(_stop, self._loop, thread)
             return self._loop
@@ -51,4 +51,4 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
 
 
 IO_THREAD = IoThread()
-"""The one thread of this process: hosts have no shutdown hook by which threads of single experts could end."""
+"""The one thread of this process: hosts have no shutdown hook by which threads of single clients could end."""
