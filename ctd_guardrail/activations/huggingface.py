@@ -90,6 +90,11 @@ class HuggingFaceSource:
         """What was loaded."""
         return self._fingerprint
 
+    @property
+    def module(self) -> nn.Module:
+        """The truncated model."""
+        return self._model.module
+
     def tokenize(self, conversation: Conversation) -> Windows:
         """Return the conversation's windows. Thread-safe.
 

@@ -8,6 +8,7 @@ import typer
 
 from ctd_guardrail.cli.check import check
 from ctd_guardrail.cli.doctor import doctor
+from ctd_guardrail.cli.export import export
 from ctd_guardrail.cli.schema import schema
 from ctd_guardrail.cli.serve import serve
 from ctd_guardrail.cli.validate import validate
@@ -33,4 +34,5 @@ app.command()(validate)
 app.command()(check)
 app.command()(doctor)
 app.command()(serve)
+app.command()(export)
 app.command()(schema)

@@ -1,0 +1,51 @@
+"""``ctd-guardrail export``: the checkpoint that a serving engine runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ctd_guardrail.console import exit_on_error
+from ctd_guardrail.policy.store import read_policy
+
+__all__ = ["export"]
+
+
+def export(
+    policy: Annotated[Path, typer.Option(metavar="DIR", help="Folder that ctd-calibrate run wrote.")],
+    to: Annotated[Path, typer.Option(metavar="OUT", help="Folder to write; an earlier export in it is replaced.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="Another place of the policy's base model: id or folder.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Torch device for the known columns, or auto.")] = "auto",
+) -> None:
+    """Write the base model of a policy, cut off at its layer and with its probes, for vLLM to serve.
+
+    A sequence classifier with tokenizer and chat template, in the policy's dtype. Only the layers that the policy
+    reads are loaded and written. ctd_export.json beside them lets the guard find out at its start whether an engine
+    serves this very export.
+
+    [dim]ctd-guardrail export --policy policy --to served[/]
+    [dim]vllm serve ./served --served-model-name ctd --pooler-config.task token_classify[/]
+
+    and in config.yml, under custom_data.ctd:
+
+    [dim]source: {type: vllm, base_url: http://127.0.0.1:8000, model: ctd, export: ./served}[/]
+
+    The guard's machine needs no weights: copy the folder without *.safetensors.
+
+    Exit status: 0 written; 2 an error, with file, key path and hint.
+    """
+    console = Console(stderr=True)
+    with exit_on_error():
+        read = read_policy(policy)
+        with console.status("Loading the base model up to the policy's layer, and writing"):
+            from ctd_guardrail.serving.export import export_policy  # noqa: PLC0415  # torch
+
+            record = export_policy(read, to, base_model=base_model, device=device)
+    size = sum(file.stat().st_size for file in to.iterdir())
+    layer = record.activations.layers[0]
+    console.print(f"{to}: {layer} layers, {record.columns} columns a token, {size / 1e6:.1f} MB", soft_wrap=True)
