@@ -41,9 +41,9 @@ async def grow(app: App, checks: int, warm_up: int) -> tuple[float, float]:
     return sizes[0], sizes[1]
 
 
-def resident_mib() -> float:
-    """Return the memory of this process that is in use, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+def resident_mib(pid: int | str = "self") -> float:
+    """Return the memory of a process that is in use, in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096 / 2**20
 
 

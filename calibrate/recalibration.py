@@ -20,7 +20,7 @@ from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, sort_scores
 from ctd_guardrail.policy.manifest import RecalibrationRecord
 from ctd_guardrail.policy.spending import spent_delta
-from ctd_guardrail.policy.store import MANIFEST_FILE, TENSORS_FILE, read_policy, write_policy
+from ctd_guardrail.policy.store import MANIFEST_FILE, TENSORS_FILE, finish_write, read_policy, write_policy
 
 __all__ = ["HISTORY_FOLDER", "Recalibration", "recalibrate_policy"]
 
@@ -97,6 +97,7 @@ def recalibrate_policy(
 
     kept = folder / HISTORY_FOLDER / f"{look - 1:04d}"
     kept.mkdir(parents=True, exist_ok=True)
+    finish_write(folder)
     for name in (MANIFEST_FILE, TENSORS_FILE):
         shutil.copy2(folder / name, kept / name)
     record = RecalibrationRecord(

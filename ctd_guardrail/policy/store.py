@@ -19,10 +19,19 @@ from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.probes.spec import check_tensors
 
-__all__ = ["MANIFEST_FILE", "TENSORS_FILE", "CalibrationScores", "Policy", "read_policy", "write_policy"]
+__all__ = [
+    "MANIFEST_FILE",
+    "TENSORS_FILE",
+    "CalibrationScores",
+    "Policy",
+    "finish_write",
+    "read_policy",
+    "write_policy",
+]
 
 MANIFEST_FILE: Final = "policy.json"
 TENSORS_FILE: Final = "policy.safetensors"
+_NEXT_TENSORS_FILE: Final = "policy.next.safetensors"
 # A policy of a million calibration rows and a 16k-wide model is 33 MB.
 _LARGEST_FILE: Final = 1 << 28
 _PROBE: Final = "probe."
@@ -126,10 +135,27 @@ def write_policy(
     digest = hashlib.sha256(blob).hexdigest()
     checked = Manifest.model_validate({**manifest, "tensors_sha256": digest})
     folder.mkdir(parents=True, exist_ok=True)
-    # The manifest goes last: until it is in place, its hash of the tensors refuses the mixture.
-    _replace(folder / TENSORS_FILE, blob)
+    finish_write(folder)
+    # The manifest makes the new policy the one that is read: it names its tensors by their hash, wherever they lie. A
+    # process that is killed before that line leaves the old policy, one that is killed after it the new one.
+    _replace(folder / _NEXT_TENSORS_FILE, blob)
     _replace(folder / MANIFEST_FILE, (checked.model_dump_json(indent=2) + "\n").encode())
+    finish_write(folder)
     return Policy(checked, dict(policy_probe), calibration, traffic, used_rows)
+
+
+def finish_write(folder: Path) -> None:
+    """Bring the tensors of the policy in force into their place, where a writer was killed before it did.
+
+    Readers do without it; who copies or replaces the files of a policy calls it first.
+    """
+    following = folder / _NEXT_TENSORS_FILE
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+        if hashlib.sha256(following.read_bytes()).hexdigest() == manifest.tensors_sha256:
+            following.replace(folder / TENSORS_FILE)
+    except (OSError, ValidationError):
+        return
 
 
 def read_policy(folder: Path) -> Policy:
@@ -148,12 +174,7 @@ def read_policy(folder: Path) -> Policy:
             f"{folder / MANIFEST_FILE}: {key}: {first['msg']}",
             hint="Calibrate again with this version, or use the version that wrote the policy",
         ) from error
-    blob = _read(folder / TENSORS_FILE)
-    if hashlib.sha256(blob).hexdigest() != manifest.tensors_sha256:
-        raise PolicyIntegrityError(
-            f"{folder / TENSORS_FILE} is not the file that {MANIFEST_FILE} was written with",
-            hint="Copy both files of the policy again",
-        )
+    blob = _read_tensors(folder, manifest.tensors_sha256)
     try:
         tensors = load(blob)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -202,6 +223,19 @@ def _check_traffic(folder: Path, manifest: Manifest, traffic: NDArray[Any] | Non
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_TRAFFIC} is not {rows} finite float64 values")
     if (np.diff(traffic) < 0).any():
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_TRAFFIC} is not in ascending order")
+
+
+def _read_tensors(folder: Path, digest: str) -> bytes:
+    # A writer that was killed has left the new tensors where it wrote them.
+    for name in (TENSORS_FILE, _NEXT_TENSORS_FILE):
+        if name == TENSORS_FILE or (folder / name).is_file():
+            blob = _read(folder / name)
+            if hashlib.sha256(blob).hexdigest() == digest:
+                return blob
+    raise PolicyIntegrityError(
+        f"{folder / TENSORS_FILE} is not the file that {MANIFEST_FILE} was written with",
+        hint="Copy both files of the policy again",
+    )
 
 
 def _read(path: Path) -> bytes:

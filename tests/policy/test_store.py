@@ -1,3 +1,4 @@
+import contextlib
 import datetime as dt
 import json
 import struct
@@ -83,6 +84,36 @@ def test_digests_of_used_rows_come_back(tmp_path: Path, policy: Policy) -> None:
     write_policy(tmp_path, manifest(), policy.probe, policy.calibration, used_rows=np.ones(3))  # type: ignore[arg-type]
     with pytest.raises(PolicyFormatError, match="used_rows are not 64-bit digests"):
         read_policy(tmp_path)
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_writer_that_is_killed_leaves_the_old_policy_or_the_new_one(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    newer = {name: 2 * array for name, array in PROBE.items()}
+    replace, left = Path.replace, iter(range(steps))
+
+    def until_killed(path: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", until_killed)
+    with pytest.raises(KeyboardInterrupt) if steps < 3 else contextlib.nullcontext():
+        write_policy(tmp_path, manifest(), newer, policy.calibration)
+    monkeypatch.undo()
+    expected = PROBE if steps < 2 else newer
+    np.testing.assert_array_equal(read_policy(tmp_path).probe["0.weight"], expected["0.weight"])
+    # The next writer finds all that it needs, and is killed itself.
+    left = iter(range(1))
+    monkeypatch.setattr(Path, "replace", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_policy(tmp_path, manifest(), PROBE, policy.calibration)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read_policy(tmp_path).probe["0.weight"], expected["0.weight"])
+    write_policy(tmp_path, manifest(), PROBE, policy.calibration)
+    np.testing.assert_array_equal(read_policy(tmp_path).probe["0.weight"], PROBE["0.weight"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
 
 
 def test_rows_are_sorted_together() -> None:

@@ -31,4 +31,10 @@ ROWS = (
         "no random completion is read as safe unless it is the agreed form and says so",
         10_000,
     ),
+    Row(
+        "killed_calibration",
+        "A calibration is killed (`kill -9`) at a random moment",
+        "readers see the old policy or the new one, whole; the next run goes on and pays for no saved score again",
+        50,
+    ),
 )
