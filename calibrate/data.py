@@ -206,12 +206,7 @@ def _conversation(fields: Mapping[str, Any], context: Context) -> Conversation:
     units = conversation.units(context)
     if not units:
         raise InputError("holds no text to screen", hint="Remove the row")
-    conversation = units[-1]
-    try:
-        conversation.plain_text().encode()
-    except UnicodeEncodeError:
-        raise InputError("holds half of a surrogate pair, which is not text", hint="Repair or remove the row") from None
-    return conversation
+    return units[-1]
 
 
 def _label(fields: Mapping[str, Any]) -> float:

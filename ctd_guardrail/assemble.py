@@ -25,7 +25,7 @@ from ctd_guardrail.guards.call_cap import shared_call_cap
 from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.policy.budget import Certificate, Status, certify
 from ctd_guardrail.policy.manifest import Manifest, PerformanceRecord
-from ctd_guardrail.policy.match import check_expert, check_fingerprint
+from ctd_guardrail.policy.match import check_expert, check_fingerprint, check_normaliser
 from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_threshold
 from ctd_guardrail.policy.spending import spent_delta
@@ -72,7 +72,9 @@ def plan(config: CtdConfig, *, folder: Path) -> Plan:
         ConfigError: ``horizon`` does not fit ``guarantee``, the criterion needs labels that the policy lacks, the tie
             key is not usable, or a setting would void the policy's performance certificate.
     """
-    return _plan(config, read_policy(folder / config.policy))
+    policy = read_policy(folder / config.policy)
+    check_normaliser(policy.manifest)
+    return _plan(config, policy)
 
 
 def _plan(config: CtdConfig, policy: Policy) -> Plan:

@@ -125,7 +125,7 @@ class Cascade:
         """
         non_text: NonText = "drop" if self._on_nontext is UnreadablePolicy.ALLOW else "mark"
         try:
-            conversation = Conversation.from_messages(messages, non_text=non_text)
+            conversation = await Conversation.read(messages, non_text=non_text)
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
             screening = Screening()
             self._fail(screening, reason_of(error), type(error).__name__)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from ctd_guardrail.conversation import Turn
+from ctd_guardrail.normalise import normalise
 
 __all__ = ["DEFAULT_REFUSALS", "Refusals"]
 
@@ -36,4 +37,4 @@ class Refusals:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return " ".join(normalise(text).split()).casefold()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ctd_guardrail.assemble import Plan, plan
-from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
+from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, PolicyMismatchError
 from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.normalise import NORMALISER
 from ctd_guardrail.policy.rule import ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
 
@@ -51,6 +52,18 @@ def relabel(policy: Path, folder: Path, **columns: Any) -> None:
     old = read_policy(policy)
     scores = CalibrationScores(old.calibration.d, old.calibration.p, **columns)
     write_policy(folder, old.manifest.model_dump(exclude={"tensors_sha256"}), old.probe, scores)
+
+
+@pytest.mark.parametrize("normaliser", [None, "0"])
+def test_a_policy_whose_texts_were_read_otherwise_is_refused(
+    make_rail_folder: Callable[..., Path], rail_policy: Path, tmp_path: Path, normaliser: str | None
+) -> None:
+    old = read_policy(rail_policy)
+    assert old.manifest.normaliser == NORMALISER
+    fields = old.manifest.model_dump(exclude={"tensors_sha256"}) | {"normaliser": normaliser}
+    write_policy(tmp_path / "old", fields, old.probe, old.calibration)
+    with pytest.raises(PolicyMismatchError, match="text normaliser"):
+        planned(make_rail_folder(policy=str(tmp_path / "old")))
 
 
 def test_a_criterion_keeps_a_harmful_expert_out(

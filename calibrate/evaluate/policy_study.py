@@ -24,7 +24,7 @@ from calibrate.splits import begin_with, find_clusters
 from ctd_guardrail.activations.engine import get_engine
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.experts.config import ExpertConfig
-from ctd_guardrail.policy.match import RECORDED, check_fingerprint
+from ctd_guardrail.policy.match import RECORDED, check_fingerprint, check_normaliser
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.probes.probes import Probes
@@ -201,6 +201,7 @@ def _score(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return p and d of the rows through the policy's own base model and probes, each of shape [rows]."""
     engine = get_engine(policy.manifest.activations, device=device)
+    check_normaliser(policy.manifest)
     check_fingerprint(policy.manifest, engine.fingerprint)
     return score_rows(Probes(policy.manifest.probe, policy.probe), engine, dataset, rows, progress=progress)
 

@@ -131,6 +131,7 @@ class Manifest(BaseModel):
         activations: Where activations are read.
         fingerprint: What was loaded; a rail that loads something else refuses to start.
         probe: What the two probes are made of.
+        normaliser: Version of the normaliser that the texts went through; None: there was none.
         context: What a unit shows the probes and the expert beside the user's turn.
         merge: How the probe's and the expert's score of a delegated input become one.
         decision_threshold: tau: a score of at least tau, the probe's or the merged one, blocks.
@@ -154,6 +155,7 @@ class Manifest(BaseModel):
     activations: ActivationSpec
     fingerprint: Fingerprint
     probe: ProbeSpec = ProbeSpec()
+    normaliser: str | None = None
     context: Context = Context.CONVERSATION
     merge: Merge = Merge()
     decision_threshold: _Share = 0.5

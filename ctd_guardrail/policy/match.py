@@ -1,7 +1,7 @@
 """Whether a policy belongs to what is about to be served.
 
 The certificate holds for the distribution of d(x) that calibration saw. Another base model, tokenizer, template,
-layer, dtype or expert gives another distribution, and the certificate is void.
+layer, dtype, expert or form of the texts gives another distribution, and the certificate is void.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import Final
 
 from ctd_guardrail.activations.spec import Fingerprint
 from ctd_guardrail.errors import PolicyMismatchError
+from ctd_guardrail.normalise import NORMALISER
 from ctd_guardrail.policy.manifest import Manifest
 
-__all__ = ["RECORDED", "check_expert", "check_fingerprint"]
+__all__ = ["RECORDED", "check_expert", "check_fingerprint", "check_normaliser"]
 
 RECORDED: Final = "recorded:"
 """Prefix of the identity of expert scores that came with the data."""
@@ -32,6 +33,20 @@ def check_fingerprint(manifest: Manifest, loaded: Fingerprint) -> None:
                 f"{expected!r}, and the loaded model has {found!r}",
                 hint="Serve the model that the policy was calibrated on, or calibrate again on this one",
             )
+
+
+def check_normaliser(manifest: Manifest) -> None:
+    """Refuse a policy whose texts went through another normaliser than this version's.
+
+    Raises:
+        PolicyMismatchError: The versions differ.
+    """
+    if manifest.normaliser != NORMALISER:
+        raise PolicyMismatchError(
+            f"the policy was calibrated with text normaliser {manifest.normaliser!r}, and this version has "
+            f"{NORMALISER!r}",
+            hint="Calibrate again with this version, or use the version that wrote the policy",
+        )
 
 
 def check_expert(manifest: Manifest, identity: str) -> None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
+from ctd_guardrail.normalise import NORMALISER
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.probes.spec import check_tensors
 
@@ -110,7 +111,8 @@ def write_policy(
 
     Args:
         folder: Created where it does not exist.
-        manifest: Fields of :class:`Manifest` without ``tensors_sha256``.
+        manifest: Fields of :class:`Manifest` without ``tensors_sha256``; where it does not name a normaliser, this
+            version's is noted.
         policy_probe: Parameters of the two probes, by name.
         calibration: Scores of the labelled calibration rows.
         traffic: Delegation values of unlabelled traffic, ascending, from a recalibration.
@@ -133,7 +135,7 @@ def write_policy(
         tensors[_USED_ROWS] = np.ascontiguousarray(used_rows)
     blob = save(tensors)
     digest = hashlib.sha256(blob).hexdigest()
-    checked = Manifest.model_validate({**manifest, "tensors_sha256": digest})
+    checked = Manifest.model_validate({"normaliser": NORMALISER, **manifest, "tensors_sha256": digest})
     folder.mkdir(parents=True, exist_ok=True)
     finish_write(folder)
     # The manifest makes the new policy the one that is read: it names its tensors by their hash, wherever they lie. A

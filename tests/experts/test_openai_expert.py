@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.conversation import Conversation, Message
 from ctd_guardrail.errors import (
     ConfigError,
     ExpertError,
@@ -270,7 +270,7 @@ async def test_a_dropped_expert_closes_its_connections(judges: Any) -> None:
 
 async def test_half_a_surrogate_pair_reaches_the_judge_as_a_question_mark(judges: Any) -> None:
     judge = judges.saying(Yes=1.0)
-    await _score(judge.base_url, Conversation.from_text("before \ud800 after"))
+    await _score(judge.base_url, Conversation((Message("user", "before \ud800 after"),)))
     assert "before ? after" in judge.requests[0]["messages"][1]["content"]
 
 

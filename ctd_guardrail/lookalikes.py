@@ -1,0 +1,71 @@
+"""Letters that look like Latin ones, from Unicode's confusables (UTS 39) and what disguises use beside them."""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Final
+
+__all__ = ["STYLED", "STYLED_LETTERS", "fold_lookalikes"]
+
+STYLED_LETTERS: Final = {
+    **dict(zip("ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢɡɑ", "abcdefghijklmnoprstuvwyzga", strict=True)),
+    # Negative circled and negative squared letters, which have no compatibility form.
+    **{chr(first + i): letter for first in (0x1F150, 0x1F170) for i, letter in enumerate(string.ascii_uppercase)},
+}
+"""Letters in another style and what they stand for; no orthography of a language needs them."""
+
+STYLED: Final = re.compile("[ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢɡɑ\U0001f150-\U0001f169\U0001f170-\U0001f189]")
+"""Matches one of them."""
+
+_LOOKALIKES: Final = dict(
+    zip(
+        # Cyrillic, twice; Greek; Armenian; Cherokee; Lisu; Coptic.
+        "асԁеһіјӏкморԛѕтѵԝхуүАВСЕԌНІЈКМОРЅТѴԜХУҮ"
+        "αικνορτυϳΑΒΕΖΗΙΚΜΝΟΡΤΥΧϜͿ"
+        "ցհոռօզսաՕՏՍ"
+        "ᎪᏴᏟᎠᎬᏀᎻᎫᏦᏞᎷᏢᎡᏕᎢᏙᎳᎩᏃ"
+        "ꓮꓐꓚꓓꓰꓝꓖꓧꓲꓙꓗꓡꓟꓠꓳꓑꓣꓢꓔꓴꓦꓪꓫꓬꓜ"
+        "ⲟⲣⲥⲎⲔⲘⲚⲞⲢⲤⲦⲬⲨ",
+        "acdehijlkmopqstvwxyyABCEGHIJKMOPSTVWXYY"
+        "aiknoptujABEZHIKMNOPTYXFJ"
+        "ghnnoqswOSU"
+        "ABCDEGHJKLMPRSTVWYZ"
+        "ABCDEFGHIJKLMNOPRSTUVWXYZ"
+        "opcHKMNOPCTXY",
+        strict=True,
+    )
+)
+_TABLE: Final = str.maketrans(_LOOKALIKES)
+_LOOKALIKE: Final = re.compile(f"[{''.join(_LOOKALIKES)}]")
+_WORD: Final = re.compile("[\\w\u0300-\u036f]+")
+_ACCENT: Final = re.compile("[\u0300-\u036f]")
+# Letters of Cyrillic, Armenian, Cherokee, Lisu and Coptic. Greek ones stand alone in Latin text as symbols.
+_OTHER: Final = re.compile("[\u0400-\u058f\u13a0-\u13ff\u2c80-\u2cff\ua4d0-\ua4ff\uab70-\uabbf]")
+_LATIN: Final = re.compile("[A-Za-z]")
+
+
+def fold_lookalikes(text: str) -> str:
+    """Return a decomposed text with its lookalikes in Latin.
+
+    A word is folded if it holds a Latin letter and becomes all Latin. Whole words of lookalikes are folded where
+    the other script has no letter of its own in the whole text and most letters are Latin: a passage that is written
+    in that script does not do without the others.
+    """
+    if not _LOOKALIKE.search(text):
+        return text
+    folded = _WORD.sub(_fold_word, text)
+    others = _OTHER.findall(folded)
+    if not others or not all(letter in _LOOKALIKES for letter in others):
+        return folded
+    if len(_LATIN.findall(folded)) < len(others):
+        return folded
+    return _OTHER.sub(lambda match: _LOOKALIKES[match[0]], folded)
+
+
+def _fold_word(match: re.Match[str]) -> str:
+    word = match[0]
+    if word.isascii() or not _LATIN.search(word):
+        return word
+    folded = word.translate(_TABLE)
+    return folded if _ACCENT.sub("", folded).isascii() else word
