@@ -60,7 +60,8 @@ def fold_lookalikes(text: str) -> str:
         return folded
     if len(_LATIN.findall(folded)) < len(others):
         return folded
-    return _OTHER.sub(lambda match: _LOOKALIKES[match[0]], folded)
+    # Greek letters beside them are now in Latin words.
+    return _WORD.sub(_fold_word, _OTHER.sub(lambda match: _LOOKALIKES[match[0]], folded))
 
 
 def _fold_word(match: re.Match[str]) -> str:

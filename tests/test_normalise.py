@@ -101,6 +101,7 @@ hostile = st.lists(awkward | st.characters(exclude_categories=()), max_size=24).
 @given(hostile)
 @settings(max_examples=600)
 @example("\u0915\u200d\u093c\u0301\u200d\u094d")
+@example("a\x85Αꓮ")
 @example("👩\u200dⓂ\u200d👩")
 def test_the_result_is_its_own_normal_form_and_at_most_18_times_as_long(text: str) -> None:
     normal = normalise(text)
