@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import torch
@@ -21,9 +21,8 @@ from safetensors.torch import load_file, save
 
 from calibrate.cache import write_atomically
 from calibrate.data import Dataset
+from calibrate.workers import RefusedError, Tensors, Work, Workers
 from ctd_guardrail.activations.engine import ActivationEngine
-from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.errors import ActivationError, InputError, OverloadedError
 
 __all__ = ["CHUNK", "cache_folder", "chunks", "compute", "distinct", "read_chunk", "write_chunk"]
 
@@ -31,8 +30,6 @@ CHUNK: Final = 512
 """Conversations of one chunk at most: what a kill can cost."""
 
 _DIGESTS: Final = "digests"
-
-Result = TypeVar("Result")
 
 
 def cache_folder(cache: Path, kind: str, engine: ActivationEngine) -> Path:
@@ -76,26 +73,29 @@ def chunks(dataset: Dataset, missing: Mapping[bytes, int], *, characters: float 
 
 
 def compute(
-    dataset: Dataset, rows: Sequence[int], call: Callable[[Sequence[Conversation]], list[Result]]
-) -> list[Result]:
-    """Return what the base model makes of the rows.
+    dataset: Dataset, missing: Mapping[bytes, int], work: Work, workers: Workers, *, characters: float = math.inf
+) -> Iterator[tuple[list[bytes], Tensors]]:
+    """Yield the digests of each chunk of conversations, and what the base model makes of them.
+
+    Args:
+        dataset: The rows.
+        missing: A row for the digest of each conversation.
+        work: Maps a chunk to what is made of it.
+        workers: Who does it.
+        characters: As :func:`chunks` takes them.
 
     Raises:
         DataError: A row has more tokens than ``base.max_tokens``, or its chat template refuses it; file and row are
             named.
     """
+    lots = list(chunks(dataset, missing, characters=characters))
+    conversations = [[dataset.conversations[missing[digest]] for digest in lot] for lot in lots]
     try:
-        return call([dataset.conversations[row] for row in rows])
-    except OverloadedError:
-        raise
-    except (InputError, ActivationError):
-        # One of them is to blame; alone, each says whether it is.
-        for row in rows:
-            try:
-                call([dataset.conversations[row]])
-            except (InputError, ActivationError) as error:
-                raise dataset.error(row, error.problem, hint=error.hint) from error
-        raise
+        for number, tensors in workers.map(work, conversations):
+            yield lots[number], tensors
+    except RefusedError as error:
+        row = missing[lots[error.chunk][error.place]]
+        raise dataset.error(row, error.problem, hint=error.hint) from error
 
 
 def write_chunk(folder: Path, digests: Sequence[bytes], tensors: Mapping[str, torch.Tensor]) -> Path:

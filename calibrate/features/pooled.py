@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.data import Dataset
-from calibrate.features.chunks import cache_folder, chunks, compute, distinct, read_chunk, write_chunk
+from calibrate.features.chunks import cache_folder, compute, distinct, read_chunk, write_chunk
 from calibrate.pooled import PooledRows
+from calibrate.workers import InProcess, Tensors, Workers
 from ctd_guardrail.activations.engine import ActivationEngine
 from ctd_guardrail.activations.ragged import Ragged, segment_mean
+from ctd_guardrail.conversation import Conversation
 
-__all__ = ["pool_activations"]
+__all__ = ["pool_activations", "pool_chunk"]
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -27,7 +29,13 @@ _WINDOWS: Final = "windows"
 
 
 def pool_activations(
-    dataset: Dataset, rows: IntArray, engine: ActivationEngine, *, cache: Path, progress: Progress
+    dataset: Dataset,
+    rows: IntArray,
+    engine: ActivationEngine,
+    *,
+    cache: Path,
+    progress: Progress,
+    workers: Workers | None = None,
 ) -> PooledRows:
     """Return the mean over the tokens of each window of each row.
 
@@ -39,6 +47,7 @@ def pool_activations(
         engine: The base model; the rail uses the same.
         cache: Folder of finished chunks.
         progress: Where a bar is drawn.
+        workers: Who computes; None: the engine itself.
 
     Raises:
         DataError: A row has more tokens than ``base.max_tokens``, or its chat template refuses it; file and row are
@@ -58,12 +67,19 @@ def pool_activations(
     folder = cache_folder(cache, "activations", engine)
     for file in folder.glob("*.safetensors"):
         fill(*_read(file, engine.width))
-    for digests in chunks(dataset, {digest: int(rows[wanted[0]]) for digest, wanted in places.items()}):
-        wanted = [int(rows[places[digest][0]]) for digest in digests]
-        means = compute(dataset, wanted, lambda conversations: engine.run_many(conversations, _mean_and_length))
-        _write(folder, digests, means)
-        fill(digests, means)
+    missing = {digest: int(rows[wanted[0]]) for digest, wanted in places.items()}
+    for digests, tensors in compute(dataset, missing, pool_chunk, workers or InProcess(engine)):
+        fill(*_read(write_chunk(folder, digests, tensors), engine.width))
     return _join([mean for mean in found if mean is not None], engine.width)
+
+
+def pool_chunk(engine: ActivationEngine, conversations: Sequence[Conversation]) -> Tensors:
+    """Return what is saved of a chunk: the means of all windows, and how many windows each conversation has."""
+    means = engine.run_many(conversations, _mean_and_length)
+    return {
+        _POOLED: torch.from_numpy(np.concatenate(means)),
+        _WINDOWS: torch.tensor([len(mean) for mean in means]),
+    }
 
 
 def _mean_and_length(tokens: Ragged) -> torch.Tensor:
@@ -76,11 +92,6 @@ def _join(means: Sequence[FloatArray], width: int) -> PooledRows:
     joined = np.concatenate([np.empty((0, width + 1), dtype=np.float32), *means])
     windows = np.array([len(mean) for mean in means], dtype=np.int64)
     return PooledRows(joined[:, :-1], joined[:, -1].astype(np.int64), windows)
-
-
-def _write(folder: Path, digests: Sequence[bytes], means: Sequence[FloatArray]) -> None:
-    counts = torch.tensor([len(mean) for mean in means])
-    write_chunk(folder, digests, {_POOLED: torch.from_numpy(np.concatenate(means)), _WINDOWS: counts})
 
 
 def _read(file: Path, width: int) -> tuple[list[bytes], list[FloatArray]]:

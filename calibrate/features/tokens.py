@@ -17,22 +17,30 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.data import Dataset
-from calibrate.features.chunks import cache_folder, chunks, compute, distinct, read_chunk, write_chunk
+from calibrate.features.chunks import cache_folder, compute, distinct, read_chunk, write_chunk
+from calibrate.workers import InProcess, Tensors, Workers
 from ctd_guardrail.activations.engine import ActivationEngine
 from ctd_guardrail.activations.ragged import Ragged
+from ctd_guardrail.conversation import Conversation
 
-__all__ = ["collect_tokens"]
+__all__ = ["collect_tokens", "token_shard"]
 
 # A token has at least one character, or nearly so: this bounds a shard, and what is in memory while it is computed.
 _SHARD_CHARACTERS: Final = 1 << 16
 
 _VALUES: Final = "values"
-_LENGTHS: Final = "lengths"
+_OFFSETS: Final = "offsets"
 _WINDOWS: Final = "windows"
 
 
 def collect_tokens(
-    dataset: Dataset, rows: NDArray[np.int64], engine: ActivationEngine, *, cache: Path, progress: Progress
+    dataset: Dataset,
+    rows: NDArray[np.int64],
+    engine: ActivationEngine,
+    *,
+    cache: Path,
+    progress: Progress,
+    workers: Workers | None = None,
 ) -> list[Ragged]:
     """Return the token activations of each row, one segment a window, in the data type of the base model.
 
@@ -44,6 +52,7 @@ def collect_tokens(
         engine: The base model; the rail uses the same.
         cache: Folder of finished shards.
         progress: Where a bar is drawn.
+        workers: Who computes; None: the engine itself.
 
     Raises:
         DataError: A row has more tokens than ``base.max_tokens``, or its chat template refuses it; file and row are
@@ -62,28 +71,37 @@ def collect_tokens(
     for file in folder.glob("*.safetensors"):
         fill(file)
     missing = {digest: int(rows[wanted[0]]) for digest, wanted in places.items()}
-    for digests in chunks(dataset, missing, characters=_SHARD_CHARACTERS):
-        fill(_write(folder, digests, compute(dataset, [missing[digest] for digest in digests], engine.tokens_of)))
+    for digests, tensors in compute(
+        dataset, missing, token_shard, workers or InProcess(engine), characters=_SHARD_CHARACTERS
+    ):
+        fill(write_chunk(folder, digests, tensors))
     return [found[place] for place in range(rows.size)]
 
 
-def _write(folder: Path, digests: Sequence[bytes], tokens: Sequence[Ragged]) -> Path:
-    tensors = {
+def token_shard(engine: ActivationEngine, conversations: Sequence[Conversation]) -> Tensors:
+    """Return what is saved of a chunk.
+
+    ``values``, all tokens one after the other, shape [N, width]; ``offsets``, where each window begins among them, and
+    N, shape [windows + 1]; ``windows``, how many of them each conversation has.
+    """
+    tokens = engine.tokens_of(conversations)
+    lengths = torch.tensor([0, *(length for each in tokens for length in each.lengths)])
+    return {
         _VALUES: torch.cat([each.values for each in tokens]),
-        _LENGTHS: torch.tensor([length for each in tokens for length in each.lengths]),
+        _OFFSETS: lengths.cumsum(0),
         _WINDOWS: torch.tensor([len(each.lengths) for each in tokens]),
     }
-    return write_chunk(folder, digests, tensors)
 
 
 def _read(file: Path, width: int) -> list[tuple[bytes, Ragged]]:
     """Return the conversations of a shard and their tokens; none where the disk has damaged it."""
     digests, tensors = read_chunk(file)
-    if tensors.keys() != {_VALUES, _LENGTHS, _WINDOWS}:
+    if tensors.keys() != {_VALUES, _OFFSETS, _WINDOWS}:
         return []
-    values, lengths, windows = tensors[_VALUES], tensors[_LENGTHS], tensors[_WINDOWS]
-    expected = (len(digests), int(windows.sum()), (int(lengths.sum()), width))
-    if (windows.numel(), lengths.numel(), values.shape) != expected or min(lengths.min(), windows.min()) < 1:
+    values, offsets, windows = tensors[_VALUES], tensors[_OFFSETS], tensors[_WINDOWS]
+    expected = (len(digests), int(windows.sum()) + 1, (int(offsets[-1]), width))
+    lengths = offsets.diff()
+    if (windows.numel(), offsets.numel(), values.shape) != expected or min(lengths.min(), windows.min()) < 1:
         return []
     parts = [tuple(part.tolist()) for part in lengths.split(windows.tolist())]
     segments = values.split([sum(part) for part in parts])
