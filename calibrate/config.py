@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from calibrate.distributed.config import RayConfig
 from calibrate.options import TrainOptions
 from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec
@@ -194,6 +195,7 @@ class CalibrateConfig(_Section):
         prices: What the report reckons costs with; None: it shows none.
         output: Folder of the policy.
         cache: Folder of activations and expert scores, from which a later run goes on.
+        run_on: Cluster that computes activations and asks the expert; None: this process does.
     """
 
     base: BaseModelConfig
@@ -205,6 +207,7 @@ class CalibrateConfig(_Section):
     prices: PriceConfig | None = None
     output: _Path
     cache: Annotated[_Path, Field(validate_default=True)] = Path(".ctd-cache")
+    run_on: RayConfig | None = None
 
     @model_validator(mode="after")
     def _one_source_of_expert_scores(self) -> CalibrateConfig:

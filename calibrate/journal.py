@@ -1,4 +1,11 @@
-"""Expert scores on disk, each before the next is asked for: they are money."""
+"""Expert scores on disk, each before the next is asked for: they are money.
+
+A question is written down before it is asked, and struck out with its answer. So a score that is on the disk is never
+asked for again, and after a kill the journal knows which questions were under way: they are the only ones that may be
+paid for twice. More cannot be promised to an endpoint that does not recognise a repeated question.
+
+One process writes to the journal: the run itself, or on a cluster one actor beside it.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +21,20 @@ from ctd_guardrail.experts.protocol import ExpertScore
 
 __all__ = ["Journal"]
 
-_Entry = tuple[str, str, float, int, int | None]
+_Statement = tuple[str, tuple[str | float | None, ...]]
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS scores (
+_SCHEMA: Final = (
+    """CREATE TABLE IF NOT EXISTS scores (
     expert TEXT NOT NULL, conversation TEXT NOT NULL, p_unsafe REAL NOT NULL, attempts INTEGER NOT NULL, tokens INTEGER,
     PRIMARY KEY (expert, conversation)
-) WITHOUT ROWID
-"""
+) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS open_questions (
+    expert TEXT NOT NULL, conversation TEXT NOT NULL, PRIMARY KEY (expert, conversation)
+) WITHOUT ROWID""",
+)
+_OPEN: Final = "INSERT OR IGNORE INTO open_questions VALUES (?, ?)"
+_CLOSE: Final = "DELETE FROM open_questions WHERE expert = ? AND conversation = ?"
+_SAVE: Final = "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)"
 
 
 class Journal:
@@ -38,7 +51,7 @@ class Journal:
     def __init__(self, path: Path, expert: str) -> None:
         self.path = path
         self._expert = expert
-        self._pending: list[_Entry] = []
+        self._pending: list[_Statement] = []
         self._turn = asyncio.Lock()
         try:
             # Commits run on worker threads, one at a time.
@@ -46,7 +59,8 @@ class Journal:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             with self._connection:
-                self._connection.execute(_SCHEMA)
+                for table in _SCHEMA:
+                    self._connection.execute(table)
         except sqlite3.Error as error:
             raise DataError(
                 f"is not a readable journal of expert scores ({error})",
@@ -70,18 +84,41 @@ class Journal:
         rows = self._connection.execute("SELECT conversation, p_unsafe FROM scores WHERE expert = ?", (self._expert,))
         return {digest: p_unsafe for digest, p_unsafe in rows if digest in wanted}
 
-    async def save(self, conversation: str, score: ExpertScore) -> None:
-        """Return when the score is on the disk.
+    def left_open(self, conversations: Iterable[str]) -> set[str]:
+        """Return those of the conversations whose questions were under way when a run was killed."""
+        rows = self._connection.execute("SELECT conversation FROM open_questions WHERE expert = ?", (self._expert,))
+        return {digest for (digest,) in rows}.intersection(conversations)
 
-        Scores that arrive while another commit is under way share the next one.
+    async def claim(self, conversation: str) -> bool:
+        """Write down, on the disk, that this question is about to be asked, and return whether it shall be.
+
+        It shall not where its score is saved already.
         """
-        self._pending.append((self._expert, conversation, score.p_unsafe, score.attempts, score.tokens))
+        query = "SELECT 1 FROM scores WHERE expert = ? AND conversation = ?"
+        if self._connection.execute(query, (self._expert, conversation)).fetchone() is not None:
+            return False
+        await self._write((_OPEN, (self._expert, conversation)))
+        return True
+
+    async def release(self, conversation: str) -> None:
+        """Strike out a question that the expert has refused or failed to answer."""
+        await self._write((_CLOSE, (self._expert, conversation)))
+
+    async def save(self, conversation: str, score: ExpertScore) -> None:
+        """Return when the score is on the disk, and its question struck out."""
+        entry = (self._expert, conversation, score.p_unsafe, score.attempts, score.tokens)
+        await self._write((_SAVE, entry), (_CLOSE, (self._expert, conversation)))
+
+    async def _write(self, *statements: _Statement) -> None:
+        """Return when the statements are committed. What arrives while a commit is under way shares the next one."""
+        self._pending += statements
         async with self._turn:
-            # Whoever held the turn before may have taken this score along.
+            # Whoever held the turn before may have taken these along.
             if self._pending:
                 batch, self._pending = self._pending, []
                 await asyncio.to_thread(self._commit, batch)
 
-    def _commit(self, batch: list[_Entry]) -> None:
+    def _commit(self, batch: list[_Statement]) -> None:
         with self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)", batch)
+            for statement, values in batch:
+                self._connection.execute(statement, values)

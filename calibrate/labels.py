@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import stamina
 from numpy.typing import NDArray
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from calibrate.data import Dataset
+from calibrate.distributed.config import RayConfig
+from calibrate.errand import Errand
 from calibrate.journal import Journal
-from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.errors import ExpertError, ExpertTimeoutError, ExpertUnavailableError, InputError
+from ctd_guardrail.errors import CtdError, InputError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.config import ExpertConfig, OpenAIExpertConfig
-from ctd_guardrail.experts.protocol import Expert, ExpertScore
+from ctd_guardrail.experts.protocol import Expert
 
-__all__ = ["ExpertScores", "ask_expert", "score_with"]
+__all__ = ["ExpertScores", "Questions", "ask_expert", "score_with"]
 
-_ATTEMPTS: Final = 5
 # Enough to fill the device or the wire for experts that state no limit of their own.
 _CONCURRENCY: Final = 32
+_JOURNAL: Final = "expert.sqlite"
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -39,15 +39,67 @@ class ExpertScores:
         p: P(unsafe), shape [rows].
         asked: Conversations that this run asked about.
         tokens: Tokens billed for them; None where the expert does not say.
+        asked_again: Those of them that were under way when an earlier run was killed, and may be billed twice.
     """
 
     p: FloatArray
     asked: int = 0
     tokens: int | None = None
+    asked_again: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What is known of the rows, and what is still to be asked.
+
+    Attributes:
+        digests: Of each row's conversation.
+        first: The first row of each conversation.
+        missing: Row of each conversation without a score.
+        left_open: Those whose question was under way when a run was killed.
+    """
+
+    digests: Sequence[str]
+    first: dict[str, int]
+    missing: dict[str, int]
+    left_open: set[str]
+
+    @classmethod
+    def of(cls, dataset: Dataset, rows: IntArray, journal: Journal) -> Questions:
+        """Return the questions of some rows."""
+        digests = [dataset.conversations[row].digest() for row in rows]
+        known = journal.known(digests)
+        first: dict[str, int] = {}
+        for digest, row in zip(digests, rows.tolist(), strict=True):
+            first.setdefault(digest, row)
+        missing = {digest: row for digest, row in first.items() if digest not in known}
+        return cls(digests, first, missing, journal.left_open(missing))
+
+    def scores(self, journal: Journal, tokens: int | None) -> ExpertScores:
+        """Return the scores of all rows, as they are on the disk."""
+        scores = journal.known(self.digests)
+        p = np.array([scores[digest] for digest in self.digests])
+        return ExpertScores(p, len(self.missing), tokens, len(self.left_open))
+
+    def error(self, dataset: Dataset, journal: Journal, digest: str, error: CtdError) -> CtdError:
+        """Return what a failure at one question means for the run."""
+        if isinstance(error, InputError):
+            return dataset.error(self.first[digest], error.problem, hint=error.hint)
+        saved = len(journal.known(self.digests))
+        return type(error)(
+            f"{error.problem}; {saved} of {len(self.first)} expert scores are saved in {journal.path}",
+            hint=f"{error.hint + '. ' if error.hint else ''}Run the command again to go on from there",
+        )
 
 
 def score_with(
-    section: ExpertConfig, dataset: Dataset, rows: IntArray, *, cache: Path, progress: Progress
+    section: ExpertConfig,
+    dataset: Dataset,
+    rows: IntArray,
+    *,
+    cache: Path,
+    progress: Progress,
+    run_on: RayConfig | None = None,
 ) -> tuple[str, ExpertScores]:
     """Build an expert, score the rows with it, and release it; return its identity and the scores.
 
@@ -57,18 +109,24 @@ def score_with(
         rows: Indices of those to score.
         cache: Folder of the journal of saved scores.
         progress: Where a bar is drawn.
+        run_on: The cluster whose actors ask; None: this process does.
 
     Raises:
         ExpertError, DataError: As :func:`ask_expert` does.
     """
-    expert = build_expert(section)
+    journal = cache / _JOURNAL
     concurrency = section.max_concurrency if isinstance(section, OpenAIExpertConfig) else _CONCURRENCY
+    if run_on is not None:
+        from calibrate.distributed.experts import ask_from_actors  # noqa: PLC0415  # ray
+
+        return ask_from_actors(
+            section, dataset, rows, journal=journal, concurrency=concurrency, progress=progress, run_on=run_on
+        )
+    expert = build_expert(section)
 
     async def ask() -> ExpertScores:
         try:
-            return await ask_expert(
-                dataset, rows, expert, journal=cache / "expert.sqlite", concurrency=concurrency, progress=progress
-            )
+            return await ask_expert(dataset, rows, expert, journal=journal, concurrency=concurrency, progress=progress)
         finally:
             await expert.aclose()
 
@@ -95,83 +153,14 @@ async def ask_expert(
         ExpertError: The expert failed; the message says how many scores are saved.
         DataError: The expert cannot read a row; file and row are named. Or the journal cannot be read.
     """
-    digests = [dataset.conversations[row].digest() for row in rows]
     with Journal(journal, expert.identity) as saved:
-        scores = saved.known(digests)
-        first = {digest: int(row) for digest, row in zip(digests, rows, strict=True)}
-        missing = {digest: row for digest, row in first.items() if digest not in scores}
-        bar = progress.add_task("Expert scores", total=len(first), completed=len(first) - len(missing))
-        errand = _Errand(dataset.conversations, expert, saved, progress, bar, iter(missing.items()))
-        await errand.run(min(concurrency, len(missing)))
-    scores |= errand.scores
-    if errand.failure is not None:
-        row, error = errand.failure
-        if isinstance(error, InputError):
-            raise dataset.error(row, error.problem, hint=error.hint) from error
-        raise type(error)(
-            f"{error.problem}; {len(scores)} of {len(first)} expert scores are saved in {journal}",
-            hint=f"{error.hint + '. ' if error.hint else ''}Run the command again to go on from there",
-        ) from error
-    return ExpertScores(np.array([scores[digest] for digest in digests]), len(missing), errand.tokens)
-
-
-def _is_worth_another_try(error: Exception) -> bool:
-    if isinstance(error, ExpertUnavailableError):
-        return error.is_transient
-    return isinstance(error, ExpertTimeoutError)
-
-
-@dataclass(slots=True)
-class _Errand:
-    """The questions of one run, shared by workers that each have one under way."""
-
-    conversations: Sequence[Conversation]
-    expert: Expert
-    journal: Journal
-    progress: Progress
-    bar: TaskID
-    todo: Iterator[tuple[str, int]]
-    scores: dict[str, float] = field(default_factory=dict)
-    tokens: int | None = None
-    failure: tuple[int, ExpertError | InputError] | None = None
-
-    async def run(self, workers: int) -> None:
-        tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
-        try:
-            # `wait`, because it leaves the workers alone when this task is cancelled.
-            await asyncio.wait(tasks) if tasks else None
-        except asyncio.CancelledError:
-            # Ctrl-C: what is under way has been paid for.
-            self.todo = iter(())
-            await asyncio.wait(tasks)
-            raise
-        for task in tasks:
-            task.result()
-
-    async def _ask(self, row: int) -> ExpertScore:
-        # A run of hours should not end at one dropped connection. In service nothing is asked again: there somebody
-        # waits for the answer, and every attempt counts towards the budget.
-        async for attempt in stamina.retry_context(
-            on=_is_worth_another_try, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5, wait_max=20.0
-        ):
-            with attempt:
-                return await self.expert.score(self.conversations[row])
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _work(self) -> None:
-        try:
-            while (item := next(self.todo, None)) is not None:
-                digest, row = item
-                try:
-                    score = await self._ask(row)
-                except (ExpertError, InputError) as error:
-                    self.failure = self.failure or (row, error)
-                    return
-                await self.journal.save(digest, score)
-                self.scores[digest] = score.p_unsafe
-                if score.tokens is not None:
-                    self.tokens = (self.tokens or 0) + score.tokens
-                self.progress.advance(self.bar)
-        finally:
-            # Whatever ended this worker, nothing new is worth asking.
-            self.todo = iter(())
+        questions = Questions.of(dataset, rows, saved)
+        done = len(questions.first) - len(questions.missing)
+        bar = progress.add_task("Expert scores", total=len(questions.first), completed=done)
+        todo = ((digest, dataset.conversations[row]) for digest, row in questions.missing.items())
+        errand = Errand(expert, saved, todo, lambda: progress.advance(bar))
+        await errand.run(min(concurrency, len(questions.missing)))
+        if errand.failure is not None:
+            digest, error = errand.failure
+            raise questions.error(dataset, saved, digest, error) from error
+        return questions.scores(saved, errand.tokens)

@@ -22,6 +22,8 @@ from rich.progress import Progress
 from calibrate.cache import open_cache
 from calibrate.config import CalibrateConfig
 from calibrate.data import Dataset, read_dataset
+from calibrate.distributed.activations import RayWorkers
+from calibrate.distributed.cluster import connect
 from calibrate.evaluate import ALPHAS, Evaluation, ScoredRows, evaluate
 from calibrate.features import pool_activations
 from calibrate.labels import ExpertScores, score_with
@@ -35,8 +37,9 @@ from calibrate.splits import PARTS, Split, find_clusters, row_digests, split_row
 from calibrate.train import TrainedProbes, train_probes
 from calibrate.train.crossfit import check_classes
 from calibrate.train.probes import layer_columns
+from calibrate.workers import InProcess, Workers
 from ctd_guardrail import __version__
-from ctd_guardrail.activations.engine import get_engine
+from ctd_guardrail.activations.engine import ActivationEngine, get_engine
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows
 from ctd_guardrail.policy.match import RECORDED
@@ -97,7 +100,7 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         InfeasibleBudgetError: There are too few calibration rows for this alpha and delta.
         ActivationError: The base model cannot be loaded.
         ExpertError: The expert failed; what it has said so far is saved.
-        DependencyError: ``package:NAME`` is not installed.
+        DependencyError: ``package:NAME`` or ray is not installed.
     """
     dataset = read_dataset(config.data.path, expert_column=config.data.expert_column, context=config.data.context)
     split = split_rows(dataset, config.splits)
@@ -108,10 +111,11 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
     cuts = [split.train.size, split.train.size + split.calibration.size]
 
     engine = get_engine(config.base.spec, device=config.base.device)
-    with progress_bars(console) as progress:
-        pooled = pool_activations(dataset, rows, engine, cache=cache, progress=progress)
+    with connect(config.run_on), progress_bars(console) as progress:
+        workers = _workers(config, engine)
+        pooled = pool_activations(dataset, rows, engine, cache=cache, progress=progress, workers=workers)
         identity, expert = _expert_scores(config, dataset, rows, cache, progress)
-        prepare = Preparation(engine, config.probes, config.splits.seed, cache, progress)
+        prepare = Preparation(engine, config.probes, config.splits.seed, cache, progress, workers)
         trained = _train(config, dataset, split, pooled, expert=expert, safety=safety, prepare=prepare)
         if trained.layers != config.base.layers:
             # The rail loads no more of the base model than the probes read.
@@ -122,7 +126,8 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
             # Their mean activations are there already.
             p, d = trained.score(pooled.take(judged)).T
         else:
-            p, d = score_rows(trained.probes, engine, dataset, rows[judged], progress=progress)
+            workers = _workers(config, engine)
+            p, d = score_rows(trained.probes, engine, dataset, rows[judged], progress=progress, workers=workers)
 
     e, labels = expert.p[judged], dataset.labels[rows[judged]]
     calibration, test = slice(0, split.calibration.size), slice(split.calibration.size, judged.size)
@@ -266,7 +271,13 @@ def _expert_scores(
         return f"{RECORDED}{config.data.expert_column}", ExpertScores(dataset.expert[rows])
     if config.expert is None:
         raise ConfigError("there is no source of expert scores", hint="Write `data.expert_column` or `expert`")
-    return score_with(config.expert, dataset, rows, cache=cache, progress=progress)
+    return score_with(config.expert, dataset, rows, cache=cache, progress=progress, run_on=config.run_on)
+
+
+def _workers(config: CalibrateConfig, engine: ActivationEngine) -> Workers:
+    if config.run_on is None:
+        return InProcess(engine)
+    return RayWorkers(config.run_on, engine, device=config.base.device)
 
 
 def _versions() -> dict[str, str]:

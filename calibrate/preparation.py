@@ -17,6 +17,7 @@ from calibrate.train import PaddedRows, SafetyRows, TokenRows
 from calibrate.train.crossfit import assign_folds
 from calibrate.train.rows import TrainingRows
 from calibrate.train.selection import SELECTION_ROWS, sample_rows
+from calibrate.workers import Workers
 from ctd_guardrail.activations.engine import ActivationEngine
 from ctd_guardrail.activations.ragged import Ragged
 
@@ -36,6 +37,7 @@ class Preparation:
         seed: Of all samples.
         cache: Folder of finished activations.
         progress: Where bars are drawn.
+        workers: Who computes them.
     """
 
     engine: ActivationEngine
@@ -43,6 +45,7 @@ class Preparation:
     seed: int
     cache: Path
     progress: Progress = field(repr=False)
+    workers: Workers
 
     def safety_rows(self, dataset: Dataset, rows: IntArray, clusters: IntArray) -> SafetyRows:
         """Return the rows of another source, at most ``token_rows`` of them where a kind reads tokens.
@@ -103,7 +106,11 @@ class Preparation:
         return PaddedRows(TrainingRows(pooled, padded.labels, clusters[inside], expert[inside], tokens), inside)
 
     def _pool(self, dataset: Dataset, rows: IntArray) -> PooledRows:
-        return pool_activations(dataset, rows, self.engine, cache=self.cache, progress=self.progress)
+        return pool_activations(
+            dataset, rows, self.engine, cache=self.cache, progress=self.progress, workers=self.workers
+        )
 
     def _tokens(self, dataset: Dataset, rows: IntArray) -> list[Ragged]:
-        return collect_tokens(dataset, rows, self.engine, cache=self.cache, progress=self.progress)
+        return collect_tokens(
+            dataset, rows, self.engine, cache=self.cache, progress=self.progress, workers=self.workers
+        )

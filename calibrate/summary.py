@@ -36,7 +36,11 @@ def to_json(result: PipelineResult) -> dict[str, Any]:
             "test_left_out": split.test_left_out,
         },
         "probes": _probes(result),
-        "expert": {"identity": result.policy.manifest.expert, "asked": result.expert.asked},
+        "expert": {
+            "identity": result.policy.manifest.expert,
+            "asked": result.expert.asked,
+            "asked_again": result.expert.asked_again,
+        },
         "evaluation": result.evaluation.to_dict(),
     }
 
@@ -129,7 +133,9 @@ def _left_out(rows: int) -> str:
 def _expert_remark(result: PipelineResult) -> str:
     asked, tokens = result.expert.asked, result.expert.tokens
     billed = "" if tokens is None else f", {tokens:,} tokens"
-    return f"expert {result.policy.manifest.expert}" + (f": {asked:,} scores asked for{billed}" if asked else "")
+    again = result.expert.asked_again
+    twice = f"; {again:,} of them were under way when a run was killed: asked again" if again else ""
+    return f"expert {result.policy.manifest.expert}" + (f": {asked:,} scores asked for{billed}{twice}" if asked else "")
 
 
 def _cascade_table(result: PipelineResult, title: str, figure: str) -> Table:
