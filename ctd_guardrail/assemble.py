@@ -17,11 +17,10 @@ from pydantic import SecretBytes
 from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.config import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
+from ctd_guardrail.experts.bounded import guarded, shared_caps
 from ctd_guardrail.experts.build import build_expert
-from ctd_guardrail.experts.capped import CappedExpert
 from ctd_guardrail.experts.config import LocalExpertConfig
-from ctd_guardrail.experts.protocol import Expert
-from ctd_guardrail.guards.call_cap import shared_call_cap
+from ctd_guardrail.experts.guarded import GuardedExpert
 from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.policy.budget import Certificate, Status, certify
 from ctd_guardrail.policy.manifest import Manifest, PerformanceRecord
@@ -209,7 +208,7 @@ def prepare(
 
 
 def _load(
-    config: CtdConfig, planned: Plan, experts: Mapping[str | None, Expert], refusals: Refusals
+    config: CtdConfig, planned: Plan, experts: Mapping[str | None, GuardedExpert], refusals: Refusals
 ) -> OverridableCascade:
     from ctd_guardrail.activations.engine import get_engine  # noqa: PLC0415  # torch
     from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415
@@ -232,7 +231,7 @@ def _load(
         planned.expected_rate,
     )
 
-    def build(settings: CtdConfig, expert: Expert, tally: Tally) -> Cascade:
+    def build(settings: CtdConfig, expert: GuardedExpert, tally: Tally) -> Cascade:
         rule = planned.rule if settings is config else _plan(settings, planned.policy).rule
         return Cascade(
             engine=engine,
@@ -242,6 +241,7 @@ def _load(
             expert=expert,
             merge=manifest.merge,
             on_failure=settings.on_failure,
+            deadline_s=settings.deadline_s,
             abstain_band=0.0 if manifest.performance is None else manifest.performance.band,
             on_abstain=settings.on_abstain,
             on_nontext=settings.on_nontext,
@@ -256,7 +256,7 @@ def _load(
     return OverridableCascade(config, experts, build)
 
 
-def _hash(manifest: Manifest, expert: Expert, rule: DelegationRule, settings: CtdConfig) -> str:
+def _hash(manifest: Manifest, expert: GuardedExpert, rule: DelegationRule, settings: CtdConfig) -> str:
     """Return a hash of all that the judgement of a unit depends on beside the unit."""
     parts = (manifest.model_dump_json(), expert.identity, repr(rule), settings.on_abstain, settings.on_overlong)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -264,12 +264,12 @@ def _hash(manifest: Manifest, expert: Expert, rule: DelegationRule, settings: Ct
 
 def _build_experts(
     config: CtdConfig, manifest: Manifest, folder: Path, rail_collaborators: RailCollaborators | None
-) -> dict[str | None, Expert]:
+) -> dict[str | None, GuardedExpert]:
     """Return the experts by name, all of them the one that the policy was calibrated with, and under one cap."""
-    cap = None if config.cap is None else shared_call_cap(str(folder.resolve()), **config.cap.model_dump())
-    experts: dict[str | None, Expert] = {}
+    caps = shared_caps(config, folder)
+    experts: dict[str | None, GuardedExpert] = {}
     for name, section in ((None, config.expert), *config.experts.items()):
         expert = build_expert(section, rail_collaborators=rail_collaborators, base_dir=folder)
         check_expert(manifest, expert.identity)
-        experts[name] = expert if cap is None else CappedExpert(expert, cap.take)
+        experts[name] = guarded(expert, section, config, caps)
     return experts

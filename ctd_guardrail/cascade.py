@@ -11,7 +11,7 @@ import asyncio
 import copy
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,20 +19,20 @@ from ctd_guardrail.conversation import Context, Conversation, History, NonText, 
 from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Timings, UnreadablePolicy, Verdict
 from ctd_guardrail.errors import (
     ActivationError,
-    ExpertCapError,
     ExpertVerdictError,
     InputError,
     NonTextError,
     OverlongError,
 )
-from ctd_guardrail.experts.capped import CappedExpert, countdown
+from ctd_guardrail.experts.guarded import GuardedExpert, Spend, countdown, unlimited
 from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.failures import FailurePolicies, policy_for
 from ctd_guardrail.memory import JUDGED
 from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.refusals import Refusals
-from ctd_guardrail.screening import Screening, reason_of
+from ctd_guardrail.screening import Request, Screening, reason_of
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:  # torch stays out of the import of the package
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 # is seen again in the units of all later ones: a forged history of many turns would cost their number squared.
 _CHARACTERS_PER_TOKEN: Final = 32
 
-# Who writes the input chooses these: the failure policy, which is meant for outages, has no say in them.
+# About the content, although the guard could not read it: a user may have been told that it is refused.
 _UNREADABLE: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG})
 
 
@@ -61,9 +61,10 @@ class Cascade:
         decision_threshold: tau: a score of at least tau blocks.
         abstain_band: Half-width of the band around tau in which a score decides nothing.
         on_abstain: The verdict there.
-        expert: Asked where d > lambda.
+        expert: Asked where d > lambda; one that is not guarded is asked whatever it costs.
         merge: Makes one score of the probe's and the expert's.
-        on_failure: What to do where the guard cannot do its work.
+        on_failure: What to do where the guard cannot do its work, for all causes or by cause.
+        deadline_s: Seconds in which a request gets its decision, whatever happens; None: as long as it takes.
         on_nontext: What to do with a turn that holds content other than text.
         on_overlong: What to do with a unit that has more tokens than the policy allows.
         mode: Whether verdicts count.
@@ -81,8 +82,9 @@ class Cascade:
         probes: Probes,
         rule: DelegationRule,
         decision_threshold: float,
-        expert: Expert,
-        on_failure: FailurePolicy,
+        expert: Expert | GuardedExpert,
+        on_failure: FailurePolicy | FailurePolicies,
+        deadline_s: float | None = None,
         merge: Merge = Merge(),  # noqa: B008  # frozen
         abstain_band: float = 0.0,
         on_abstain: Verdict = Verdict.BLOCK,
@@ -97,8 +99,10 @@ class Cascade:
         self._engine = engine
         self._probes = probes
         self._decision_threshold = decision_threshold
-        self._expert = expert
+        self._expert = expert if isinstance(expert, GuardedExpert) else GuardedExpert(expert)
+        self._take: Callable[[], bool] = unlimited
         self._on_failure = on_failure
+        self._deadline_s = deadline_s
         self._rule = rule
         self._merge = merge
         self._abstain_band = abstain_band
@@ -111,13 +115,14 @@ class Cascade:
         self._policy = policy
         self.tally = tally or Tally()
 
-    async def check(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
+    async def check(self, messages: Iterable[Mapping[str, Any]], *, principal: str | None = None) -> Decision:
         """Decide about a conversation: about every turn of the user that has not been judged before.
 
         An earlier turn that was refused and answered with a refusal stops nothing, and no later turn is seen with it.
 
         Args:
             messages: Chat messages in the OpenAI form, oldest first, the input to screen last.
+            principal: On whose behalf, for caps of each principal; None: unknown.
 
         Returns:
             The decision about the first turn that stops the conversation, else about the last; also where something
@@ -131,7 +136,8 @@ class Cascade:
             self._fail(screening, reason_of(error), type(error).__name__)
             decision = self._count(screening)
         else:
-            decision = await self._walk(conversation)
+            deadline = None if self._deadline_s is None else asyncio.get_running_loop().time() + self._deadline_s
+            decision = await self._walk(conversation, Request(principal, deadline))
         return decision
 
     async def aclose(self) -> None:
@@ -141,10 +147,10 @@ class Cascade:
     def limited(self, calls: int) -> Cascade:
         """Return this cascade with at most so many calls of the expert, counts shared: for one request."""
         limited = copy.copy(self)
-        limited._expert = CappedExpert(self._expert, countdown(calls))  # noqa: SLF001  # a copy of this very object
+        limited._take = countdown(calls)  # noqa: SLF001  # a copy of this very object
         return limited
 
-    async def _walk(self, conversation: Conversation) -> Decision:
+    async def _walk(self, conversation: Conversation, request: Request) -> Decision:
         history, timings = History(self._context), Timings()
         characters = _CHARACTERS_PER_TOKEN * self._engine.spec.max_tokens
         decision: Decision | None = None
@@ -155,7 +161,7 @@ class Cascade:
                 if decision is None:
                     unit = history.unit(turn)
                     characters -= unit.length
-                    decision = await self._decide(unit, digest, _obstacle(turn, characters))
+                    decision = await self._decide(unit, digest, _obstacle(turn, characters), request)
                     timings += decision.timings
                     self._remember(turn, digest, decision)
                 if decision.verdict is Verdict.BLOCK:
@@ -191,22 +197,28 @@ class Cascade:
         screening.conclude(Verdict.ALLOW, Reason.BLANK)
         return self._count(screening)
 
-    async def _decide(self, unit: Conversation, digest: str, obstacle: InputError | None) -> Decision:
+    async def _decide(self, unit: Conversation, digest: str, obstacle: InputError | None, request: Request) -> Decision:
         screening = Screening()
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task else 0
+        deadline = asyncio.timeout_at(request.deadline)
         try:
-            await self._screen(unit, obstacle, screening)
+            async with deadline:
+                await self._screen(unit, obstacle, request, screening)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if task is not None and task.cancelling() > cancellations:
                 raise
             # Something inside was cancelled, not the caller. Hosts take a cancellation that leaves an action for
             # the end of the request and may answer without the guard.
             self._fail(screening, Reason.INTERNAL_ERROR, "a part of the guard was cancelled")
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
-            self._fail(screening, reason_of(error), type(error).__name__)
+            is_late = deadline.expired() and isinstance(error, TimeoutError)
+            self._fail(screening, Reason.DEADLINE if is_late else reason_of(error), type(error).__name__)
         return self._count(screening, digest)
 
-    async def _screen(self, unit: Conversation, obstacle: InputError | None, screening: Screening) -> None:
+    async def _screen(
+        self, unit: Conversation, obstacle: InputError | None, request: Request, screening: Screening
+    ) -> None:
         try:
             if obstacle is not None:
                 raise obstacle
@@ -215,7 +227,8 @@ class Cascade:
         except InputError as error:
             if self._policy_for(error) is not UnreadablePolicy.EXPERT:
                 raise
-            screening.conclude(*self._judge(await self._ask(unit, screening), Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
+            score = await self._ask(unit, request, screening)
+            screening.conclude(*self._judge(score, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
             return
         if not (math.isfinite(p) and math.isfinite(d)):
             # Every comparison with NaN is false: it would pass for safe.
@@ -224,23 +237,21 @@ class Cascade:
         if not self._rule.delegates(d, unit):
             screening.conclude(*self._judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE))
             return
-        merged = float(self._merge(p, await self._ask(unit, screening)))
+        merged = float(self._merge(p, await self._ask(unit, request, screening)))
         screening.conclude(*self._judge(merged, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
 
     def _policy_for(self, error: InputError) -> UnreadablePolicy:
         return self._on_overlong if isinstance(error, OverlongError) else self._on_nontext
 
-    async def _ask(self, unit: Conversation, screening: Screening) -> float:
+    async def _ask(self, unit: Conversation, request: Request, screening: Screening) -> float:
         """Return the expert's score."""
         screening.route = Route.EXPERT
+        spend = Spend()
         try:
-            score = await self._expert.score(unit)
-        except ExpertCapError:
-            raise
-        except BaseException:
-            self.tally.count_expert_attempts(1)
-            raise
-        self.tally.count_expert_attempts(score.attempts, score.tokens)
+            score = await self._expert.ask(unit, spend, principal=request.principal, take=self._take)
+        finally:
+            if spend.attempts:
+                self.tally.count_expert_attempts(spend.attempts, spend.tokens)
         if not 0.0 <= score.p_unsafe <= 1.0:
             raise ExpertVerdictError("the expert's score is not a probability")
         screening.p_expert = score.p_unsafe
@@ -252,17 +263,15 @@ class Cascade:
         return (Verdict.BLOCK, unsafe) if score >= self._decision_threshold else (Verdict.ALLOW, safe)
 
     def _fail(self, screening: Screening, reason: Reason, cause: str) -> None:
-        if reason in _UNREADABLE:
-            verdict = Verdict.BLOCK
-        elif self._on_failure is FailurePolicy.ALLOW:
+        policy = policy_for(self._on_failure, reason)
+        verdict = Verdict.BLOCK
+        if policy is FailurePolicy.ALLOW:
             verdict = Verdict.ALLOW
-        elif self._on_failure is FailurePolicy.PROBE and screening.p is not None:
+        elif policy is FailurePolicy.PROBE and screening.p is not None:
             verdict, _ = self._judge(screening.p, reason, reason)
-        else:
-            verdict = Verdict.BLOCK
         # The cause is a type's name or a fixed phrase: an exception's message might quote the conversation.
         log.warning("guard failure %s (%s): %s", reason, cause, verdict)
-        screening.conclude(verdict, reason)
+        screening.fail(verdict, reason, policy)
 
     def _count(self, screening: Screening, digest: str | None = None) -> Decision:
         decision = screening.decision(self._mode)

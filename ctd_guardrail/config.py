@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from ctd_guardrail.address import VariableName
 from ctd_guardrail.decision import FailurePolicy, Mode, UnreadablePolicy, Verdict
-from ctd_guardrail.experts.config import ExpertConfig
+from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig
+from ctd_guardrail.failures import FailurePolicies
+from ctd_guardrail.guards.config import BreakerConfig, CapConfig, CapStoreConfig, PrincipalConfig
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.validation import validate
 
-__all__ = ["SECTION", "CapConfig", "CostConfig", "CtdConfig", "OverrideName", "SelfTestConfig", "parse_section"]
+__all__ = ["SECTION", "CostConfig", "CtdConfig", "OverrideName", "SelfTestConfig", "parse_section"]
 
 SECTION: Final = "custom_data.ctd"
 
@@ -25,7 +27,22 @@ OverrideName = Literal["alpha", "delta", "guarantee", "horizon", "mode", "expert
 
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 _Text = Annotated[str, Field(min_length=1)]
+_Seconds = Annotated[float, Field(gt=0.0, le=3600.0, allow_inf_nan=False)]
 _Cost = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, Mapping | CapConfig) else value
+
+
+def _form_of(value: object) -> str:
+    return "by_cause" if isinstance(value, Mapping | FailurePolicies) else "for_all"
+
+
+_OnFailure = Annotated[
+    Annotated[FailurePolicy, Tag("for_all")] | Annotated[FailurePolicies, Tag("by_cause")], Discriminator(_form_of)
+]
+_Caps = Annotated[tuple[CapConfig, ...], BeforeValidator(_as_tuple)]
 
 
 class CostConfig(BaseModel):
@@ -42,22 +59,6 @@ class CostConfig(BaseModel):
     missed: _Cost = 1.0
     false_alarm: _Cost = 1.0
     call: _Cost = 0.0
-
-
-class CapConfig(BaseModel):
-    """A cap on the calls of the expert by this process, whatever the traffic.
-
-    Attributes:
-        calls: Calls that may be made in ``per_s`` seconds, in the long run.
-        per_s: The time that ``calls`` is for.
-        burst: Calls that may be made at once after a quiet time; None: as many as ``calls``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    calls: Annotated[int, Field(ge=1)]
-    per_s: Annotated[float, Field(gt=0.0, le=31_536_000.0, allow_inf_nan=False)]
-    burst: Annotated[int, Field(ge=1)] | None = None
 
 
 class SelfTestConfig(BaseModel):
@@ -92,9 +93,17 @@ class CtdConfig(BaseModel):
         expert: Who judges where delegation pays.
         experts: Further ways to the same expert (another address, key or deadline), by the name that a request may
             choose them with.
-        cap: Largest number of calls of the expert in a time; a call beyond it is a failure, ``cap_exhausted``.
+        expert_enabled: The kill switch: false makes no call of the expert; what would have been delegated is a
+            failure, ``expert_disabled``.
+        expert_attempts: Calls that may be made for one input where a fault is transient; experts of type ``openai``.
+        breaker: When an expert that fails is left alone, a failure, ``breaker_open``; null: never.
+        cap: What the expert may cost in a time, one cap or several; what goes beyond is a failure, ``cap_exhausted``.
+        cap_store: Where several processes keep these caps together; None: each process has its own.
+        principal: Where a request says on whose behalf it is made, for caps of each principal.
+        deadline_s: Seconds in which every request gets its verdict: queue, forward pass and expert. What takes longer
+            is a failure, ``deadline``.
         mode: ``enforce``, or ``shadow``: screen and count, and let everything through.
-        on_failure: What to do with an input when the guard cannot do its work.
+        on_failure: What to do with an input when the guard cannot do its work, for all causes or cause by cause.
         on_nontext: What to do with an input that holds content other than text.
         on_overlong: What to do with an input that has more tokens than the policy's ``max_tokens``.
         on_abstain: What to do with an input whose score lies in the policy's abstain band.
@@ -116,9 +125,15 @@ class CtdConfig(BaseModel):
     tie_key_env: VariableName | None = None
     expert: ExpertConfig
     experts: dict[_Text, ExpertConfig] = {}
-    cap: CapConfig | None = None
+    expert_enabled: bool = True
+    expert_attempts: Annotated[int, Field(ge=1, le=5)] = 1
+    breaker: BreakerConfig | None = BreakerConfig()
+    cap: _Caps = ()
+    cap_store: CapStoreConfig | None = None
+    principal: PrincipalConfig | None = None
+    deadline_s: _Seconds = 30.0
     mode: Mode = Mode.ENFORCE
-    on_failure: FailurePolicy = FailurePolicy.BLOCK
+    on_failure: _OnFailure = FailurePolicy.BLOCK
     on_nontext: UnreadablePolicy = UnreadablePolicy.BLOCK
     on_overlong: Literal[UnreadablePolicy.BLOCK, UnreadablePolicy.EXPERT] = UnreadablePolicy.BLOCK
     on_abstain: Verdict = Verdict.BLOCK
@@ -135,6 +150,36 @@ class CtdConfig(BaseModel):
                 "`experts` and `allow_overrides: [expert]` go together",
                 {"hint": "Name the experts that a request may choose in `experts`, and `expert` in `allow_overrides`"},
             )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_fit_the_guard(self) -> CtdConfig:
+        experts = (self.expert, *self.experts.values())
+        longest = max((each.timeout_s for each in experts if not isinstance(each, LocalExpertConfig)), default=0.0)
+        if longest >= self.deadline_s:
+            raise PydanticCustomError(
+                "deadline",
+                "`deadline_s` must be longer than the expert's `timeout_s`, or the guard gives up before its expert",
+                {"hint": f"Set deadline_s above {longest:g}, or a shorter expert.timeout_s"},
+            )
+        if self.expert_attempts > 1 and not all(isinstance(each, OpenAIExpertConfig) for each in experts):
+            raise PydanticCustomError(
+                "attempts",
+                "`expert_attempts` is for experts of type openai: a rail's own client tries again by itself",
+                {"hint": "Leave it out, and set the retries of the model that the rail uses"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _caps_fit_their_sections(self) -> CtdConfig:
+        if (self.principal is not None) != any(cap.per == "principal" for cap in self.cap):
+            raise PydanticCustomError(
+                "principal",
+                "`principal` and a cap with `per: principal` go together",
+                {"hint": "Say in `principal` where a request names its principal, and what each may spend in `cap`"},
+            )
+        if self.cap_store is not None and not self.cap:
+            raise PydanticCustomError("cap_store", "`cap_store` has no cap to keep", {"hint": "Add `cap`"})
         return self
 
 

@@ -40,7 +40,12 @@ class Reason(StrEnum):
     EXPERT_TIMEOUT = "expert_timeout"
     EXPERT_UNAVAILABLE = "expert_unavailable"
     EXPERT_BAD_VERDICT = "expert_bad_verdict"
+    EXPERT_OVERLOADED = "expert_overloaded"
+    EXPERT_DISABLED = "expert_disabled"
+    BREAKER_OPEN = "breaker_open"
     CAP_EXHAUSTED = "cap_exhausted"
+    CAP_UNAVAILABLE = "cap_unavailable"
+    DEADLINE = "deadline"
     BAD_OVERRIDE = "bad_override"
     NOT_READY = "not_ready"
     NON_TEXT = "non_text"
@@ -121,6 +126,8 @@ class Decision:
         p_expert: Expert, P(unsafe) in [0, 1]; None where it was not asked or gave no score.
         mode: Whether the verdict counts.
         timings: How long it took.
+        on_failure: The failure policy that chose the verdict; None where the guard did its work, or where the failure
+            policy has no say.
     """
 
     verdict: Verdict
@@ -131,6 +138,12 @@ class Decision:
     p_expert: float | None = None
     mode: Mode = Mode.ENFORCE
     timings: Timings = field(default_factory=Timings)
+    on_failure: FailurePolicy | None = None
+
+    @property
+    def is_bypass(self) -> bool:
+        """Whether the guard could not do its work, and a failure policy other than ``block`` took its place."""
+        return self.on_failure not in {None, FailurePolicy.BLOCK}
 
     @property
     def is_blocking(self) -> bool:

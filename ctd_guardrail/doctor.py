@@ -11,11 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from ctd_guardrail.config import CtdConfig
 from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.decision import Mode
+from ctd_guardrail.decision import FailurePolicy, Mode
 from ctd_guardrail.errors import ConfigError, CtdError
-from ctd_guardrail.experts.capped import CappedExpert
-from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.experts.guarded import GuardedExpert
 from ctd_guardrail.nemo.wiring import Engine, check_wiring
 from ctd_guardrail.selftest import SelfTestResult, self_test
 from ctd_guardrail.standalone import StandaloneGuard, load_guard
@@ -137,21 +137,37 @@ def _settings(guard: StandaloneGuard) -> Iterator[Finding]:
         yield Finding(Outcome.WARNING, "mode", "shadow: everything is let through")
     else:
         yield Finding(Outcome.OK, "mode", "enforce")
-    for name in ("on_failure", "on_nontext", "on_overlong", "on_abstain"):
+    yield _failures(config)
+    for name in ("on_nontext", "on_overlong", "on_abstain"):
         value = getattr(config, name)
         outcome = Outcome.WARNING if value == "allow" else Outcome.INFO
         yield Finding(outcome, name, str(value))
-    if config.cap is not None:
-        cap = config.cap
-        yield Finding(Outcome.INFO, "cap", f"{cap.calls} calls in {cap.per_s:g} s, {cap.burst or cap.calls} at once")
+    for cap in config.cap:
+        room = f"{cap.burst or cap.calls} at once"
+        parts = (f"{cap.calls} calls, {room}" if cap.calls else "", f"{cap.tokens} tokens" if cap.tokens else "")
+        text = f"{' and '.join(part for part in parts if part)} in {cap.per_s:g} s, for {cap.per}"
+        yield Finding(Outcome.INFO, "cap", text)
     if config.allow_overrides:
         yield Finding(Outcome.INFO, "allow_overrides", ", ".join(config.allow_overrides))
 
 
-async def _expert(name: str | None, expert: Expert, deadline_s: float) -> Finding:
-    """Ask once, past the cap: a doctor that was refused a call would know nothing."""
-    expert = expert.uncapped if isinstance(expert, CappedExpert) else expert
+def _failures(config: CtdConfig) -> Finding:
+    """Name what the failure policy lets through."""
+    if isinstance(config.on_failure, FailurePolicy):
+        stated = {"every cause": config.on_failure}
+    else:
+        stated = config.on_failure.model_dump(exclude_none=True)
+    text = ", ".join(f"{cause}: {policy}" for cause, policy in stated.items())
+    outcome = Outcome.WARNING if FailurePolicy.ALLOW in stated.values() else Outcome.INFO
+    return Finding(outcome, "on_failure", text)
+
+
+async def _expert(name: str | None, guarded: GuardedExpert, deadline_s: float) -> Finding:
+    """Ask once, past caps and breaker: a doctor that was refused a call would know nothing."""
     subject = "expert" if name is None else f"expert {name}"
+    if not guarded.is_enabled:
+        return Finding(Outcome.WARNING, subject, "it is switched off: expert_enabled is false")
+    expert = guarded.unguarded
     clock = asyncio.get_running_loop().time
     start = clock()
     try:

@@ -19,7 +19,12 @@
     │   └── OverloadedError      the queue in front of it is full
     ├── OverrideError            a request asks for a setting that it may not have
     └── ExpertError
-        ├── ExpertCapError          no call is left under a cap
+        ├── ExpertNotAskedError     it was not asked
+        │   ├── BreakerOpenError       it failed too often just now
+        │   ├── CapStoreError          the store that the caps are kept in cannot be reached
+        │   ├── ExpertCapError         nothing is left under a cap
+        │   ├── ExpertDisabledError    it is switched off
+        │   └── ExpertOverloadedError  too many inputs are waiting for it
         ├── ExpertTimeoutError      no answer before the deadline
         ├── ExpertUnavailableError  refused, unreachable, rate-limited or failing
         └── ExpertVerdictError      an answer that is not a verdict
@@ -34,12 +39,17 @@ from pathlib import Path
 
 __all__ = [
     "ActivationError",
+    "BreakerOpenError",
+    "CapStoreError",
     "ConfigError",
     "CtdError",
     "DataError",
     "DependencyError",
     "ExpertCapError",
+    "ExpertDisabledError",
     "ExpertError",
+    "ExpertNotAskedError",
+    "ExpertOverloadedError",
     "ExpertTimeoutError",
     "ExpertUnavailableError",
     "ExpertVerdictError",
@@ -177,8 +187,28 @@ class ExpertError(CtdError):
     """The expert gave no usable score."""
 
 
-class ExpertCapError(ExpertError):
-    """No call is left under a cap; the expert was not asked."""
+class ExpertNotAskedError(ExpertError):
+    """The expert was not asked; nothing was spent."""
+
+
+class BreakerOpenError(ExpertNotAskedError):
+    """The expert failed too often just now, and is left alone for a while."""
+
+
+class CapStoreError(ExpertNotAskedError):
+    """The store in which several processes keep a cap cannot be reached, so that nobody knows what is left."""
+
+
+class ExpertCapError(ExpertNotAskedError):
+    """No call or token is left under a cap."""
+
+
+class ExpertDisabledError(ExpertNotAskedError):
+    """The expert is switched off in the configuration."""
+
+
+class ExpertOverloadedError(ExpertNotAskedError):
+    """As many inputs as may are waiting for the expert already."""
 
 
 class ExpertTimeoutError(ExpertError):
@@ -192,10 +222,14 @@ class ExpertUnavailableError(ExpertError):
         problem: What is wrong.
         hint: What to do about it.
         is_transient: Whether the same call may well succeed a little later.
+        retry_after_s: Seconds after which the expert itself wants to be asked again; None where it does not say.
     """
 
-    def __init__(self, problem: str, *, hint: str = "", is_transient: bool = True) -> None:
+    def __init__(
+        self, problem: str, *, hint: str = "", is_transient: bool = True, retry_after_s: float | None = None
+    ) -> None:
         self.is_transient = is_transient
+        self.retry_after_s = retry_after_s
         super().__init__(problem, hint=hint)
 
 

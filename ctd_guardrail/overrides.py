@@ -19,7 +19,8 @@ from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.config import CtdConfig
 from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, OverrideError
-from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.experts.guarded import GuardedExpert
+from ctd_guardrail.guards.config import PrincipalConfig
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.tally import Tally
 
@@ -84,6 +85,12 @@ def read_overrides(raw: object, config: CtdConfig) -> Overrides:
     return overrides
 
 
+def _principal(value: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value else None
+
+
 class OverridableCascade:
     """A cascade with settings that single requests may change. It is what the doors talk to.
 
@@ -107,8 +114,8 @@ class OverridableCascade:
     def __init__(
         self,
         config: CtdConfig,
-        experts: Mapping[str | None, Expert],
-        build: Callable[[CtdConfig, Expert, Tally], Cascade],
+        experts: Mapping[str | None, GuardedExpert],
+        build: Callable[[CtdConfig, GuardedExpert, Tally], Cascade],
         *,
         capacity: int = _MAX_CASCADES,
     ) -> None:
@@ -121,19 +128,28 @@ class OverridableCascade:
         self._overridden: OrderedDict[Overrides, Cascade] = OrderedDict()
         self._lock = threading.Lock()  # requests come from several event loops
 
-    async def check(self, messages: Iterable[Mapping[str, Any]], overrides: object = None) -> Decision:
+    @property
+    def principal(self) -> PrincipalConfig | None:
+        """Where a request says on whose behalf it is made; None: nobody asks."""
+        return self._config.principal
+
+    async def check(
+        self, messages: Iterable[Mapping[str, Any]], overrides: object = None, *, principal: object = None
+    ) -> Decision:
         """Decide about a conversation.
 
         Args:
             messages: Chat messages in the OpenAI form, oldest first, the input to screen last.
             overrides: Settings for this request alone, a mapping as the caller wrote it; None: as configured.
+            principal: On whose behalf, a word or a number as the caller wrote it; anything else: unknown.
 
         Returns:
             The decision, also where something went wrong; as :meth:`Cascade.check`, this raises nothing but the
             cancellation of the calling task.
         """
+        known = _principal(principal)
         if overrides is None:
-            return await self._cascade.check(messages)
+            return await self._cascade.check(messages, principal=known)
         try:
             cascade = await self._get(overrides)
         except (OverrideError, ConfigError, InfeasibleBudgetError) as error:
@@ -145,7 +161,7 @@ class OverridableCascade:
             return self._refuse(Reason.INTERNAL_ERROR, error)
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
             return self._refuse(Reason.INTERNAL_ERROR, error)
-        return await cascade.check(messages)
+        return await cascade.check(messages, principal=known)
 
     async def aclose(self) -> None:
         """Release the experts. The base model belongs to the process and stays."""

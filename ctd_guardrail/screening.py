@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
-from ctd_guardrail.decision import Decision, Mode, Reason, Route, Timings, Verdict
+from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Timings, Verdict
 from ctd_guardrail.errors import (
+    BreakerOpenError,
+    CapStoreError,
     ExpertCapError,
+    ExpertDisabledError,
     ExpertError,
+    ExpertOverloadedError,
     ExpertTimeoutError,
     ExpertVerdictError,
     InputError,
@@ -16,10 +21,14 @@ from ctd_guardrail.errors import (
     OverlongError,
 )
 
-__all__ = ["Screening", "reason_of"]
+__all__ = ["Request", "Screening", "reason_of"]
 
 _REASONS: Final[tuple[tuple[type[BaseException], Reason], ...]] = (
+    (BreakerOpenError, Reason.BREAKER_OPEN),
+    (CapStoreError, Reason.CAP_UNAVAILABLE),
     (ExpertCapError, Reason.CAP_EXHAUSTED),
+    (ExpertDisabledError, Reason.EXPERT_DISABLED),
+    (ExpertOverloadedError, Reason.EXPERT_OVERLOADED),
     (ExpertTimeoutError, Reason.EXPERT_TIMEOUT),
     (ExpertVerdictError, Reason.EXPERT_BAD_VERDICT),
     (ExpertError, Reason.EXPERT_UNAVAILABLE),
@@ -32,6 +41,19 @@ _REASONS: Final[tuple[tuple[type[BaseException], Reason], ...]] = (
 def reason_of(error: BaseException) -> Reason:
     """Return why a guard that raised this could not do its work."""
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.INTERNAL_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What holds for all units of one request.
+
+    Attributes:
+        principal: On whose behalf it is made; None: unknown.
+        deadline: Time of the running event loop at which the guard's answer is due; None: never.
+    """
+
+    principal: str | None
+    deadline: float | None
 
 
 class Screening:
@@ -51,6 +73,7 @@ class Screening:
         self._start = self._probe_end = perf_counter()
         # Closed until something says otherwise.
         self._verdict, self._reason = Verdict.BLOCK, Reason.INTERNAL_ERROR
+        self._on_failure: FailurePolicy | None = None
 
     def probed(self, p: float, d: float) -> None:
         """Note both probes' scores."""
@@ -60,6 +83,11 @@ class Screening:
     def conclude(self, verdict: Verdict, reason: Reason) -> None:
         """Note the verdict."""
         self._verdict, self._reason = verdict, reason
+
+    def fail(self, verdict: Verdict, reason: Reason, policy: FailurePolicy | None) -> None:
+        """Note the verdict of the failure policy, and which it was; None: it had no say."""
+        self.conclude(verdict, reason)
+        self._on_failure = policy
 
     def decision(self, mode: Mode) -> Decision:
         """Return the decision.
@@ -82,4 +110,5 @@ class Screening:
                 expert_ms=1000 * (end - probe_end),
                 total_ms=1000 * (end - self._start),
             ),
+            on_failure=self._on_failure,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ctd_guardrail.config import CtdConfig
-from ctd_guardrail.decision import Decision, Verdict
+from ctd_guardrail.decision import Decision, Reason, Verdict
 from ctd_guardrail.overrides import OverridableCascade
 
 __all__ = ["SelfTestResult", "self_test"]
@@ -40,7 +40,12 @@ class SelfTestResult:
 
     @property
     def has_passed(self) -> bool:
-        """Whether the guard may be called ready as far as this input goes."""
+        """Whether the guard may be called ready as far as this input goes.
+
+        The kill switch is pulled in an emergency: that the expert would have judged an input keeps nobody from it.
+        """
+        if self.decision.reason is Reason.EXPERT_DISABLED:
+            return True
         return self.is_right if self.is_required else self.decision.p is not None
 
 

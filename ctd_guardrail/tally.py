@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 
-from ctd_guardrail.decision import Decision, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Verdict
 from ctd_guardrail.observability.observer import Observer
 
 __all__ = ["Tally", "TallySnapshot"]
@@ -19,11 +19,16 @@ class TallySnapshot:
     Attributes:
         decisions: Number of decisions for each (verdict, route, reason) that occurred.
         expert_attempts: Calls that were made to the expert, failed ones included.
+        expert_tokens: Tokens of these calls, estimated from the text where the expert does not say.
+        bypasses: Number of decisions for each (reason, failure policy, verdict) in which a failure policy other than
+            ``block`` took the guard's place.
         recalled: Turns that had been judged before; they are not among the decisions.
     """
 
     decisions: dict[tuple[Verdict, Route, Reason], int]
     expert_attempts: int
+    expert_tokens: int
+    bypasses: dict[tuple[Reason, FailurePolicy, Verdict], int]
     recalled: int = 0
 
     @property
@@ -52,7 +57,9 @@ class Tally:
     def __init__(self, observer: Observer | None = None) -> None:
         self._lock = threading.Lock()
         self._decisions: Counter[tuple[Verdict, Route, Reason]] = Counter()
+        self._bypasses: Counter[tuple[Reason, FailurePolicy, Verdict]] = Counter()
         self._expert_attempts = 0
+        self._expert_tokens = 0
         self._recalled = 0
         self._observer = observer
 
@@ -65,13 +72,16 @@ class Tally:
         """
         with self._lock:
             self._decisions[decision.verdict, decision.route, decision.reason] += 1
+            if decision.is_bypass and decision.on_failure is not None:
+                self._bypasses[decision.reason, decision.on_failure, decision.verdict] += 1
         if self._observer is not None:
             self._observer.decided(decision, unit)
 
-    def count_expert_attempts(self, attempts: int, tokens: int | None = None) -> None:
-        """Count calls to the expert: a budget in calls pays for each of them, answered or not."""
+    def count_expert_attempts(self, attempts: int, tokens: int) -> None:
+        """Count calls to the expert and their tokens: a budget pays for each of them, answered or not."""
         with self._lock:
             self._expert_attempts += attempts
+            self._expert_tokens += tokens
         if self._observer is not None:
             self._observer.asked(attempts, tokens)
 
@@ -85,4 +95,10 @@ class Tally:
     def snapshot(self) -> TallySnapshot:
         """Return the counts so far."""
         with self._lock:
-            return TallySnapshot(dict(self._decisions), self._expert_attempts, self._recalled)
+            return TallySnapshot(
+                decisions=dict(self._decisions),
+                expert_attempts=self._expert_attempts,
+                expert_tokens=self._expert_tokens,
+                bypasses=dict(self._bypasses),
+                recalled=self._recalled,
+            )

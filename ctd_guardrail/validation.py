@@ -124,8 +124,10 @@ def _locate(
     for depth, part in enumerate(location):
         is_last = depth == len(location) - 1
         inside = _child(value, part)
-        if inside is _MISSING and not (is_last and isinstance(value, Mapping)):
-            models = [m for m in models if any(part in get_args(f.annotation) for f in m.model_fields.values())]
+        if inside is _MISSING and not (is_last and isinstance(part, str) and isinstance(value, Mapping)):
+            # The member that a value in the file names; where none does, all of them are still possible.
+            named = [m for m in models if any(part in get_args(f.annotation) for f in m.model_fields.values())]
+            models = named or models
             continue
         path.append(str(part))
         value = inside

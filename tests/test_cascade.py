@@ -211,6 +211,8 @@ async def test_a_blank_input_is_allowed_without_work(messages: Any) -> None:
 
 async def test_a_cancellation_from_inside_blocks_and_the_callers_own_propagates() -> None:
     decision = await cascade(Engine(0.0, ABOVE), Judge(asyncio.CancelledError())).check(user())
+    assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.EXPERT_UNAVAILABLE)
+    decision = await cascade(Engine(0.0, ABOVE, asyncio.CancelledError()), Judge()).check(user())
     assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.INTERNAL_ERROR)
 
     class Slow(Judge):

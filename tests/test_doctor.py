@@ -36,7 +36,7 @@ def test_a_sound_configuration_is_ready(make_rail_folder: Callable[..., Path], j
     assert found["device"] == ("info", "cpu")
     assert found["nemoguardrails"][1].startswith("0.")
     assert found["door: sidecar"][1] == "available"
-    assert found["cap"][1] == "5 calls in 60 s, 5 at once"
+    assert found["cap"][1] == "5 calls, 5 at once in 60 s, for all"
     assert judge.calls >= 3
 
 
@@ -68,7 +68,7 @@ def test_an_expert_that_is_down_is_not_ready(make_rail_folder: Callable[..., Pat
 def test_an_expert_that_hangs_is_given_up(make_rail_folder: Callable[..., Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
-        expert = {"type": "openai", "base_url": url, "model": "judge", "timeout_s": 60}
+        expert = {"type": "openai", "base_url": url, "model": "judge", "timeout_s": 20}
         status, found = examined(make_rail_folder(expert=expert), "--deadline", "0.2")
     assert status == 1
     assert found["expert"] == ("error", "no answer within 0.2 s")

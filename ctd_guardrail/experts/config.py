@@ -32,6 +32,8 @@ class OpenAIExpertConfig(_Section):
         scoring: ``logprobs``: P(unsafe) from the log-probabilities of the answer token. ``json``: from a verdict and
             a confidence that the model states; for endpoints without log-probabilities.
         max_concurrency: Calls that may be under way at once; others wait within their deadline.
+        max_waiting: Inputs that may wait for one of these calls in a rail; one more is a failure,
+            ``expert_overloaded``. Calibration asks at its own pace.
         instruction: Replaces the built-in definition of what is unsafe.
     """
 
@@ -42,6 +44,7 @@ class OpenAIExpertConfig(_Section):
     timeout_s: _Seconds = 10.0
     scoring: Literal["logprobs", "json"] = "logprobs"
     max_concurrency: Annotated[int, Field(ge=1)] = 64
+    max_waiting: Annotated[int, Field(ge=0)] = 256
     instruction: _Text | None = None
 
 
@@ -54,13 +57,17 @@ class RailExpertConfig(_Section):
             ``content safety check input $model=content_safety``.
         config: Folder of a NeMo Guardrails configuration that holds the rail's models and prompts. Offline it is
             required; inside NeMo Guardrails the surrounding configuration is used where it is left out.
-        timeout_s: Deadline of one run of the rail.
+        timeout_s: Deadline of one run of the rail, from waiting for a free slot.
+        max_concurrency: Runs that may be under way at once; others wait within their deadline.
+        max_waiting: Inputs that may wait for one of these runs; one more is a failure, ``expert_overloaded``.
     """
 
     type: Literal["rail"]
     flow: _Text
     config: Path | None = None
     timeout_s: _Seconds = 10.0
+    max_concurrency: Annotated[int, Field(ge=1)] = 64
+    max_waiting: Annotated[int, Field(ge=0)] = 256
 
 
 class Completions(_Section):

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.errors import ExpertUnavailableError, InputError, OverloadedError
+from ctd_guardrail.errors import ExpertOverloadedError, ExpertUnavailableError, InputError, OverloadedError
 from ctd_guardrail.experts.classifier import ClassifierReader
 from ctd_guardrail.experts.config import LocalExpertConfig
 from ctd_guardrail.experts.deadline import within
@@ -74,7 +74,8 @@ class LocalExpert:
 
         Raises:
             OverlongError: It has more tokens than ``expert.max_tokens``.
-            ExpertUnavailableError: The queue is full, the model failed, or the expert is closed.
+            ExpertOverloadedError: The queue is full.
+            ExpertUnavailableError: The model failed, or the expert is closed.
         """
         service = self._service
         if service is None:
@@ -88,7 +89,7 @@ class LocalExpert:
         except (InputError, ExpertUnavailableError):
             raise
         except OverloadedError:
-            raise ExpertUnavailableError(
+            raise ExpertOverloadedError(
                 "too many conversations are waiting for the local expert",
                 hint="Lower alpha, use a faster device, or add replicas",
             ) from None

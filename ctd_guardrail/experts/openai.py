@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import httpx
@@ -25,6 +28,7 @@ _MAX_RESPONSE_BYTES: Final = 1 << 20
 # The most that OpenAI's own endpoint gives, and vLLM's default limit.
 _TOP_LOGPROBS: Final = 20
 _MAX_JSON_TOKENS: Final = 64
+_WHOLE_SECONDS: Final = re.compile(r"[0-9]{1,9}")
 
 _VERDICT_SCHEMA: Final = {
     "type": "object",
@@ -48,8 +52,8 @@ _HINTS: Final = {
 class OpenAIExpert:
     """Asks a chat model whether the conversation is unsafe.
 
-    A call is made once: with a rate budget in calls, a retry is for the operator to decide. Proxies and ``.netrc``
-    from the environment are not used: the configuration alone says where conversations and the key go.
+    A call is made once: whoever asks decides about another attempt, and counts it. Proxies and ``.netrc`` from the
+    environment are not used: the configuration alone says where conversations and the key go.
 
     Args:
         config: Endpoint, model and form of the answer.
@@ -83,12 +87,13 @@ class OpenAIExpert:
         """
         payload = self._payload(conversation)
         call = IO_THREAD.submit(self._call(payload))
-        status, body = await within(asyncio.wrap_future(call), self._config.timeout_s)
+        status, body, retry_after = await within(asyncio.wrap_future(call), self._config.timeout_s)
         if status != httpx.codes.OK:
             raise ExpertUnavailableError(
                 f"the expert answered with HTTP {status}",
                 hint=_HINTS.get(status, ""),
                 is_transient=status in _TRANSIENT or status >= httpx.codes.INTERNAL_SERVER_ERROR,
+                retry_after_s=_seconds(retry_after),
             )
         return self._read(body)
 
@@ -114,8 +119,8 @@ class OpenAIExpert:
             }
         return json.dumps(payload).encode("ascii")
 
-    async def _call(self, payload: bytes) -> tuple[int, bytes]:
-        """Return status and body. Runs on the I/O thread."""
+    async def _call(self, payload: bytes) -> tuple[int, bytes, str]:
+        """Return status, body, and when to come again. Runs on the I/O thread."""
         try:
             async with (
                 self._slots,
@@ -123,7 +128,7 @@ class OpenAIExpert:
             ):
                 # The text of a refusal is not read: it may quote the conversation.
                 body = await _read_body(response) if response.status_code == httpx.codes.OK else b""
-                return response.status_code, body
+                return response.status_code, body, response.headers.get("Retry-After", "")
         except ExpertError:
             raise
         except Exception as error:  # noqa: BLE001  # httpx lets errors of sockets, TLS and its own state through
@@ -151,6 +156,16 @@ class OpenAIExpert:
         tokens = _get(_get(answer, "usage"), "total_tokens")
         counted = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
         return ExpertScore(p_unsafe, tokens=tokens if counted else None)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Return the seconds that a ``Retry-After`` names, as a number or as a date (RFC 9110, section 10.2.3)."""
+    if _WHOLE_SECONDS.fullmatch(retry_after):
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 async def _read_body(response: httpx.Response) -> bytes:

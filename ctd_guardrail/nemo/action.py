@@ -25,14 +25,22 @@ def make_action(guard: Guard) -> Callable[..., Awaitable[RailOutcome]]:
     # A system action runs in this process even where an actions server is configured.
     @action(name=ACTION_NAME, is_system_action=True)
     async def ctd_check_input(events: list[Any] | None = None, context: dict[str, Any] | None = None) -> RailOutcome:
-        overrides = (context or {}).get(OVERRIDES)
-        return await screen(guard, lambda: messages_from_events(events, context), overrides)
+        variables = context or {}
+        where = guard.principal
+        principal = None if where is None or where.variable is None else variables.get(where.variable)
+        return await screen(
+            guard, lambda: messages_from_events(events, context), variables.get(OVERRIDES), principal=principal
+        )
 
     return ctd_check_input
 
 
 async def screen(
-    guard: Guard | None, messages: Callable[[], list[dict[str, Any]]], overrides: object = None
+    guard: Guard | None,
+    messages: Callable[[], list[dict[str, Any]]],
+    overrides: object = None,
+    *,
+    principal: object = None,
 ) -> RailOutcome:
     """Return a guard's outcome for what a host hands over.
 
@@ -43,6 +51,7 @@ async def screen(
         guard: The guard; None, where a host asks for a configuration that was never prepared.
         messages: Reads the messages.
         overrides: Settings for this request alone, as it states them.
+        principal: On whose behalf, as the request states it.
     """
     if guard is None:
         return RailOutcome.failure(reason=Reason.INTERNAL_ERROR.value)
@@ -51,17 +60,19 @@ async def screen(
     except Exception:  # noqa: BLE001  # see above
         # None is no message: the guard fails it, counts it, and blocks.
         read = [None]  # type: ignore[list-item]
-    return to_outcome(await guard.check(read, overrides))
+    return to_outcome(await guard.check(read, overrides, principal=principal))
 
 
 def to_outcome(decision: Decision) -> RailOutcome:
     """Return the outcome: ``failed`` tells a guard that broke from content that was refused.
 
-    In shadow mode every outcome allows, and its reason says what was decided. Route and reason are visible to API
-    clients that ask for the log of activated rails. Scores and the threshold are not part of it: they would tell an
-    attacker how close they are.
+    In shadow mode every outcome allows, and its reason says what was decided. Route, reason and, where the guard could
+    not do its work, the failure policy are visible to API clients that ask for the log of activated rails. Scores and
+    the threshold are not part of it: they would tell an attacker how close they are.
     """
     metadata = {"route": decision.route.value, "reason": decision.reason.value}
+    if decision.on_failure is not None:
+        metadata["on_failure"] = decision.on_failure.value
     if not decision.is_blocking:
         return RailOutcome.allow(reason=decision.reason.value, metadata=metadata)
     if decision.reason.is_failure:

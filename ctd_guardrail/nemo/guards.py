@@ -71,7 +71,7 @@ def _start(load: Callable[[], OverridableCascade], section: CtdConfig) -> Guard:
         asyncio.get_running_loop()
     except RuntimeError:
         return load()
-    return LoadingGuard(load, mode=section.mode)
+    return LoadingGuard(load, mode=section.mode, principal=section.principal)
 
 
 def config_folder(config: RailsConfig) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import CtdError
+from ctd_guardrail.guards.config import PrincipalConfig
 from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.tally import Tally
 
@@ -25,10 +26,18 @@ class LoadingGuard:
     Args:
         load: Loads the models; called on a thread.
         mode: Whether the block counts.
+        principal: Where a request says on whose behalf it is made.
     """
 
-    def __init__(self, load: Callable[[], OverridableCascade], *, mode: Mode = Mode.ENFORCE) -> None:
+    def __init__(
+        self,
+        load: Callable[[], OverridableCascade],
+        *,
+        mode: Mode = Mode.ENFORCE,
+        principal: PrincipalConfig | None = None,
+    ) -> None:
         self._mode = mode
+        self.principal = principal
         self._unready = Tally()
         self._loaded: Future[OverridableCascade] = Future()
         # From now on nobody who waits for it can cancel it.
@@ -45,7 +54,9 @@ class LoadingGuard:
         """Counts of all decisions; before the models are loaded, of those that say so."""
         return self._loaded.result().tally if self._loaded.done() and not self.has_failed else self._unready
 
-    async def check(self, messages: Iterable[Mapping[str, Any]], overrides: object = None) -> Decision:
+    async def check(
+        self, messages: Iterable[Mapping[str, Any]], overrides: object = None, *, principal: object = None
+    ) -> Decision:
         """Decide about a conversation as soon as the models are loaded; see :meth:`OverridableCascade.check`."""
         try:
             guard = self._loaded.result() if self._loaded.done() else await asyncio.wrap_future(self._loaded)
@@ -53,7 +64,7 @@ class LoadingGuard:
             decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=Reason.NOT_READY, mode=self._mode)
             self._unready.count(decision)
             return decision
-        return await guard.check(messages, overrides)
+        return await guard.check(messages, overrides, principal=principal)
 
 
 def _run(load: Callable[[], OverridableCascade], loaded: Future[OverridableCascade]) -> None:

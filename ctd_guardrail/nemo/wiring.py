@@ -112,6 +112,13 @@ def _check_iorails(rail: RailFolder, version: str) -> None:
             key=f"{SECTION}.allow_overrides",
             hint="Use LLMRails, or the sidecar",
         )
+    if rail.config.principal is not None:
+        raise ConfigError(
+            "the IORails engine hands a rail no context, so all principals would be taken for one",
+            file=rail.file,
+            key=f"{SECTION}.principal",
+            hint="Use LLMRails, or the sidecar",
+        )
 
 
 def _first_flow(file: Path) -> str:

@@ -25,12 +25,12 @@ class Observer(Protocol):
         """
         ...
 
-    def asked(self, attempts: int, tokens: int | None) -> None:
+    def asked(self, attempts: int, tokens: int) -> None:
         """Take calls of the expert, answered or not.
 
         Args:
             attempts: Number of calls.
-            tokens: Tokens billed for them; None where the expert does not say.
+            tokens: Tokens billed for them, estimated from the text where the expert does not say.
         """
         ...
 

@@ -42,15 +42,16 @@ def create_api(service: Service, settings: ServeSettings) -> FastAPI:
         """Screen one conversation."""
         messages = body.conversation()
         refuse_too_many(len(messages))
-        decision = await service.check(messages, body.overrides)
+        decision = await service.check(messages, body.overrides, principal=_principal(request, service))
         return CheckAnswer.of(decision, _request_id(request), show_scores=settings.show_scores)
 
     @api.post("/api/v1/text/contents")
-    async def text_contents(body: ContentsRequest) -> list[list[Detection]]:
+    async def text_contents(body: ContentsRequest, request: Request) -> list[list[Detection]]:
         """Screen texts, as a detector of the FMS API."""
         refuse_too_many(len(body.contents))
         turns = ([{"role": "user", "content": content}] for content in body.contents)
-        decisions = await asyncio.gather(*(service.check(messages) for messages in turns))
+        principal = _principal(request, service)
+        decisions = await asyncio.gather(*(service.check(messages, principal=principal) for messages in turns))
         return [detections(decision, content) for decision, content in zip(decisions, body.contents, strict=True)]
 
     @api.get("/v1/stats")
@@ -69,6 +70,11 @@ def create_api(service: Service, settings: ServeSettings) -> FastAPI:
         return JSONResponse({"status": service.status}, 200 if service.is_ready else 503)
 
     return api
+
+
+def _principal(request: Request, service: Service) -> str | None:
+    header = service.principal_header
+    return None if header is None else request.headers.get(header)
 
 
 def _request_id(request: Request) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
 
 __all__ = ["BLOCK_LABEL", "FAILURE_LABEL", "CheckAnswer", "CheckRequest", "ContentsRequest", "Detection", "detections"]
 
@@ -53,7 +53,8 @@ class CheckAnswer(BaseModel):
         shadow_verdict: In shadow mode, the verdict that would count.
         route: Whom the budget rule assigned the input to.
         reason: Why.
-        failed: Whether the guard could not do its work and the failure policy chose the verdict.
+        failed: Whether the guard could not do its work, so that it did not judge the content.
+        on_failure: The failure policy that chose the verdict then; absent where it had no say.
         request_id: The request's ``X-Request-Id``, or one that was made for it.
         latency_ms: Time that the guard took.
         p: Safety probe, P(unsafe); where scores are shown.
@@ -67,6 +68,7 @@ class CheckAnswer(BaseModel):
     route: Route
     reason: Reason
     failed: bool
+    on_failure: FailurePolicy | None = None
     request_id: str
     latency_ms: float
     p: float | None = None
@@ -83,6 +85,7 @@ class CheckAnswer(BaseModel):
             route=decision.route,
             reason=decision.reason,
             failed=decision.reason.is_failure,
+            on_failure=decision.on_failure,
             request_id=request_id,
             latency_ms=round(decision.timings.total_ms, 3),
         )

@@ -44,11 +44,11 @@ class _InService:
         self.idle = asyncio.Event()
         self.idle.set()
 
-    async def check(self, messages: Iterable[Mapping[str, Any]], overrides: object) -> Decision:
+    async def check(self, messages: Iterable[Mapping[str, Any]], overrides: object, principal: object) -> Decision:
         self.running += 1
         self.idle.clear()
         try:
-            return await self.cascade.check(messages, overrides)
+            return await self.cascade.check(messages, overrides, principal=principal)
         finally:
             self.running -= 1
             if not self.running:
@@ -119,7 +119,15 @@ class Service:
             if not has_passed:
                 await asyncio.sleep(self._test_again_s)
 
-    async def check(self, messages: Iterable[Mapping[str, Any]], overrides: object = None) -> Decision:
+    @property
+    def principal_header(self) -> str | None:
+        """Header in which a request names its principal; None: nobody asks."""
+        where = None if self._guard is None else self._guard.cascade.principal
+        return None if where is None else where.header
+
+    async def check(
+        self, messages: Iterable[Mapping[str, Any]], overrides: object = None, *, principal: object = None
+    ) -> Decision:
         """Decide about a conversation; see :meth:`OverridableCascade.check`.
 
         Raises:
@@ -127,7 +135,7 @@ class Service:
         """
         if self._guard is None:
             raise OverloadedError("the guard is not loaded yet")
-        return await self._guard.check(messages, overrides)
+        return await self._guard.check(messages, overrides, principal)
 
     async def reload(self) -> bool:
         """Read the configuration again and, where it is sound and passes its self-test, put it in place.
@@ -208,7 +216,9 @@ class Service:
             "total": counts.total,
             "delegated": counts.delegated,
             "failures": counts.failures,
+            "bypassed": sum(counts.bypasses.values()),
             "expert_attempts": counts.expert_attempts,
+            "expert_tokens": counts.expert_tokens,
             "recalled": counts.recalled,
             "refused": {str(status): count for status, count in sorted(self.refused.items())},
             "running": self._guard.running,
@@ -216,6 +226,18 @@ class Service:
             "alpha": certificate.alpha,
             "delta": certificate.delta,
             "expected_rate": self._guard.loaded.planned.expected_rate,
+            "experts": {
+                name or "default": {
+                    "enabled": expert.is_enabled,
+                    "breaker": None if expert.breaker is None else expert.breaker.state,
+                    "waiting": None if expert.bulkhead is None else expert.bulkhead.waiting,
+                }
+                for name, expert in self._guard.cascade.experts.items()
+            },
+            "bypasses": [
+                {"reason": reason, "on_failure": policy, "verdict": verdict, "count": count}
+                for (reason, policy, verdict), count in sorted(counts.bypasses.items())
+            ],
             "decisions": [
                 {"verdict": verdict, "route": route, "reason": reason, "count": count}
                 for (verdict, route, reason), count in sorted(counts.decisions.items())

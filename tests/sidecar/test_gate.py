@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -31,7 +32,7 @@ class CountingGuard:
         self.seconds = 0.0
         self.error: Exception | None = None
 
-    async def check(self, messages: Any, overrides: object = None) -> Decision:
+    async def check(self, messages: Any, overrides: object = None, *, principal: object = None) -> Decision:
         self.started += 1
         try:
             if self.error is not None:
@@ -50,7 +51,8 @@ def gated(make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> 
         sidecar = make_sidecar(Path("nowhere"), loads=False, **settings)
         guard = CountingGuard()
         monkeypatch.setattr(sidecar.service, "check", guard.check)
-        monkeypatch.setattr(sidecar.service, "_guard", object())
+        loaded = SimpleNamespace(cascade=SimpleNamespace(principal=None))
+        monkeypatch.setattr(sidecar.service, "_guard", loaded)
         monkeypatch.setattr(sidecar.service, "aclose", _nothing)
         sidecar.service.status = Status.READY
         return sidecar, guard

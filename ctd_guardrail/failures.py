@@ -1,0 +1,64 @@
+"""What happens to an input when the guard cannot do its work, cause by cause."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from ctd_guardrail.decision import FailurePolicy, Reason
+
+__all__ = ["FailurePolicies", "policy_for"]
+
+# Who writes the input chooses these, or the caller asked for what it may not have: the failure policy, which is meant
+# for a guard that broke, has no say in them.
+_ALWAYS_BLOCKED: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG, Reason.BAD_OVERRIDE, Reason.NOT_READY})
+
+
+class FailurePolicies(BaseModel):
+    """The failure policy by cause; a cause that is not named has the default.
+
+    Attributes:
+        default: For every cause that is not named.
+        expert_timeout: The expert did not answer within its ``timeout_s``.
+        expert_unavailable: The expert could not be reached, refused, or failed.
+        expert_bad_verdict: The expert answered, but not with a verdict. Who writes the input may provoke it.
+        expert_overloaded: As many inputs as may are waiting for the expert already.
+        expert_disabled: The expert is switched off, ``expert_enabled``.
+        breaker_open: The expert failed too often just now and is left alone.
+        cap_exhausted: Nothing is left under a cap. Who sends many inputs may provoke it.
+        cap_unavailable: The store that the caps are kept in cannot be reached.
+        deadline: The guard's own ``deadline_s`` has passed.
+        overloaded: The queue in front of the base model is full.
+        internal_error: Anything else.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    default: FailurePolicy = FailurePolicy.BLOCK
+    expert_timeout: FailurePolicy | None = None
+    expert_unavailable: FailurePolicy | None = None
+    expert_bad_verdict: FailurePolicy | None = None
+    expert_overloaded: FailurePolicy | None = None
+    expert_disabled: FailurePolicy | None = None
+    breaker_open: FailurePolicy | None = None
+    cap_exhausted: FailurePolicy | None = None
+    cap_unavailable: FailurePolicy | None = None
+    deadline: FailurePolicy | None = None
+    overloaded: FailurePolicy | None = None
+    internal_error: FailurePolicy | None = None
+
+
+def policy_for(on_failure: FailurePolicy | FailurePolicies, reason: Reason) -> FailurePolicy | None:
+    """Return the failure policy for a cause; None where it has no say and the input is blocked.
+
+    Args:
+        on_failure: What the operator stated: one policy for all causes, or one for each.
+        reason: The cause.
+    """
+    if reason in _ALWAYS_BLOCKED:
+        return None
+    if isinstance(on_failure, FailurePolicy):
+        return on_failure
+    stated: FailurePolicy | None = getattr(on_failure, reason.value)
+    return on_failure.default if stated is None else stated

@@ -1,0 +1,122 @@
+"""A circuit breaker: an expert that fails again and again is left alone for a while, then tried carefully."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+from ctd_guardrail.errors import BreakerOpenError
+
+__all__ = ["BreakerState", "CircuitBreaker", "Health"]
+
+log = logging.getLogger(__name__)
+
+
+class BreakerState(StrEnum):
+    """Closed: calls pass. Open: none does. Half-open: as many as ``trials`` at a time do."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Health(StrEnum):
+    """What a call says about the expert; ``unknown`` where it ended without the expert's doing."""
+
+    GOOD = "good"
+    BAD = "bad"
+    UNKNOWN = "unknown"
+
+
+class CircuitBreaker:
+    """Opens after a run of failures, and closes after one success. Serves any number of threads and event loops.
+
+    Nygard, *Release It!*, 2007, chapter 5. Two things differ from common libraries: at half-open the number of calls
+    is bounded, and what says nothing about the expert, such as a client that left, counts neither as a failure nor as
+    a success.
+
+    Args:
+        failures: Failures in a row that open it.
+        open_s: Seconds until it may be tried again.
+        trials: Calls that may be under way at half-open.
+        health: Tells from an exception what it says about the expert; a call without exception is good.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        *,
+        failures: int,
+        open_s: float,
+        trials: int,
+        health: Callable[[BaseException], Health],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._failures = failures
+        self._open_s = open_s
+        self._trials = trials
+        self._health = health
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._state = BreakerState.CLOSED
+        # Calls of an earlier state have no say in a later one.
+        self._era = 0
+        self._failed = 0
+        self._running = 0
+        self._opened_at = 0.0
+
+    @property
+    def state(self) -> BreakerState:
+        """Where it stands; an open one stays open until a call tries it."""
+        return self._state
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Make a call inside this context.
+
+        Raises:
+            BreakerOpenError: No call may be made now.
+        """
+        era = self._enter()
+        try:
+            yield
+        except BaseException as error:
+            self._leave(era, self._health(error))
+            raise
+        self._leave(era, Health.GOOD)
+
+    def _enter(self) -> int:
+        with self._lock:
+            if self._state is BreakerState.OPEN and self._clock() - self._opened_at >= self._open_s:
+                self._become(BreakerState.HALF_OPEN)
+            if self._state is BreakerState.OPEN or self._running >= self._trials:
+                raise BreakerOpenError("the expert failed too often just now, and is left alone for a while")
+            if self._state is BreakerState.HALF_OPEN:
+                self._running += 1
+            return self._era
+
+    def _leave(self, era: int, health: Health) -> None:
+        with self._lock:
+            if era != self._era:
+                return
+            is_trial = self._state is BreakerState.HALF_OPEN
+            self._running -= is_trial
+            if health is Health.GOOD:
+                self._failed = 0
+                if is_trial:
+                    self._become(BreakerState.CLOSED)
+            elif health is Health.BAD:
+                self._failed += 1
+                if is_trial or self._failed >= self._failures:
+                    self._opened_at = self._clock()
+                    self._become(BreakerState.OPEN)
+
+    def _become(self, state: BreakerState) -> None:
+        log.warning("breaker of the expert: %s", state)
+        self._state = state
+        self._era += 1
+        self._failed = self._running = 0
