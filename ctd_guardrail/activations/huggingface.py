@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ctd_guardrail.activations.models import resolve_model
+from ctd_guardrail.activations.packing import Packing
 from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
@@ -28,7 +30,7 @@ _WEIGHT_SAMPLE: Final = 1024
 
 
 def pick_device(device: str) -> str:
-    """Return the device to use: ``auto`` becomes ``cuda`` where there is one, else ``cpu``."""
+    """Return the device or devices to use: ``auto`` becomes ``cuda`` where there is one, else ``cpu``."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,14 +39,14 @@ def pick_device(device: str) -> str:
 class HuggingFaceSource:
     """An :class:`~ctd_guardrail.activations.source.ActivationSource` on transformers and torch.
 
-    Only the blocks below the deepest layer are kept, and no language-model head is loaded, so memory and time are
+    Only the blocks below the deepest layer are loaded, and no language-model head, so memory and time are
     layer / depth of the base model. The result equals the full model's ``hidden_states[layer]`` (``residual``), or
     the output of that block's input norm (``input_norm``), for several layers side by side.
 
     Args:
-        spec: Model, layers, site and dtype.
-        device: A torch device, or ``auto``.
-        max_batch_tokens: Padded tokens in one forward pass.
+        spec: Model, layers, site, dtype and quantisation.
+        device: A torch device; several with commas between them, over which the blocks are spread; or ``auto``.
+        max_batch_tokens: Tokens in one forward pass.
 
     Raises:
         ActivationError: The model cannot be found or loaded, or its architecture is not supported.
@@ -52,9 +54,8 @@ class HuggingFaceSource:
         DependencyError: ``package:NAME`` is not installed.
     """
 
-    def __init__(self, spec: ActivationSpec, *, device: str = "auto", max_batch_tokens: int = 4096) -> None:
+    def __init__(self, spec: ActivationSpec, *, device: str = "auto", max_batch_tokens: int = 2048) -> None:
         self._spec = spec
-        self._device = torch.device(pick_device(device))
         self._max_batch_tokens = max_batch_tokens
         path = resolve_model(spec.model)
         with quiet_transformers():
@@ -66,8 +67,7 @@ class HuggingFaceSource:
                     f"base model {spec.model!r} cannot be opened: {error}",
                     hint="Give a Hugging Face id, a local folder, or package:NAME",
                 ) from error
-            self._model = TruncatedModel(path, spec, config)
-        self._model.module.to(self._device)
+            self._model = TruncatedModel(path, spec, config, devices=pick_device(device).split(","))
         window = _resolve_window(spec, config)
         self._tokenize = ConversationTokenizer(tokenizer, window=window, max_tokens=spec.max_tokens)
         self._pad_id = int(tokenizer.pad_token_id or 0)
@@ -105,30 +105,46 @@ class HuggingFaceSource:
 
     @torch.inference_mode()
     def activations(self, windows: Sequence[tuple[int, ...]]) -> Ragged:
-        """Return the activations of all tokens of all windows, one segment a window, in order.
-
-        Windows of like length share a right-padded forward pass. A causal model never looks at the padding behind
-        it; an encoder gets a mask.
-        """
+        """Return the activations of all tokens of all windows, one segment a window, in order."""
         lengths = tuple(len(window) for window in windows)
-        parts: list[torch.Tensor | None] = [None] * len(windows)
-        for group in _groups(lengths, self._max_batch_tokens):
-            hidden = self._forward([windows[i] for i in group])
-            for row, i in enumerate(group):
-                parts[i] = hidden[row, : lengths[i]]
-        return Ragged(torch.cat([part for part in parts if part is not None]), lengths)
+        if self._model.is_packed:
+            parts = [self._forward_packed(windows[pack]) for pack in _packs(lengths, self._max_batch_tokens)]
+        else:
+            parts = self._forward_padded(windows, lengths)
+        return Ragged(parts[0] if len(parts) == 1 else torch.cat(parts), lengths)
 
-    def _forward(self, windows: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        width = max(len(window) for window in windows)
-        ids = torch.tensor([[*window, *[self._pad_id] * (width - len(window))] for window in windows])
-        arguments: dict[str, Any] = {"input_ids": ids.to(self._device)}
-        if self._model.is_causal:
-            # A cache would be filled for nothing.
-            arguments["use_cache"] = False
-        elif any(len(window) < width for window in windows):
-            mask = torch.tensor([[1] * len(window) + [0] * (width - len(window)) for window in windows])
-            arguments["attention_mask"] = mask.to(self._device)
-        return self._model(**arguments)
+    def _forward_packed(self, windows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Return the activations of all tokens, shape [tokens, width]; no window sees another."""
+        packing = Packing(tuple(len(window) for window in windows))
+        ids = torch.tensor([list(chain.from_iterable(windows))])
+        device = self._model.device
+        return self._model(
+            input_ids=ids.to(device), position_ids=packing.position_ids().to(device), packing=packing
+        ).squeeze(0)
+
+    def _forward_padded(self, windows: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[torch.Tensor]:
+        """Return the activations of each window, shape [tokens, width].
+
+        Windows of like length share a right-padded forward pass: a causal model never looks at what is behind a token.
+        """
+        parts: dict[int, torch.Tensor] = {}
+        for group in _groups(lengths, self._max_batch_tokens):
+            width = max(lengths[i] for i in group)
+            padded = [[*windows[i], *[self._pad_id] * (width - lengths[i])] for i in group]
+            hidden = self._model(input_ids=torch.tensor(padded).to(self._model.device))
+            parts.update((i, hidden[row, : lengths[i]]) for row, i in enumerate(group))
+        return [parts[i] for i in range(len(windows))]
+
+
+def _packs(lengths: Sequence[int], max_tokens: int) -> Iterator[slice]:
+    """Yield neighbouring windows whose tokens stay within the budget; a longer one is alone."""
+    start = tokens = 0
+    for i, length in enumerate(lengths):
+        if i > start and tokens + length > max_tokens:
+            yield slice(start, i)
+            start, tokens = i, 0
+        tokens += length
+    yield slice(start, len(lengths))
 
 
 def _groups(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
@@ -145,6 +161,10 @@ def _groups(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
 
 def _resolve_window(spec: ActivationSpec, config: Any) -> int:
     positions = int(getattr(config, "max_position_embeddings", _LARGEST_WINDOW))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # One longer window would turn the positions of all windows in its batch by other angles.
+        positions = min(positions, int(rope["original_max_position_embeddings"]))
     if spec.window is not None and spec.window > positions:
         raise ConfigError(
             f"a window of {spec.window} tokens exceeds the model's {positions} positions",

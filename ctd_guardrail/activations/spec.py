@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-__all__ = ["ActivationSpec", "Fingerprint", "Layers"]
+__all__ = ["ActivationSpec", "Fingerprint", "Layers", "Quantization"]
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -32,6 +32,9 @@ Layers = Annotated[
 ]
 """Layers that are read side by side, ascending; one number stands for one layer."""
 
+Quantization = Literal["int8", "nf4"]
+"""How the weights of the blocks are stored in fewer bits."""
+
 
 class ActivationSpec(BaseModel):
     """Where in which model activations are read.
@@ -45,6 +48,8 @@ class ActivationSpec(BaseModel):
         site: ``input_norm``: output of block l's input norm (arXiv 2604.14251, section 4). ``residual``: the residual
             stream that enters block l, ``hidden_states[l]``; the only choice for post-norm encoders such as BERT.
         dtype: Data type of the weights and the forward pass.
+        quantization: ``int8`` or ``nf4``: weights of the blocks in 8 or 4 bits; needs the extra ``large``. None: in
+            ``dtype``.
         window: Tokens in one forward window; None: what the model's positions allow, at most 4096. Longer
             conversations are read in several windows, without a gap.
         max_tokens: Conversations with more tokens are not read at all: the failure policy decides.
@@ -57,6 +62,7 @@ class ActivationSpec(BaseModel):
     layers: Layers
     site: Literal["input_norm", "residual"] = "input_norm"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Quantization | None = None
     window: Annotated[int, Field(ge=8)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] = 32_768
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import nn
 from transformers import AutoModel
 
+from ctd_guardrail.activations.packing import ATTENTION
+from ctd_guardrail.activations.quantization import quantization_config, require
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ActivationError, ConfigError
 
 __all__ = ["TruncatedModel"]
 
 _ENCODERS: Final = frozenset({"bert", "modernbert"})
+# Tests show that their activations are the same packed and alone. Others are padded, with their own attention.
+_PACKED: Final = _ENCODERS | {"gemma2", "gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"}
 _FINAL_NORMS: Final = ("norm", "final_norm", "final_layernorm")
 _INPUT_NORMS: Final = ("input_layernorm", "attn_norm")
 
@@ -22,39 +29,58 @@ class TruncatedModel:
     """The blocks below the deepest layer; a forward pass gives the activations of all layers side by side.
 
     Layer l of site ``residual`` is the stream that enters block l, of site ``input_norm`` what that block's input norm
-    makes of it. The deepest is the model's own output; the others are read by hooks on the way.
+    makes of it. The deepest is the model's own output: block l's input norm is loaded in the place of the final norm,
+    and nothing else from there upwards is read from the files. The others are read by hooks on the way.
 
     Args:
         path: Model folder or Hugging Face id.
-        spec: Layers, site, dtype and revision.
+        spec: Layers, site, dtype, quantisation and revision.
         config: The model's configuration.
+        devices: Torch devices; the blocks are spread over them evenly, in order.
+
+    Attributes:
+        module: The model.
+        device: Where it takes its input.
+        is_packed: Whether it takes packed sequences.
+        is_causal: Whether tokens see only those before them.
 
     Raises:
         ActivationError: The model cannot be loaded, or its architecture is not supported.
         ConfigError: A layer or the site does not exist in this model.
+        DependencyError: Quantisation, or several devices, need a package that is not installed.
     """
 
-    def __init__(self, path: str, spec: ActivationSpec, config: Any) -> None:
-        self.module = _load(path, spec, config)
+    def __init__(self, path: str, spec: ActivationSpec, config: Any, *, devices: Sequence[str] = ("cpu",)) -> None:
+        _check_layers(spec, config)
+        names = _Names.of(config)
+        self.is_packed = config.model_type in _PACKED
         self.is_causal = config.model_type not in _ENCODERS
-        blocks = _blocks(self.module)
+        self.device = torch.device(devices[0])
+        self.module = _load(path, spec, _options(spec, config, names, devices))
+        if len(devices) == 1 and spec.quantization is None:
+            self.module.to(self.device)
+        if spec.site == "residual" and names.final_norm is not None:
+            setattr(self.module, names.final_norm, nn.Identity())
         self._shallower: dict[int, torch.Tensor] = {}
         for layer in spec.layers[:-1]:
+            block = self.module.get_submodule(f"{names.blocks}.{layer}")
             if spec.site == "residual":
-                blocks[layer].register_forward_pre_hook(self._keep_input(layer))
+                block.register_forward_pre_hook(self._keep_input(layer))
             else:
-                _input_norm(self.module, blocks[layer]).register_forward_hook(self._keep_output(layer))
-        _cut(self.module, spec)
+                block.get_submodule(names.input_norm).register_forward_hook(self._keep_output(layer))
 
     def __call__(self, **arguments: Any) -> torch.Tensor:
         """Return activations of shape [batch, tokens, hidden size * layers]; arguments as the model takes them.
 
         Not thread-safe: it belongs to one device thread.
         """
+        if self.is_causal:
+            # In a packed row a cache would mix sequences; elsewhere it would be filled for nothing.
+            arguments["use_cache"] = False
         deepest: torch.Tensor = self.module(**arguments).last_hidden_state
         if not self._shallower:
             return deepest
-        shallower = [self._shallower[layer] for layer in sorted(self._shallower)]
+        shallower = [self._shallower[layer].to(deepest.device) for layer in sorted(self._shallower)]
         # An idle model must not keep the last batch's activations alive.
         self._shallower.clear()
         return torch.cat([*shallower, deepest], dim=-1)
@@ -72,26 +98,91 @@ class TruncatedModel:
         return hook
 
 
-def _load(path: str, spec: ActivationSpec, config: Any) -> nn.Module:
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What the parts of an architecture are called.
+
+    Attributes:
+        parts: Of the whole model.
+        blocks: The list of blocks.
+        input_norm: Within a block; empty: there is none.
+        final_norm: Above the blocks; None: the blocks normalise what leaves them.
+    """
+
+    parts: tuple[str, ...]
+    blocks: str
+    input_norm: str
+    final_norm: str | None
+
+    @classmethod
+    def of(cls, config: Any) -> _Names:
+        """Read them off a model of one block that has no weights."""
+        small = copy.deepcopy(config)
+        small.num_hidden_layers = 1
+        with torch.device("meta"):
+            model = AutoModel.from_config(small)
+        parts = tuple(name for name, _ in model.named_children())
+        if config.model_type == "bert":
+            return cls(parts, "encoder.layer", "", None)
+        final = next((name for name in _FINAL_NORMS if name in parts), None)
+        if final is None or not isinstance(getattr(model, "layers", None), nn.ModuleList):
+            raise ActivationError(
+                f"{type(model).__name__} is not a supported architecture",
+                hint="Supported: models with .layers and a final norm (Llama, Qwen, Gemma, Mistral, Phi), and BERT",
+            )
+        return cls(parts, "layers", next((n for n in _INPUT_NORMS if hasattr(model.layers[0], n)), ""), final)
+
+
+def _check_layers(spec: ActivationSpec, config: Any) -> None:
     depth = getattr(config, "num_hidden_layers", None)
     if depth is None:
         raise ActivationError(
             f"base model {spec.model!r} ({config.model_type}) is not a plain text model",
             hint="Use the text-only checkpoint of this family",
         )
-    deepest = spec.layers[-1]
     last = depth if spec.site == "residual" else depth - 1
-    if deepest > last:
+    if spec.layers[-1] > last:
         raise ConfigError(
-            f"layer {deepest} does not exist: {spec.model!r} has {depth} layers",
+            f"layer {spec.layers[-1]} does not exist: {spec.model!r} has {depth} layers",
             key="base.layers",
             hint=f"Choose layers from 1 to {last} for site {spec.site}",
         )
-    # The block whose input norm is read is loaded for that norm's weights and dropped again.
-    blocks = deepest if spec.site == "residual" else deepest + 1
-    options: dict[str, Any] = {"num_hidden_layers": blocks, "dtype": getattr(torch, spec.dtype)}
+
+
+def _options(spec: ActivationSpec, config: Any, names: _Names, devices: Sequence[str]) -> dict[str, Any]:
+    """Return what the model is loaded with."""
+    deepest = spec.layers[-1]
+    options: dict[str, Any] = {"num_hidden_layers": deepest, "dtype": getattr(torch, spec.dtype)}
+    if config.model_type in _PACKED:
+        options["attn_implementation"] = ATTENTION
     if config.model_type == "bert":
         options["add_pooling_layer"] = False
+    if spec.site == "input_norm":
+        if not names.input_norm or names.final_norm is None:
+            raise ConfigError(
+                f"the blocks of {config.model_type} have no input norm", key="base.site", hint="Set site: residual"
+            )
+        # As the files are read, the final norm is renamed out of the way and the block's input norm into its place.
+        options["key_mapping"] = {
+            rf"^(?:model\.)?{names.final_norm}\.": "unread.",
+            rf"^(?:model\.)?{names.blocks}\.{deepest}\.{names.input_norm}\.": f"{names.final_norm}.",
+        }
+    if spec.quantization is not None:
+        options["quantization_config"] = quantization_config(spec.quantization, options["dtype"])
+    if len(devices) > 1 or spec.quantization is not None:
+        require("accelerate", "large")
+        options["device_map"] = _device_map(names, deepest, devices)
+    return options
+
+
+def _device_map(names: _Names, blocks: int, devices: Sequence[str]) -> dict[str, str]:
+    """Return where each part goes: what is below the blocks to the first device, what is above to the last."""
+    placed = {part: devices[0] for part in names.parts if part != names.blocks.split(".")[0]}
+    placed |= {f"{names.blocks}.{i}": devices[i * len(devices) // blocks] for i in range(blocks)}
+    return placed if names.final_norm is None else placed | {names.final_norm: devices[-1]}
+
+
+def _load(path: str, spec: ActivationSpec, options: dict[str, Any]) -> nn.Module:
     try:
         model, info = AutoModel.from_pretrained(path, revision=spec.revision, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -104,41 +195,3 @@ def _load(path: str, spec: ActivationSpec, config: Any) -> nn.Module:
         )
     module: nn.Module = model.eval()
     return module
-
-
-def _blocks(model: Any) -> nn.ModuleList:
-    blocks = model.encoder.layer if model.config.model_type == "bert" else getattr(model, "layers", None)
-    if not isinstance(blocks, nn.ModuleList):
-        raise _unsupported(model)
-    return blocks
-
-
-def _input_norm(model: nn.Module, block: nn.Module) -> nn.Module:
-    norm: nn.Module | None = next((getattr(block, name) for name in _INPUT_NORMS if hasattr(block, name)), None)
-    if norm is None:
-        raise ConfigError(
-            f"the blocks of {type(model).__name__} have no input norm", key="base.site", hint="Set site: residual"
-        )
-    return norm
-
-
-def _cut(model: Any, spec: ActivationSpec) -> None:
-    """Make the model's output the activation of the deepest layer."""
-    blocks, deepest = _blocks(model), spec.layers[-1]
-    norm = nn.Identity() if spec.site == "residual" else _input_norm(model, blocks[deepest])
-    if model.config.model_type == "bert":
-        # It normalises inside its blocks: what leaves the last one is the residual stream.
-        return
-    final = next((name for name in _FINAL_NORMS if hasattr(model, name)), None)
-    if final is None:
-        raise _unsupported(model)
-    setattr(model, final, norm)
-    model.layers = blocks[:deepest]
-    model.config.num_hidden_layers = deepest
-
-
-def _unsupported(model: nn.Module) -> ActivationError:
-    return ActivationError(
-        f"{type(model).__name__} is not a supported architecture",
-        hint="Supported: models with .layers and a final norm (Llama, Qwen, Gemma, Mistral, Phi), and BERT",
-    )

@@ -10,30 +10,46 @@ import pytest
 import torch
 from transformers import (
     AutoTokenizer,
+    Gemma2Config,
+    Gemma2Model,
     Gemma3TextConfig,
     Gemma3TextModel,
     MistralConfig,
     MistralModel,
     ModernBertConfig,
     ModernBertModel,
+    Phi3Config,
+    Phi3Model,
     PhiConfig,
     PhiModel,
+    Qwen2Config,
+    Qwen2Model,
     Qwen3Config,
     Qwen3Model,
+    StableLmConfig,
+    StableLmModel,
 )
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
     "max_position_embeddings": 256, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-_GROUPED = {**_SHAPE, "num_key_value_heads": 2, "head_dim": 8}
+_GROUPED = {**_SHAPE, "num_key_value_heads": 2}
+_SIZED = {**_GROUPED, "head_dim": 8}
 _SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 _MODELS: dict[str, Callable[[], Any]] = {
-    "qwen3": lambda: Qwen3Model(Qwen3Config(**_GROUPED)),
-    "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**_GROUPED, sliding_window=16, layer_types=_SLIDING)),
-    "mistral": lambda: MistralModel(MistralConfig(**_GROUPED, sliding_window=16)),
+    "qwen2": lambda: Qwen2Model(Qwen2Config(**_GROUPED)),
+    "qwen3": lambda: Qwen3Model(Qwen3Config(**_SIZED)),
+    "gemma2": lambda: Gemma2Model(
+        Gemma2Config(**_SIZED, sliding_window=16, layer_types=_SLIDING, attn_logit_softcapping=2.0)
+    ),
+    "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**_SIZED, sliding_window=16, layer_types=_SLIDING)),
+    "mistral": lambda: MistralModel(MistralConfig(**_SIZED, sliding_window=16)),
     "phi": lambda: PhiModel(PhiConfig(**_SHAPE)),
+    "phi3": lambda: Phi3Model(Phi3Config(**_GROUPED, sliding_window=16)),
+    # Not among those that are packed.
+    "stablelm": lambda: StableLmModel(StableLmConfig(**_GROUPED)),
     "modernbert": lambda: ModernBertModel(
         ModernBertConfig(**_SHAPE, local_attention=16, cls_token_id=1, sep_token_id=2, initializer_cutoff_factor=2.0)
     ),

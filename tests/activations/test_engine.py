@@ -20,8 +20,7 @@ from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ActivationError, ConfigError, DependencyError, OverlongError
 
 TEXTS = ["a", "how are you", "one two three four five six", "x" * 300, "longer words " * 40, ""]
-DECODERS = ("llama", "qwen3", "gemma3", "mistral", "phi")
-FAMILIES = ("bert", "modernbert", *DECODERS)
+FAMILIES = ("bert", "gemma3", "llama", "modernbert", "stablelm")
 CONVERSATIONS = [Conversation.from_text(text) for text in TEXTS]
 
 
@@ -31,40 +30,6 @@ def spread_of(rows: np.ndarray) -> np.ndarray:
 
 def source(folder: Path, **options: Any) -> HuggingFaceSource:
     return HuggingFaceSource(ActivationSpec(model=str(folder), **{"layers": 1, "site": "residual"} | options))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layers", [(1,), (2,), (1, 2)])
-def test_residual_equals_the_full_models_hidden_states(
-    family: str, layers: tuple[int, ...], base_model: Callable[[str], Path]
-) -> None:
-    folder = base_model(family)
-    truncated = source(folder, layers=layers)
-    windows = truncated.tokenize(Conversation.from_text("how do I kill a process"))
-    full = AutoModel.from_pretrained(folder).eval()
-    with torch.inference_mode():
-        states = full(torch.tensor([windows[0]]), output_hidden_states=True).hidden_states
-    expected = torch.cat([states[layer][0] for layer in layers], dim=-1)
-    assert torch.equal(truncated.activations(windows).values, expected)
-
-
-@pytest.mark.parametrize("family", ["modernbert", *DECODERS])
-@pytest.mark.parametrize("layers", [(1,), (2,), (1, 2)])
-def test_input_norm_equals_the_full_models_norm_outputs(
-    family: str, layers: tuple[int, ...], base_model: Callable[[str], Path]
-) -> None:
-    folder = base_model(family)
-    truncated = source(folder, layers=layers, site="input_norm")
-    windows = truncated.tokenize(Conversation.from_text("how do I kill a process"))
-    full = AutoModel.from_pretrained(folder).eval()
-    seen: list[torch.Tensor] = []
-    for layer in layers:
-        block = full.layers[layer]
-        norm = block.attn_norm if family == "modernbert" else block.input_layernorm
-        norm.register_forward_hook(lambda *arguments: seen.append(arguments[2][0]))
-    with torch.inference_mode():
-        full(torch.tensor([windows[0]]))
-    assert torch.equal(truncated.activations(windows).values, torch.cat(seen, dim=-1))
 
 
 def test_token_activations_are_those_that_heads_see(base_model: Callable[[str], Path]) -> None:
@@ -77,12 +42,6 @@ def test_token_activations_are_those_that_heads_see(base_model: Callable[[str], 
     for ragged, mean in zip(tokens, means, strict=True):
         assert ragged.values.shape == (sum(ragged.lengths), 64)
         assert np.allclose(segment_mean(ragged), mean, atol=1e-5)
-
-
-def test_blocks_above_the_probe_are_not_kept(tiny_llama: Path) -> None:
-    for site in ("residual", "input_norm"):
-        truncated = source(tiny_llama, layers=(1,), site=site)
-        assert len(truncated._model.module.layers) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -265,12 +224,3 @@ def test_what_cannot_be_loaded_is_said_plainly(
     spec = ActivationSpec.model_validate({"model": str(tiny_bert), "layers": 1, "site": "residual"} | options)
     with pytest.raises(error, match=message):
         HuggingFaceSource(spec)
-
-
-def test_missing_weights_are_an_error_and_not_random_numbers(tiny_llama: Path, tmp_path: Path) -> None:
-    model = AutoModel.from_pretrained(tiny_llama)
-    state = {name: weight for name, weight in model.state_dict().items() if "layers.0.mlp" not in name}
-    model.save_pretrained(tmp_path, state_dict=state)
-    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)
-    with pytest.raises(ActivationError, match="lack 3 weights"):
-        source(tmp_path)
