@@ -22,6 +22,8 @@ __all__ = ["ATTENTION", "Packing", "packed_attention"]
 
 ATTENTION: Final = "ctd_packed"
 _HALVES: Final = frozenset({torch.float16, torch.bfloat16})
+# Up to this many tokens, one masked product over a whole sequence is as fast as several in the reach of a window.
+_WHOLE: Final = 128
 _QueryKeyValue = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -148,7 +150,9 @@ def _block_by_block(parts: _QueryKeyValue, out: torch.Tensor, rule: _Rule) -> No
     """Attend blocks of queries to the keys in their reach: linear, not quadratic, in the length of a sequence."""
     query, key, value = parts
     length = query.shape[2]
-    window = rule.window or length
+    window = length if rule.window is None else rule.window
+    if length <= max(_WHOLE, 2 * window):
+        window = length
     for start in range(0, length, window):
         queries = range(start, min(start + window, length))
         behind, ahead = max(0, start - window + 1), min(length, queries.stop + window - 1)

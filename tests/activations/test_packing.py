@@ -12,7 +12,8 @@ from torch import nn
 from ctd_guardrail.activations import packing as module
 from ctd_guardrail.activations.packing import Packing, packed_attention
 
-LENGTHS = (3, 9, 9, 1, 25)
+# The last is long enough to be attended block by block.
+LENGTHS = (3, 9, 9, 1, 25, 150)
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 
 
@@ -131,10 +132,10 @@ def test_this_torch_has_the_kernel_with_all_arguments() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_no_token_sees_another_sequence_or_beyond_its_window(causal: bool) -> None:  # noqa: FBT001
     """Infinite values of others would show in any sum that they enter."""
-    query, key, value = parts((6, 40))
+    query, key, value = parts((6, 140))
     value[:, :, :6] = torch.nan
     value[:, :, 6] = torch.nan
-    packing = Packing((6, 40))
+    packing = Packing((6, 140))
     attended, _ = packed_attention(Layer(causal=causal), query, key, value, None, packing=packing, sliding_window=5)
     reached = attended[0, 6:].isnan().any(dim=(1, 2))
-    assert reached.tolist() == [i < 5 for i in range(40)]
+    assert reached.tolist() == [i < 5 for i in range(140)]

@@ -23,7 +23,7 @@ KINDS = ("mean", "ema", "rolling", "attention", "multimax")
 TOLERANCE = 1e-5
 
 # Of one window and of several, and of lengths that leave much padding.
-TEXTS = ["a", "how are you", "one two three four five six", "longer words " * 12, "x y " * 60, "z" * 40, ""]
+TEXTS = ["a", "how are you", "one two three four five six", "longer words " * 12, "no yes " * 60, "z" * 40, ""]
 CONVERSATIONS = [Conversation.from_text(text) for text in TEXTS]
 
 
