@@ -33,7 +33,9 @@ from ctd_guardrail.refusals import Refusals
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:
+    from ctd_guardrail.activations.reading import Reader
     from ctd_guardrail.experts.rail import RailCollaborators
+    from ctd_guardrail.probes.probes import Probes
 
 __all__ = ["Plan", "assemble", "plan", "prepare"]
 
@@ -202,24 +204,19 @@ def prepare(
     experts = None if any(isinstance(each, LocalExpertConfig) for each in sections) else build_experts()
 
     def load() -> OverridableCascade:
-        return _load(config, planned, experts or build_experts(), Refusals(refusals))
+        return _load(config, planned, experts or build_experts(), Refusals(refusals), folder)
 
     return load
 
 
 def _load(
-    config: CtdConfig, planned: Plan, experts: Mapping[str | None, GuardedExpert], refusals: Refusals
+    config: CtdConfig, planned: Plan, experts: Mapping[str | None, GuardedExpert], refusals: Refusals, folder: Path
 ) -> OverridableCascade:
-    from ctd_guardrail.activations.engine import get_engine  # noqa: PLC0415  # torch
-    from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415
+    from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415  # torch
 
     manifest = planned.policy.manifest
     probes = Probes(manifest.probe, planned.policy.probe)
-    spec = manifest.activations
-    if config.base_model is not None:
-        spec = spec.model_copy(update={"model": config.base_model, "revision": None})
-    engine = get_engine(spec, device=config.device)
-    check_fingerprint(manifest, engine.fingerprint)
+    reader = _open_reader(config, manifest, probes, folder)
     certificate = planned.certificate
     log.info(
         "ctd guard ready: alpha %g, delta %g, guarantee %s, lambda %.6g, n %d, expected rate %.4f",
@@ -234,7 +231,7 @@ def _load(
     def build(settings: CtdConfig, expert: GuardedExpert, tally: Tally) -> Cascade:
         rule = planned.rule if settings is config else _plan(settings, planned.policy).rule
         return Cascade(
-            engine=engine,
+            engine=reader,
             probes=probes,
             rule=rule,
             decision_threshold=manifest.decision_threshold,
@@ -256,9 +253,26 @@ def _load(
     return OverridableCascade(config, experts, build)
 
 
+def _open_reader(config: CtdConfig, manifest: Manifest, probes: Probes, folder: Path) -> Reader:
+    """Return the base model, in this process or served, that the policy was calibrated on."""
+    if config.source is not None:
+        from ctd_guardrail.serving.vllm import open_reader  # noqa: PLC0415  # torch
+
+        return open_reader(config.source, manifest, probes, folder=folder)
+    from ctd_guardrail.activations.engine import get_engine  # noqa: PLC0415  # torch
+
+    spec = manifest.activations
+    if config.base_model is not None:
+        spec = spec.model_copy(update={"model": config.base_model, "revision": None})
+    engine = get_engine(spec, device=config.device)
+    check_fingerprint(manifest, engine.fingerprint)
+    return engine
+
+
 def _hash(manifest: Manifest, expert: GuardedExpert, rule: DelegationRule, settings: CtdConfig) -> str:
     """Return a hash of all that the judgement of a unit depends on beside the unit."""
-    parts = (manifest.model_dump_json(), expert.identity, repr(rule), settings.on_abstain, settings.on_overlong)
+    source = "" if settings.source is None else settings.source.model_dump_json()
+    parts = (manifest.model_dump_json(), expert.identity, repr(rule), settings.on_abstain, settings.on_overlong, source)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

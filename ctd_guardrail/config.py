@@ -16,6 +16,7 @@ from ctd_guardrail.failures import FailurePolicies
 from ctd_guardrail.guards.config import BreakerConfig, CapConfig, CapStoreConfig, PrincipalConfig
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.selection import Criterion
+from ctd_guardrail.serving.config import VllmSourceConfig
 from ctd_guardrail.validation import validate
 
 __all__ = ["SECTION", "CostConfig", "CtdConfig", "OverrideName", "SelfTestConfig", "parse_section"]
@@ -107,6 +108,7 @@ class CtdConfig(BaseModel):
         on_nontext: What to do with an input that holds content other than text.
         on_overlong: What to do with an input that has more tokens than the policy's ``max_tokens``.
         on_abstain: What to do with an input whose score lies in the policy's abstain band.
+        source: The engine that serves the base model; None: it runs in this process.
         base_model: Another place of the same base model (id or path); its fingerprint is checked.
         device: Torch device of the base model, or ``auto``.
         allow_overrides: Names of the settings that a single request may change; none by default.
@@ -137,6 +139,7 @@ class CtdConfig(BaseModel):
     on_nontext: UnreadablePolicy = UnreadablePolicy.BLOCK
     on_overlong: Literal[UnreadablePolicy.BLOCK, UnreadablePolicy.EXPERT] = UnreadablePolicy.BLOCK
     on_abstain: Verdict = Verdict.BLOCK
+    source: VllmSourceConfig | None = None
     base_model: Annotated[str, Field(min_length=1)] | None = None
     device: Annotated[str, Field(min_length=1)] = "auto"
     allow_overrides: tuple[OverrideName, ...] = ()
@@ -180,6 +183,22 @@ class CtdConfig(BaseModel):
             )
         if self.cap_store is not None and not self.cap:
             raise PydanticCustomError("cap_store", "`cap_store` has no cap to keep", {"hint": "Add `cap`"})
+        return self
+
+    @model_validator(mode="after")
+    def _one_place_of_the_base_model(self) -> CtdConfig:
+        if self.source is not None and self.base_model is not None:
+            raise PydanticCustomError(
+                "source",
+                "`base_model` is for a base model in this process, and `source` names an engine",
+                {"hint": "Keep one of them"},
+            )
+        if self.source is not None and self.source.timeout_s >= self.deadline_s:
+            raise PydanticCustomError(
+                "deadline",
+                "`deadline_s` must be longer than the source's `timeout_s`, or the guard gives up before its engine",
+                {"hint": f"Set deadline_s above {self.source.timeout_s:g}, or a shorter source.timeout_s"},
+            )
         return self
 
 

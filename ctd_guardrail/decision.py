@@ -51,6 +51,7 @@ class Reason(StrEnum):
     NON_TEXT = "non_text"
     OVERLONG = "overlong"
     OVERLOADED = "overloaded"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
     INTERNAL_ERROR = "internal_error"
 
     @property

@@ -119,6 +119,11 @@ def _budget(guard: StandaloneGuard) -> Iterator[Finding]:
 def _base_model(guard: StandaloneGuard) -> Iterator[Finding]:
     manifest = guard.planned.policy.manifest
     fingerprint = manifest.fingerprint
+    source = guard.rail.config.source
+    if source is not None:
+        # Whether the engine is there, and serves it, shows in the inputs below: each waits until it has proven itself.
+        yield Finding(Outcome.INFO, "base model", f"{manifest.activations.model}, served as {source.model!r} by vLLM")
+        return
     yield Finding(
         Outcome.OK,
         "base model",

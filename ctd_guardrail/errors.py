@@ -16,6 +16,7 @@
     │   ├── NonTextError         it holds content that is not text
     │   └── OverlongError        it has more tokens than the policy allows
     ├── ActivationError          the base model could not be loaded or run
+    │   ├── ActivationUnavailableError  the engine that serves it cannot be reached or fails
     │   └── OverloadedError      the queue in front of it is full
     ├── OverrideError            a request asks for a setting that it may not have
     └── ExpertError
@@ -39,6 +40,7 @@ from pathlib import Path
 
 __all__ = [
     "ActivationError",
+    "ActivationUnavailableError",
     "BreakerOpenError",
     "CapStoreError",
     "ConfigError",
@@ -173,6 +175,20 @@ class OverlongError(InputError):
 
 class ActivationError(CtdError):
     """The base model could not be loaded, or its forward pass failed."""
+
+
+class ActivationUnavailableError(ActivationError):
+    """The engine that serves the base model refused the call, could not be reached, or reported a failure.
+
+    Args:
+        problem: What is wrong.
+        hint: What to do about it.
+        has_lost_connection: Whether there was no answer at all, so that whatever answers next may be something else.
+    """
+
+    def __init__(self, problem: str, *, hint: str = "", has_lost_connection: bool = False) -> None:
+        self.has_lost_connection = has_lost_connection
+        super().__init__(problem, hint=hint)
 
 
 class OverloadedError(ActivationError):

@@ -30,6 +30,7 @@ class FailurePolicies(BaseModel):
         cap_unavailable: The store that the caps are kept in cannot be reached.
         deadline: The guard's own ``deadline_s`` has passed.
         overloaded: The queue in front of the base model is full.
+        engine_unavailable: The serving engine of the base model could not be reached, refused, or failed.
         internal_error: Anything else.
     """
 
@@ -46,6 +47,7 @@ class FailurePolicies(BaseModel):
     cap_unavailable: FailurePolicy | None = None
     deadline: FailurePolicy | None = None
     overloaded: FailurePolicy | None = None
+    engine_unavailable: FailurePolicy | None = None
     internal_error: FailurePolicy | None = None
 
 

@@ -10,6 +10,7 @@ from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route,
 from ctd_guardrail.errors import (
     BreakerOpenError,
     CapStoreError,
+    ActivationUnavailableError,
     ExpertCapError,
     ExpertDisabledError,
     ExpertError,
@@ -35,6 +36,7 @@ _REASONS: Final[tuple[tuple[type[BaseException], Reason], ...]] = (
     (OverlongError, Reason.OVERLONG),
     (InputError, Reason.NON_TEXT),
     (OverloadedError, Reason.OVERLOADED),
+    (ActivationUnavailableError, Reason.ENGINE_UNAVAILABLE),
 )
 
 

@@ -52,7 +52,7 @@ def has_base_model_of(folder: Path, guard: StandaloneGuard) -> bool:
 
 
 def _base_model(rail: RailFolder, planned: Plan) -> tuple[object, ...]:
-    return planned.policy.manifest.activations, rail.config.base_model, rail.config.device
+    return planned.policy.manifest.activations, rail.config.base_model, rail.config.device, rail.config.source
 
 
 def standalone_config(rail: RailFolder) -> CtdConfig:

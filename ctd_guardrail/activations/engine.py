@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.activations.reading import Reading
 from ctd_guardrail.activations.source import ActivationSource, Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
+from ctd_guardrail.activations.tokens import tokenize
 from ctd_guardrail.conversation import Conversation
 
 __all__ = ["ActivationEngine", "Head", "get_engine"]
@@ -29,9 +29,6 @@ Head = Callable[[Ragged], torch.Tensor]
 
 A conversation that fits the base model's window has one; a longer one has several.
 """
-
-# Below this many characters a thread hop costs more than tokenising on the spot (about 1 ms).
-_INLINE_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +92,7 @@ class ActivationEngine:
             OverloadedError: Too many conversations are waiting.
             ActivationError: The chat template refused the conversation.
         """
-        if sum(len(message.content) for message in conversation.messages) <= _INLINE_CHARACTERS:
-            windows = self._source.tokenize(conversation)
-        else:
-            windows = await asyncio.to_thread(self._source.tokenize, conversation)
+        windows = await tokenize(self._source.tokenize, conversation)
         item, submitted = _item(windows, head), perf_counter()
         done = await self._batcher(item)
         return Reading(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenizers import Tokenizer
@@ -15,7 +17,7 @@ from ctd_guardrail.errors import ActivationError, OverlongError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ConversationTokenizer"]
+__all__ = ["ConversationTokenizer", "tokenize"]
 
 _PLAIN_TEXT_RULE: Final = "plain text; several turns as 'role: text' lines"
 # Some chat templates print the current date. Activations must not change with the calendar.
@@ -23,6 +25,19 @@ _TEMPLATE_DATE: Final = "26 Jul 2024"
 _FIXED_CLOCK: Final = f"{{%- macro strftime_now(format) -%}}{_TEMPLATE_DATE}{{%- endmacro -%}}"
 # Text longer than this many characters for each allowed token is refused unread: tokenising it would be the attack.
 _CHARACTERS_PER_TOKEN: Final = 16
+# Below this many characters a thread hop costs more than tokenising on the spot (about 1 ms).
+_INLINE_CHARACTERS: Final = 4096
+
+
+async def tokenize(tokenizer: Callable[[Conversation], Windows], conversation: Conversation) -> Windows:
+    """Return the windows of a conversation without blocking the event loop: a long one is tokenised on a thread.
+
+    Raises:
+        OverlongError, ActivationError: As the tokenizer does.
+    """
+    if sum(len(message.content) for message in conversation.messages) <= _INLINE_CHARACTERS:
+        return tokenizer(conversation)
+    return await asyncio.to_thread(tokenizer, conversation)
 
 
 class ConversationTokenizer:
@@ -35,6 +50,9 @@ class ConversationTokenizer:
         tokenizer: The model's tokenizer; a fast one.
         window: Tokens in one window, special tokens included.
         max_tokens: Largest number of tokens of a conversation, special tokens not counted.
+
+    Attributes:
+        window: As given.
 
     Raises:
         ActivationError: The tokenizer has no fast backend, or the window leaves no room for text.
@@ -66,6 +84,7 @@ class ConversationTokenizer:
             self._prefix, self._suffix = self._special_tokens()
             # Without a template no special token in the text is ours: what a user types as one stays text.
             self._backend.encode_special_tokens = True
+        self.window = window
         self._max_tokens = max_tokens
         self._stride = window - len(self._prefix) - len(self._suffix)
         if self._stride < 1:

@@ -30,8 +30,11 @@ from transformers import (
 from ctd_guardrail.activations.engine import ActivationEngine
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
+from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.spec import Component, ProbeSpec
+from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.serving.export import export_policy
 
 _SHAPE: dict[str, Any] = {
@@ -66,6 +69,15 @@ MIXED = ProbeSpec(
 )
 
 
+# Of one window and of several.
+_TEXTS = ("a", "how are you", "one two three", "longer words " * 12)
+
+
+def scores_of(engine: ActivationEngine, probe: ProbeSpec, tensors: dict[str, Any]) -> Any:
+    conversations = [Conversation.from_text(f"{text} {number}") for text in _TEXTS for number in range(8)]
+    return np.stack([over_windows(rows) for rows in engine.run_many(conversations, Probes(probe, tensors))])
+
+
 @pytest.fixture(scope="session")
 def decoder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a causal language model: 4 layers, width 32, 256 positions."""
@@ -89,9 +101,15 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
         activations = ActivationSpec.model_validate({"model": str(model), "layers": (2,), "window": 64} | spec)
         engine = ActivationEngine(HuggingFaceSource(activations, device="cpu"))
         rng, n, width = np.random.default_rng(0), 200, engine.width
-        engine.close()
         normal = {name: rng.normal(size=shape) / np.sqrt(width) for name, shape in probe.shapes(width).items()}
         tensors = {name: x.astype(np.float32) for name, x in normal.items()}
+        # Of all verdicts and routes there shall be some.
+        rows = scores_of(engine, probe, tensors)
+        p = rows[:, 0].clip(1e-6, 1 - 1e-6)
+        tensors["bias"][0] -= np.median(np.log(p / (1 - p)))
+        rows = scores_of(engine, probe, tensors)
+        engine.close()
+        d = np.quantile(rows[:, 1].astype(np.float64), np.linspace(0, 1, n))
         folder = tmp_path_factory.mktemp("policy")
         policy = write_policy(
             folder,
@@ -102,13 +120,13 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
                 "fingerprint": engine.fingerprint,
                 "probe": probe,
                 "expert": "recorded:expert",
-                "calibration": {"rows": n, "alpha": 0.2, "delta": 0.1, "seed": 0},
+                "calibration": {"rows": n, "alpha": 0.4, "delta": 0.1, "seed": 0},
                 "data": [],
                 "training": {},
                 "evaluation": {},
             },
             tensors,
-            CalibrationScores.from_rows(d=np.linspace(-0.5, 0.5, n), p=np.linspace(0, 1, n)),
+            CalibrationScores.from_rows(d=d, p=np.linspace(0, 1, n)),
         )
         return folder, policy
 

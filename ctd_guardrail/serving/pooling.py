@@ -1,0 +1,72 @@
+"""What goes over the wire to vLLM's ``/pooling`` route, and what comes back.
+
+One request carries all windows of a conversation as token ids. The answer, ``encoding_format: bytes_only``, is the
+numbers of the windows one after the other and nothing else: no header says how many there are, so their size must be
+what was asked for. Source: vLLM 0.33, ``entrypoints/pooling/pooling/protocol.py`` (``PoolingCompletionRequest``) and
+``entrypoints/pooling/utils.py`` (``encode_pooling_bytes``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import ActivationError
+
+__all__ = ["EmbedDtype", "answer_size", "read_answer", "request_body"]
+
+EmbedDtype = Literal["float32", "float16"]
+
+_WIRE: Final[dict[EmbedDtype, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+
+
+def request_body(model: str, windows: Sequence[Sequence[int]], embed_dtype: EmbedDtype) -> bytes:
+    """Return the request for the classifier's raw logits of every token.
+
+    Args:
+        model: Name of the served model.
+        windows: Token ids of each window, special tokens included.
+        embed_dtype: Data type of the answer.
+    """
+    request = {
+        "model": model,
+        "input": [list(window) for window in windows],
+        "task": "token_classify",
+        "use_activation": False,
+        "add_special_tokens": False,
+        "encoding_format": "bytes_only",
+        "embed_dtype": embed_dtype,
+        "endianness": "little",
+    }
+    return json.dumps(request, separators=(",", ":")).encode("ascii")
+
+
+def answer_size(tokens: int, columns: int, embed_dtype: EmbedDtype) -> int:
+    """Return the bytes of the right answer."""
+    return tokens * columns * _WIRE[embed_dtype].itemsize
+
+
+def read_answer(body: bytes, tokens: int, columns: int, embed_dtype: EmbedDtype) -> NDArray[np.float32]:
+    """Return the columns of all tokens, shape [tokens, columns].
+
+    Raises:
+        ActivationError: There are more or fewer numbers than asked for, or one is not finite.
+    """
+    size = answer_size(tokens, columns, embed_dtype)
+    if len(body) != size:
+        # A longer answer is not read to its end.
+        found = f"{len(body)} bytes" if len(body) < size else f"more than {size} bytes"
+        raise ActivationError(
+            f"the engine gave {found} for {tokens} tokens of {columns} columns, not {size}",
+            hint="It must serve what `ctd-guardrail export` wrote, with --pooler-config.task token_classify",
+        )
+    wire = np.frombuffer(body, dtype=_WIRE[embed_dtype])
+    values: NDArray[np.float32] = wire.astype(np.float32).reshape(tokens, columns)
+    if not np.isfinite(values).all():
+        # Every comparison with NaN is false: it would pass for safe.
+        raise ActivationError("the engine gave numbers that are not finite", hint="Use a wider dtype or embed_dtype")
+    return values

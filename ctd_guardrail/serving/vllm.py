@@ -1,0 +1,219 @@
+"""Readings from a base model that vLLM serves.
+
+Tokenising and reducing are those of the base model in process; only the projections of the tokens come from elsewhere.
+The engine must prove at the start, and again every minute and after each lost connection, that it serves the policy's
+own export.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from ctd_guardrail.activations.huggingface import quiet_transformers
+from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.source import Windows
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.activations.tokens import ConversationTokenizer, tokenize
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.errors import ActivationError, ActivationUnavailableError, OverloadedError
+from ctd_guardrail.io_thread import IO_THREAD
+from ctd_guardrail.policy.manifest import Manifest
+from ctd_guardrail.policy.match import check_fingerprint
+from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.serving.config import VllmSourceConfig
+from ctd_guardrail.serving.engine_client import EngineClient
+from ctd_guardrail.serving.pooling import answer_size, read_answer, request_body
+from ctd_guardrail.serving.record import ExportRecord, check_record, read_record
+from ctd_guardrail.serving.verification import LARGEST_LIST, check_columns, check_models, tolerance
+
+__all__ = ["VllmReader", "open_reader"]
+
+log = logging.getLogger(__name__)
+
+_VERIFIED_FOR_S: Final = 60.0
+# Below this many tokens a thread hop costs more than reducing on the spot.
+_INLINE_TOKENS: Final = 4096
+
+
+def open_reader(config: VllmSourceConfig, manifest: Manifest, probes: Probes, *, folder: Path) -> VllmReader:
+    """Open the engine that serves a policy's base model. Blocks while the engine is asked to prove itself.
+
+    An engine that cannot be reached is no error here: inputs fail until it can, and it has to prove itself then.
+
+    Args:
+        config: The ``source`` section.
+        manifest: The policy.
+        probes: The policy's.
+        folder: Folder that relative paths start from.
+
+    Raises:
+        PolicyFormatError: The export's record cannot be read.
+        PolicyMismatchError: The export, its tokenizer, or what the engine serves is not the policy's.
+        ActivationError: The export has no tokenizer, or the engine does not take requests.
+        ConfigError: The environment variable of the key is not set.
+    """
+    export = folder / config.export
+    record = read_record(export)
+    check_record(record, manifest, probes.projection, folder=export)
+    reader = VllmReader(config, record, _open_tokenizer(export, manifest), spec=manifest.activations)
+    try:
+        reader.verify()
+    except (ActivationUnavailableError, OverloadedError) as error:
+        log.warning("the engine of the base model is not there yet (%s): inputs fail until it is", error.problem)
+    return reader
+
+
+def _open_tokenizer(export: Path, manifest: Manifest) -> ConversationTokenizer:
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(export)
+        except (OSError, ValueError) as error:
+            raise ActivationError(
+                f"{export} holds no tokenizer ({type(error).__name__})",
+                hint="Copy all files of the export but *.safetensors",
+            ) from error
+    fingerprint = manifest.fingerprint
+    opened = ConversationTokenizer(tokenizer, window=fingerprint.window, max_tokens=manifest.activations.max_tokens)
+    found = {"tokenizer_sha256": opened.tokenizer_sha256, "template_sha256": opened.template_sha256}
+    check_fingerprint(manifest, fingerprint.model_copy(update=found))
+    return opened
+
+
+class VllmReader:
+    """A :class:`~ctd_guardrail.activations.reading.Reader` on vLLM's ``/pooling`` route.
+
+    Args:
+        config: The engine.
+        record: What it must serve.
+        tokenizer: The base model's.
+        spec: Where the policy reads activations.
+
+    Raises:
+        ConfigError: The environment variable of the key is not set, or does not hold a key.
+    """
+
+    def __init__(
+        self, config: VllmSourceConfig, record: ExportRecord, tokenizer: ConversationTokenizer, *, spec: ActivationSpec
+    ) -> None:
+        self._config = config
+        self._record = record
+        self._tokenizer = tokenizer
+        self._spec = spec
+        self._client = EngineClient(config)
+        self._verifying: asyncio.Task[None] | None = None
+        # On the clock of the I/O thread's loop.
+        self._verified_until: float | None = None
+
+    @property
+    def spec(self) -> ActivationSpec:
+        """What is read."""
+        return self._spec
+
+    async def run(self, conversation: Conversation, head: Probes) -> Reading:
+        """Return (p, d) of each window and what they took, without blocking the event loop.
+
+        Raises:
+            OverlongError: The conversation exceeds ``spec.max_tokens``.
+            OverloadedError: Too many conversations are waiting.
+            ActivationUnavailableError: The engine could not be reached, failed, or did not answer in time.
+            ActivationError: The engine's answer is not what was asked for.
+            PolicyMismatchError: The engine serves something else by now.
+        """
+        windows = await tokenize(self._tokenizer, conversation)
+        submitted = perf_counter()
+        columns, started = await asyncio.wrap_future(IO_THREAD.submit(self._read(windows)))
+        ended = perf_counter()
+        if len(columns) <= _INLINE_TOKENS:
+            rows = _reduce(head, columns, windows)
+        else:
+            rows = await asyncio.to_thread(_reduce, head, columns, windows)
+        return Reading(rows, queue_ms=1e3 * (started - submitted), forward_ms=1e3 * (ended - started))
+
+    def verify(self) -> None:
+        """Ask the engine to prove that it serves the export; blocking.
+
+        Raises:
+            OverloadedError, ActivationUnavailableError, ActivationError, PolicyMismatchError: As :meth:`run` does.
+        """
+        IO_THREAD.submit(self._be_sure()).result()
+
+    async def _read(self, windows: Windows) -> tuple[NDArray[np.float32], float]:
+        """Return the columns of all tokens, and when the request got its slot. Runs on the I/O thread."""
+        deadline = self._deadline()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._be_sure()
+        except TimeoutError:
+            raise ActivationUnavailableError("the engine did not prove itself in time") from None
+        try:
+            return await self._columns(windows, deadline)
+        except ActivationUnavailableError as error:
+            if error.has_lost_connection:
+                # What comes back at this address may be something else.
+                self._verified_until = None
+            raise
+
+    async def _columns(self, windows: Windows, deadline: float) -> tuple[NDArray[np.float32], float]:
+        tokens, columns, dtype = sum(map(len, windows)), self._record.columns, self._config.embed_dtype
+        body, started = await self._client.call(
+            "/pooling",
+            request_body(self._config.model, windows, dtype),
+            limit=answer_size(tokens, columns, dtype),
+            deadline=deadline,
+        )
+        return read_answer(body, tokens, columns, dtype), started
+
+    async def _be_sure(self) -> None:
+        """Wait until the engine has proven itself; where it has before, do not wait for the next time."""
+        if self._verified_until is not None and asyncio.get_running_loop().time() < self._verified_until:
+            return
+        if self._verifying is None:
+            # One for all who wait. It outlives those whose deadline passes.
+            self._verifying = asyncio.create_task(self._prove())
+            self._verifying.add_done_callback(self._proven)
+        if self._verified_until is None:
+            await asyncio.shield(self._verifying)
+
+    async def _prove(self) -> None:
+        deadline = self._deadline()
+        body, _ = await self._client.call("/v1/models", limit=LARGEST_LIST, deadline=deadline)
+        check_models(body, model=self._config.model, window=self._tokenizer.window)
+        checks = self._record.checks
+        columns, _ = await self._columns(tuple(check.token_ids for check in checks), deadline)
+        served = np.split(columns, np.cumsum([len(check.token_ids) for check in checks])[:-1])
+        limit = tolerance(self._spec.dtype, self._config.embed_dtype)
+        check_columns(served, [check.columns() for check in checks], limit=limit)
+
+    def _proven(self, task: asyncio.Task[None]) -> None:
+        self._verifying = None
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            self._verified_until = asyncio.get_running_loop().time() + _VERIFIED_FOR_S
+        elif self._verified_until is not None and not _is_busy(error):
+            log.warning("the engine of the base model could not prove itself again (%s)", type(error).__name__)
+            self._verified_until = None
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._config.timeout_s
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Return whether an engine that has proven itself before may be believed for a little longer."""
+    return isinstance(error, OverloadedError) or (
+        isinstance(error, ActivationUnavailableError) and not error.has_lost_connection
+    )
+
+
+@torch.inference_mode()
+def _reduce(head: Probes, columns: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = head.from_columns(torch.from_numpy(columns), tuple(map(len, windows))).numpy()
+    return rows
