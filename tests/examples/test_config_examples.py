@@ -17,6 +17,7 @@ import httpx
 import pytest
 from matrix.servers import Servers
 from typer.testing import CliRunner
+from vllm_double import VllmDouble
 
 from ctd_guardrail.cli import app as guardrail_app
 
@@ -81,7 +82,27 @@ def examples(
 
 
 @pytest.fixture(scope="module")
-def calibrate(examples: Path, shared_judge: Any) -> Callable[[str], Path]:
+def serve_export() -> Iterator[Callable[[Path], None]]:
+    """Export an example's policy, serve it as vLLM would, and write the address into the example."""
+    engines = []
+
+    def serve(folder: Path) -> None:
+        command = ["export", "--policy", str(folder / "policy"), "--to", str(folder / "served"), "--device", "cpu"]
+        exported = CliRunner().invoke(guardrail_app, command)
+        assert exported.exit_code == 0, exported.output
+        engines.append(VllmDouble(folder / "served"))
+        for file in (folder / "served").glob("*.safetensors"):
+            file.unlink()
+        config = folder / "config.yml"
+        config.write_text(config.read_text().replace("http://127.0.0.1:8002", engines[-1].base_url))
+
+    yield serve
+    for engine in engines:
+        engine.stop()
+
+
+@pytest.fixture(scope="module")
+def calibrate(examples: Path, shared_judge: Any, serve_export: Callable[[Path], None]) -> Callable[[str], Path]:
     """Make an example's policy, once, and return the example's folder."""
 
     @cache
@@ -91,6 +112,8 @@ def calibrate(examples: Path, shared_judge: Any) -> Callable[[str], Path]:
             for config in folder.rglob("config.yml"):
                 if match := re.search(r"policy: (\S+)", config.read_text()):
                     shutil.copytree(calibrate("vllm") / "policy", config.parent / match[1], dirs_exist_ok=True)
+                if "source:" in config.read_text():
+                    serve_export(config.parent)
             return folder
         # A process of its own, as users do it: NeMo keeps its clients' connections for the loop that first used them.
         command = [sys.executable, "-m", "calibrate", "run", str(folder / "CALIBRATE.yml")]
@@ -195,7 +218,9 @@ async def blocked(app: Any) -> list[bool]:
 
 
 @pytest.mark.usefixtures("host_loops")
-@pytest.mark.parametrize("config", ["colang2", "server-multi/chat", "per-tenant/free", "per-tenant/gold"])
+@pytest.mark.parametrize(
+    "config", ["colang2", "server-multi/chat", "per-tenant/free", "per-tenant/gold", "vllm-activations"]
+)
 async def test_example_of_an_app_guards(config: str, calibrate: Callable[[str], Path], shared_judge: Any) -> None:
     from nemoguardrails import LLMRails, RailsConfig  # noqa: PLC0415
 
