@@ -433,13 +433,13 @@ async def test_nemo_guardrails_does_not_know_the_difference(
     local = app(None)
     before = len(double.requests)
     answers = []
-    for text in TEXTS:
+    for text in (f"{text} {number}" for text in TEXTS[:3] for number in range(4)):
         message = [{"role": "user", "content": text}]
         replies = [(await each.generate_async(messages=message))["content"] for each in (served, local)]
         assert replies[0] == replies[1]
         answers.append(replies[0])
     assert len(set(answers)) > 1
-    assert len(double.requests) >= before + len(TEXTS)
+    assert len(double.requests) >= before + len(answers)
     double.fault = lambda handler: handler.drop()
     unavailable = await served.generate_async(messages=[{"role": "user", "content": "not seen before"}])
     assert unavailable["content"] == "I'm sorry, I can't check messages right now. Please try again later."
