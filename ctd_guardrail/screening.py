@@ -8,9 +8,9 @@ from typing import Final
 
 from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Timings, Verdict
 from ctd_guardrail.errors import (
+    ActivationUnavailableError,
     BreakerOpenError,
     CapStoreError,
-    ActivationUnavailableError,
     ExpertCapError,
     ExpertDisabledError,
     ExpertError,
