@@ -12,11 +12,12 @@ from plan import Plan, Setting
 from rich.progress import Progress
 
 from calibrate.data import Dataset, read_dataset
-from calibrate.features import PooledRows, pool_activations
+from calibrate.features import PooledRows, collect_tokens, pool_activations
 from calibrate.labels import ask_expert
 from calibrate.splits import find_clusters
 from calibrate.train import SafetyRows
 from ctd_guardrail.activations.engine import ActivationEngine
+from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.config import ExpertConfig
@@ -35,7 +36,8 @@ class Material:
 
     Attributes:
         pooled: Mean-pooled activations of the rows' windows.
-        layers: Those that lie side by side in them.
+        tokens: Token activations of each row's windows, where a recipe of the setting reads them.
+        layers: Those that lie side by side in both.
         means: Means over all tokens of each row, shape [n, width]: what the paper's probes read.
         labels: 1 = unsafe, shape [n].
         experts: P(unsafe) by the expert's name, each of shape [n].
@@ -46,6 +48,7 @@ class Material:
     """
 
     pooled: PooledRows
+    tokens: list[Ragged] | None
     layers: tuple[int, ...]
     means: NDArray[np.float32]
     labels: FloatArray
@@ -93,8 +96,16 @@ def load_material(
     drawn = drawn[dataset.file_of_row[drawn] == first_file[clusters[drawn]]]
     safety = np.flatnonzero(of_safety & ~np.isin(clusters, clusters[drawn]))
     chosen = pooled.take(drawn)
+    tokens = None
+    if setting.token_recipes:
+        tokens = [
+            row
+            for part in datasets
+            for row in collect_tokens(part, np.arange(len(part)), engine, cache=cache, progress=progress)
+        ]
     return Material(
         pooled=chosen,
+        tokens=_take(tokens, drawn),
         layers=plan.base.layers,
         means=_row_means(chosen, plan),
         labels=labels[drawn],
@@ -104,8 +115,14 @@ def load_material(
         clusters=clusters[drawn],
         file_of_row=dataset.file_of_row[drawn],
         groups=groups[drawn],
-        safety=SafetyRows(pooled.take(safety), labels[safety], clusters[safety]) if safety.size else None,
+        safety=SafetyRows(pooled.take(safety), labels[safety], clusters[safety], _take(tokens, safety))
+        if safety.size
+        else None,
     )
+
+
+def _take(tokens: list[Ragged] | None, rows: IntArray) -> list[Ragged] | None:
+    return None if tokens is None else [tokens[row] for row in rows.tolist()]
 
 
 def _row_means(pooled: PooledRows, plan: Plan) -> NDArray[np.float32]:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     files = [options.to / f"{_stem(setting)}{_ENDING}" for setting in plan.settings]
     results = [result for file in files if file.exists() for result in read_results(file)]
     if options.page and results:
-        write_page(options.page, results, recipes=list(plan.recipes))
+        write_page(options.page, results, recipes=plan.mean_recipes, token_recipes=plan.token_recipes)
 
 
 def run_plan(plan: Plan, settings: Sequence[Setting], options: argparse.Namespace) -> None:
@@ -64,16 +64,16 @@ def run_setting(
 ) -> Iterator[Result]:
     """Yield a result for every expert and recipe, and for the first recipe with a refitted safety probe.
 
-    The first recipe runs over all seeds, the others, whose margins are compared with it, over the first half of them.
+    Recipes of probes that read every token run over the first quarter of the seeds, the others over all.
     """
-    first = next(iter(plan.recipes))
-    variants = [(first, False), (first, True), *((recipe, False) for recipe in plan.recipes if recipe != first)]
+    first, *others = plan.mean_recipes
+    variants = [(first, False), (first, True), *((recipe, False) for recipe in (*others, *setting.token_recipes))]
     outcomes: dict[tuple[str, str, bool], list[Outcome]] = {}
     bar = progress.add_task(setting.name, total=seeds)
     for seed in range(seeds):
         drawn = draw(material, setting, seed=seed)
         for (expert, scores), (recipe, refit) in product(material.experts.items(), variants):
-            if recipe != first and seed >= (seeds + 1) // 2:
+            if recipe in plan.token_recipes and seed >= (seeds + 3) // 4:
                 continue
             scored = train_and_score(material, scores, drawn, plan.recipes[recipe], refit=refit, seed=seed)
             with_paper = recipe == first and not refit

@@ -76,6 +76,7 @@ class Setting(_Section):
         data: Labelled files; several make one mixture, in equal shares.
         safety: Where the safety probe comes from.
         rows: Sizes of the parts.
+        token_recipes: Recipes to run beside the others, of probes that read every token.
     """
 
     name: _Name
@@ -83,6 +84,7 @@ class Setting(_Section):
     data: _Files
     safety: SafetySource
     rows: RowCounts = RowCounts()
+    token_recipes: tuple[_Name, ...] = ()
 
 
 class Plan(_Section):
@@ -92,6 +94,7 @@ class Plan(_Section):
         base: Base model and layers.
         experts: By name, a column of recorded scores or a section ``expert`` as in CALIBRATE.yml.
         recipes: By name, a section ``probes`` as in CALIBRATE.yml. The first is the one that the main tables show.
+            Those that read every token, which takes minutes a seed, run in the settings that name them.
         settings: What is measured.
         delta: Error probability of each certificate.
     """
@@ -101,6 +104,28 @@ class Plan(_Section):
     recipes: Annotated[dict[_Name, TrainOptions], Field(min_length=1)]
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)]
     delta: _Share = 0.1
+
+    @property
+    def mean_recipes(self) -> list[str]:
+        """Names of the recipes that every setting runs."""
+        return [name for name, options in self.recipes.items() if not options.reads_tokens]
+
+    @property
+    def token_recipes(self) -> list[str]:
+        """Names of the recipes whose probes read every token."""
+        return [name for name in self.recipes if name not in self.mean_recipes]
+
+    @model_validator(mode="after")
+    def _knows_its_recipes(self) -> Plan:
+        if next(iter(self.recipes)) not in self.mean_recipes:
+            problem, hint = "the first recipe reads every token", "Put one of `kinds: [mean]` first"
+            raise PydanticCustomError("recipes", "{problem}", {"problem": problem, "hint": hint})
+        for setting in self.settings:
+            for name in setting.token_recipes:
+                if name not in self.token_recipes:
+                    problem = f"{setting.name} names {name}, which is no recipe that reads tokens"
+                    raise PydanticCustomError("recipes", "{problem}", {"problem": problem, "hint": "See `recipes`"})
+        return self
 
     @property
     def ridge_layers(self) -> NDArray[np.int64]:

@@ -116,17 +116,17 @@ def levels_table(index: Index, *figures: str) -> Table:
     return table
 
 
-def recipes_table(index: Index) -> Table:
-    """Return what becomes of the probe, the cascade and its margin with other recipes, on the same seeds."""
+def recipes_table(index: Index, recipes: Sequence[str]) -> Table:
+    """Return what becomes of the probe, the cascade and its margin with these recipes, on the same seeds."""
     table = Table(
         "Recipes, on the same seeds: the probe alone, CTD, and in brackets CTD minus uncertainty, mean over alpha: "
         "AUROC / accuracy, in points of 100",
-        ["setting, expert", *index.recipes],
+        ["setting, expert", *recipes],
     )
     for result in index.main:
-        variants = index.variants(result)
+        variants = [other for other in index.variants(result) if other.recipe in recipes]
         seeds = min(len(other.own.values) for other in variants)
-        if len(variants) == len(index.recipes):
+        if len(variants) == len(recipes):
             table.rows.append([result.name, *(_probe_and_cascade(other.first(seeds)) for other in variants)])
     return table
 

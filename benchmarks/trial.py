@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import torch
 from draws import Counts, Draw, draw_rows
 from material import Material
 from numpy.typing import NDArray
@@ -18,9 +19,10 @@ from sklearn.linear_model import Ridge
 from calibrate.evaluate import ALPHAS, ScoredRows
 from calibrate.evaluate.budget import splits_table
 from calibrate.options import TrainOptions
-from calibrate.train import SafetyRows, TrainedProbes, train_probes
+from calibrate.train import SafetyRows, TokenRows, TrainedProbes, train_probes
 from calibrate.train.logistic import fit_logistic
 from calibrate.train.probes import layer_columns
+from ctd_guardrail.activations.ragged import Ragged
 
 __all__ = ["SPLITS", "Outcome", "Scores", "draw", "evaluate_scores", "train_and_score"]
 
@@ -98,6 +100,8 @@ def train_and_score(
         safety=None if refit else _safety_rows(material, drawn),
         options=options,
         layers=material.layers,
+        tokens=TokenRows(np.arange(rows.size), _take(material.tokens, rows)) if options.reads_tokens else None,
+        measured=False,
     )
     parts = (drawn.calibration, drawn.test)
     scored = [_scored_rows(trained, material, expert, part) for part in parts]
@@ -130,7 +134,12 @@ def _safety_rows(material: Material, drawn: Draw) -> SafetyRows | None:
     if material.safety is not None:
         return material.safety
     rows = drawn.safety
-    return SafetyRows(material.pooled.take(rows), material.labels[rows], material.clusters[rows])
+    tokens = None if material.tokens is None else _take(material.tokens, rows)
+    return SafetyRows(material.pooled.take(rows), material.labels[rows], material.clusters[rows], tokens)
+
+
+def _take(tokens: list[Ragged] | None, rows: IntArray) -> list[Ragged]:
+    return [] if tokens is None else [tokens[row] for row in rows.tolist()]
 
 
 def _split_again(rows: ScoredRows, calibration_rows: int, *, delta: float, seed: int) -> FloatArray:
@@ -149,5 +158,10 @@ def _split_again(rows: ScoredRows, calibration_rows: int, *, delta: float, seed:
 
 def _scored_rows(trained: TrainedProbes, material: Material, expert: FloatArray, rows: IntArray) -> ScoredRows:
     keep = layer_columns(trained.layers, material.layers, material.pooled.values.shape[1])
-    p, d = trained.score(material.pooled.take(rows).columns(keep)).T
+    pooled = material.pooled.take(rows).columns(keep)
+    if trained.probes.spec.is_linear_in_mean:
+        p, d = trained.score(pooled).T
+    else:
+        windows = [trained.probes(Ragged(part.values[:, keep], part.lengths)) for part in _take(material.tokens, rows)]
+        p, d = pooled.over_windows(torch.cat(windows).numpy().astype(np.float64)).T
     return ScoredRows(p, d, expert[rows], material.labels[rows], merge=trained.merge)

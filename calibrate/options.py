@@ -25,8 +25,10 @@ class TrainOptions(BaseModel):
     """Kinds of probes, what they learn, and what is chosen by cross-validation.
 
     Attributes:
-        layers: Candidates, each a list of layers of ``base.layers`` that are read side by side; None: each layer
-            alone, and all together.
+        layers: Candidates for the safety probe, each a list of layers of ``base.layers`` that are read side by side;
+            None: each layer alone, and all together.
+        delegation_layers: What the delegation heads read: ``all`` of ``base.layers``, or the ``same`` as the safety
+            probe, so that a policy reads no deeper than that.
         kinds: Candidates: how token activations are reduced. With several, their average is a candidate too.
         delegation: ``plug_in``: eta, e1 and e0 are learnt and put together with p. ``direct``: d is a ridge regression
             of v (arXiv 2604.14251, section 4). ``binary``: d is the probability that the probe is wrong and the
@@ -45,6 +47,7 @@ class TrainOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     layers: Annotated[tuple[Layers, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
+    delegation_layers: Literal["all", "same"] = "all"
     kinds: Annotated[tuple[Reduction, ...], Field(min_length=1), AfterValidator(_distinct)] = ("mean",)
     delegation: Delegation = "plug_in"
     costs: DelegationCosts = DelegationCosts()

@@ -18,6 +18,7 @@ from calibrate.options import TrainOptions
 from calibrate.train.eta import fit_eta
 from calibrate.train.learner import Fit, Learner, mean_values
 from calibrate.train.merging import Scale, compare_merges, delegated_half, fit_expert_scale, fit_merge, fit_probe_scale
+from calibrate.train.narrowed import fit_columns
 from calibrate.train.parts import Part, assemble
 from calibrate.train.quality import cascade_quality
 from calibrate.train.rows import TrainingRows
@@ -69,6 +70,7 @@ def fit_candidate(
     *,
     seed: int,
     safety: TrainingRows | None = None,
+    probe_columns: IntArray | None = None,
     measured: bool = True,
 ) -> Fitted:
     """Train the probes of one candidate.
@@ -76,11 +78,12 @@ def fit_candidate(
     Without ``safety`` the same rows serve both probes: then eta, P(y=1|x) on these rows, is the safety probe.
 
     Args:
-        rows: The rows that delegation is learnt on, with the columns of the candidate's layers.
+        rows: The rows that delegation is learnt on, with the columns that its heads read.
         kinds: Reductions whose average the heads are.
         options: What is learnt, and how it is put together.
         seed: The same rows and seed give the same probes.
         safety: Rows for the safety probe, where it is to come from another source.
+        probe_columns: Columns that the safety probe reads, ascending; None: all.
         measured: Whether the record is to say how well the held-out d agrees with v, which probes that are trained by
             gradient descent take five more fits for.
 
@@ -91,7 +94,9 @@ def fit_candidate(
     measured |= options.calibrate == "auto"
     learner = Learner.of(rows, kinds, options, seed)
     source = learner if safety is None else Learner.of(safety, kinds, options, seed)
-    probe = source.fit({"p": label_target(source.rows.labels)}, source.no_extras())
+    everything = np.arange(rows.pooled.values.shape[1])
+    columns = everything if probe_columns is None else probe_columns
+    probe = fit_columns(source, columns, {"p": label_target(source.rows.labels)})
     if safety is not None:
         logit = mean_values([fit.predict(rows) for fit in probe])["p"]
     elif measured or _needs_p(options):

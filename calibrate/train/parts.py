@@ -14,6 +14,7 @@ from ctd_guardrail.probes.spec import Component, Output, ProbeSpec
 __all__ = ["Part", "assemble"]
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 # What steers a reduction instead of being summed up by it: it stays as it is when the sum is scaled.
 _STEERING = "query"
@@ -54,6 +55,21 @@ class Part:
             self.bias[order],
             self.extra[order],
         )
+
+    def widened(self, columns: IntArray, width: int) -> Part:
+        """Return the part that reads these columns of wider activations, and ignores the others.
+
+        Args:
+            columns: Where the activations that it was fitted to lie, shape [its width].
+            width: Of the wider activations.
+        """
+
+        def widen(tensor: FloatArray) -> FloatArray:
+            wide = np.zeros((*tensor.shape[:-1], width))
+            wide[..., columns] = tensor
+            return wide
+
+        return replace(self, tensors={name: widen(tensor) for name, tensor in self.tensors.items()})
 
     def _rescale(self, slopes: FloatArray, offsets: FloatArray) -> Part:
         def scale(tensor: FloatArray) -> FloatArray:

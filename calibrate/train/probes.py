@@ -81,6 +81,7 @@ def train_probes(
     layers: tuple[int, ...] = (0,),
     tokens: TokenRows | None = None,
     padded: PaddedRows | None = None,
+    measured: bool = True,
 ) -> TrainedProbes:
     """Train the safety probe, the delegation value and the merge.
 
@@ -97,6 +98,8 @@ def train_probes(
         layers: The layers whose activations lie side by side.
         tokens: Token activations of a sample of the rows, for all kinds but the mean.
         padded: Rows inside benign context, for the choice between candidates.
+        measured: Whether the record is to say how well the held-out d agrees with v, which kinds that read tokens take
+            five more fits for.
 
     Raises:
         DataError: Columns differ in length, a value is not finite or out of range, a class has too few rows, or a
@@ -107,16 +110,26 @@ def train_probes(
     source = None if safety is None else _source(safety)
     sample = _with_tokens(rows, tokens) if options.reads_tokens else rows
     candidates = [Candidate(chosen, kinds) for kinds in options.kind_sets() for chosen in options.layer_sets(layers)]
+    width = rows.pooled.values.shape[1]
+
+    def read_layers(candidate: Candidate) -> tuple[int, ...]:
+        return layers if options.delegation_layers == "all" else candidate.layers
 
     def fit(candidate: Candidate, part: TrainingRows, *, measured: bool) -> Fitted:
-        keep = layer_columns(candidate.layers, layers, rows.pooled.values.shape[1])
-        narrowed = None if source is None else source.columns(keep)
+        read = read_layers(candidate)
+        keep = layer_columns(read, layers, width)
         return fit_candidate(
-            part.columns(keep), candidate.kinds, options, seed=seed, safety=narrowed, measured=measured
+            part.columns(keep),
+            candidate.kinds,
+            options,
+            seed=seed,
+            safety=None if source is None else source.columns(keep),
+            probe_columns=layer_columns(candidate.layers, read, keep.size),
+            measured=measured,
         )
 
     def trainer_of(candidate: Candidate) -> Trainer:
-        keep = layer_columns(candidate.layers, layers, rows.pooled.values.shape[1])
+        keep = layer_columns(read_layers(candidate), layers, width)
 
         def train(part: TrainingRows) -> Scorer:
             fitted = fit(candidate, part, measured=False)
@@ -126,17 +139,18 @@ def train_probes(
 
     chosen_from = sample.take(sample_rows(sample.clusters, seed=seed))
     best, alternatives = select(candidates, chosen_from, trainer_of, padded=padded, seed=seed)
-    fitted = fit(best, rows if best.kinds == ("mean",) else sample, measured=True)
+    fitted = fit(best, rows if best.kinds == ("mean",) else sample, measured=measured)
     record = {
         "seed": seed,
         "rows": int(labels.size),
         "refit": safety is None,
         "layers": list(best.layers),
+        "delegation_layers": list(read_layers(best)),
         "kinds": list(best.kinds),
         "alternatives": alternatives,
         **fitted.record,
     }
-    return TrainedProbes(fitted.probes, fitted.merge, best.layers, record)
+    return TrainedProbes(fitted.probes, fitted.merge, read_layers(best), record)
 
 
 def _source(safety: SafetyRows) -> TrainingRows:

@@ -55,11 +55,12 @@ async def _assert_the_rail_agrees(result: PipelineResult, rows: Path) -> None:
     np.testing.assert_allclose(np.sort(np.array(online)[:, 1]), policy.calibration.d, atol=1e-5)
 
 
-async def test_a_policy_reads_the_layers_that_were_chosen_and_no_other(
+async def test_a_policy_reads_the_layers_that_its_probes_read_and_no_other(
     make_rows: Make, write_rows: Write, write_config: Write, tiny_bert: Path
 ) -> None:
     rows = write_rows(make_rows(300))
-    result = _run(write_config(base=_base(tiny_bert, [1, 2])))
+    probes = {"delegation_layers": "same"}
+    result = _run(write_config(base=_base(tiny_bert, [1, 2]), probes=probes))
     training = result.policy.manifest.training
     tried = {tuple(each["layers"]): each for each in training["alternatives"]}
     assert set(tried) == {(1,), (2,), (1, 2)}
@@ -67,10 +68,13 @@ async def test_a_policy_reads_the_layers_that_were_chosen_and_no_other(
     best = min(tried, key=lambda layers: tried[layers]["brier"])
     assert result.policy.manifest.activations.layers == tuple(training["layers"]) == best
     await _assert_the_rail_agrees(result, rows)
-    narrow = _run(write_config(base=_base(tiny_bert, [1, 2]), probes={"layers": [[1]]}))
-    assert narrow.policy.manifest.activations.layers == (1,)
-    assert narrow.policy.manifest.training["alternatives"] == []
-    await _assert_the_rail_agrees(narrow, rows)
+    for read, layers in {"same": (1,), "all": (1, 2)}.items():
+        probes = {"layers": [[1]], "delegation_layers": read}
+        narrow = _run(write_config(base=_base(tiny_bert, [1, 2]), probes=probes))
+        assert narrow.policy.manifest.activations.layers == layers
+        assert narrow.policy.manifest.training["layers"] == [1]
+        assert narrow.policy.manifest.training["alternatives"] == []
+        await _assert_the_rail_agrees(narrow, rows)
 
 
 @pytest.mark.usefixtures("quick")

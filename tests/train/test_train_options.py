@@ -149,11 +149,11 @@ def test_the_merge_is_learnt_and_its_alternatives_are_recorded(kind: Any) -> Non
     assert agreement["spearman"] == pytest.approx(spearmanr(value, d).statistic, abs=0.07)
 
 
-def test_the_layer_that_knows_is_chosen_and_the_probes_read_no_other() -> None:
+def test_the_layer_that_knows_is_chosen_and_the_probes_read_no_other_where_they_need_not() -> None:
     rows = world(700, 0)
     noise = np.random.default_rng(5).normal(size=(700, WIDTH)).astype(np.float32)
     pooled = np.hstack([noise, rows.pooled])
-    alone = TrainOptions(layers=((3,), (8,)))
+    alone = TrainOptions(layers=((3,), (8,)), delegation_layers="same")
     trained = train_probes(pooled, *rows.columns[1:], seed=0, layers=(3, 8), options=alone)
     assert trained.layers == (8,)
     assert trained.probes.width == WIDTH
@@ -165,6 +165,34 @@ def test_the_layer_that_knows_is_chosen_and_the_probes_read_no_other() -> None:
     assert both.probes.width == 2 * WIDTH
     assert both.record["alternatives"] == []
     json.dumps(trained.record)
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_delegation_heads_read_a_layer_that_the_safety_probe_does_not(*, refit: bool) -> None:
+    # The label turns on the first layer, and where the expert is right on the second.
+    rows, test = world(800, 0), world(2000, 1)
+    knows = np.arange(WIDTH) == 1
+
+    def layers_of(pooled: np.ndarray) -> np.ndarray:
+        return np.hstack([np.where(knows, 0.0, pooled), np.where(knows, pooled, 0.0)]).astype(np.float32)
+
+    source = world(400, 2)
+    safety = None if refit else SafetyRows(layers_of(source.pooled), source.labels, np.arange(400))
+    found = {}
+    for read in ("all", "same"):
+        options = TrainOptions.model_validate({"layers": [[3]], "delegation_layers": read})
+        columns = (layers_of(rows.pooled), *rows.columns[1:])
+        trained = train_probes(*columns, seed=0, layers=(3, 8), options=options, safety=safety)
+        assert trained.record["layers"] == [3]
+        assert list(trained.layers) == trained.record["delegation_layers"] == {"all": [3, 8], "same": [3]}[read]
+        width = trained.probes.width
+        p, d = trained.score(layers_of(test.pooled)[:, :width]).T
+        # Nothing that the probe does not read moves it.
+        moved = layers_of(test.pooled)[:, :width] + np.where(np.arange(width) >= WIDTH, 1.0, 0.0).astype(np.float32)
+        assert trained.score(moved)[:, 0] == pytest.approx(p, abs=1e-6)
+        found[read] = spearmanr(d, test.value(p)).statistic
+    assert found["all"] > 0.95
+    assert found["same"] < 0.9
 
 
 def test_padding_that_hides_a_layers_signal_speaks_against_it() -> None:
@@ -179,7 +207,7 @@ def test_padding_that_hides_a_layers_signal_speaks_against_it() -> None:
     padded = PaddedRows(
         TrainingRows(PooledRows(hidden, ones, ones), rows.labels[inside], inside, rows.expert[inside]), inside
     )
-    options = TrainOptions(layers=((1,), (2,)))
+    options = TrainOptions(layers=((1,), (2,)), delegation_layers="same")
 
     def choose(padded: PaddedRows | None) -> tuple[int, ...]:
         return train_probes(*(pooled, *rows.columns[1:]), seed=0, layers=(1, 2), options=options, padded=padded).layers

