@@ -115,7 +115,13 @@ def load_material(
         clusters=clusters[drawn],
         file_of_row=dataset.file_of_row[drawn],
         groups=groups[drawn],
-        safety=SafetyRows(pooled.take(safety), labels[safety], clusters[safety], _take(tokens, safety))
+        # Numbered from 0, so that the rows of one source are the same whatever lies beside them.
+        safety=SafetyRows(
+            pooled.take(safety),
+            labels[safety],
+            np.unique(clusters[safety], return_inverse=True)[1],
+            _take(tokens, safety),
+        )
         if safety.size
         else None,
     )

@@ -50,11 +50,10 @@ def run_plan(plan: Plan, settings: Sequence[Setting], options: argparse.Namespac
     """Run settings and write their files."""
     cache = open_cache(options.cache.expanduser())
     engine = get_engine(plan.base.spec, device=plan.base.device)
-    with progress_bars(Console(stderr=True)) as progress:
+    with progress_bars(Console(stderr=True)) as progress, shared_fits():
         for setting in settings:
             material = load_material(plan, setting, engine, folder=options.data, cache=cache, progress=progress)
-            with shared_fits():
-                results = list(run_setting(plan, setting, material, seeds=options.seeds, progress=progress))
+            results = list(run_setting(plan, setting, material, seeds=options.seeds, progress=progress))
             write_results(options.to / f"{_stem(setting)}{_ENDING}", results)
     engine.close()
 

@@ -1,7 +1,7 @@
 """Equal fits computed once.
 
 With several experts and recipes on the same rows, training repeats the same logistic regressions, which take most of
-its time: they read activations and labels, and no expert.
+its time: they read activations and labels, and no expert. Settings whose safety probe has the same source share it too.
 """
 
 from __future__ import annotations
@@ -17,40 +17,49 @@ import numpy as np
 
 from calibrate.pooled import PooledRows
 from calibrate.train.logistic import fit_logistic
+from calibrate.train.rows import TrainingRows
+from calibrate.train.targets import Target
+from calibrate.train.tokens import fit_tokens
 from calibrate.train.windows import choose_windows
 
 __all__ = ["shared_fits"]
 
 Result = TypeVar("Result")
 
-# Where training looks the two functions up.
-_USES: Final = {
+# Where training looks the functions up.
+_USES: Final[dict[str, Callable[..., Any]]] = {
     "calibrate.train.linear.fit_logistic": fit_logistic,
     "calibrate.train.windows.fit_logistic": fit_logistic,
     "calibrate.train.learner.choose_windows": choose_windows,
+    "calibrate.train.learner.fit_tokens": fit_tokens,
     "trial.fit_logistic": fit_logistic,
 }
-_KEPT: Final = 16
+# Results that are remembered: a tenth of a megabyte each, but a fit to tokens holds on to them.
+_KEPT: Final = 4096
+_KEPT_TOKENS: Final = 8
 
 
 @contextmanager
 def shared_fits() -> Iterator[None]:
     """Remember the last fits of training by their arguments; results do not change."""
-    shared = {function: _remember(function) for function in set(_USES.values())}
+    shared = {
+        function: _remember(function, _KEPT_TOKENS if function is fit_tokens else _KEPT)
+        for function in set(_USES.values())
+    }
     with ExitStack() as patches:
         for name, function in _USES.items():
             patches.enter_context(patch(name, shared[function]))
         yield
 
 
-def _remember(function: Callable[..., Result]) -> Callable[..., Result]:
+def _remember(function: Callable[..., Result], kept: int) -> Callable[..., Result]:
     results: OrderedDict[bytes, Result] = OrderedDict()
 
     def remembering(*arguments: Any, **options: Any) -> Result:
         key = _digest([*arguments, *sorted(options.items())])
         if key not in results:
             results[key] = function(*arguments, **options)
-            if len(results) > _KEPT:
+            if len(results) > kept:
                 results.popitem(last=False)
         return results[key]
 
@@ -66,6 +75,14 @@ def _digest(values: Any) -> bytes:
                 digest.update(np.ascontiguousarray(value).data)
             case PooledRows():
                 digest.update(_digest([value.values, value.lengths, value.windows]))
+            case TrainingRows():
+                # Experts' scores are not among what a fit reads of its rows: they come as targets.
+                digest.update(_digest([value.pooled, value.labels, value.clusters]))
+                digest.update(_digest([row.values.numpy() for row in value.tokens or ()]))
+            case Target():
+                digest.update(_digest([value.loss, value.values, value.weights]))
+            case dict():
+                digest.update(_digest(value.items()))
             case tuple():
                 digest.update(_digest(value))
             case _:

@@ -28,7 +28,8 @@ class TrainOptions(BaseModel):
         layers: Candidates for the safety probe, each a list of layers of ``base.layers`` that are read side by side;
             None: each layer alone, and all together.
         delegation_layers: What the delegation heads read: ``all`` of ``base.layers``, or the ``same`` as the safety
-            probe, so that a policy reads no deeper than that.
+            probe, so that a policy reads no deeper than that. ``auto``: all, where the safety probe comes from other
+            rows, so that eta is learnt for itself, and the same, where it is refitted.
         kinds: Candidates: how token activations are reduced. With several, their average is a candidate too.
         delegation: ``plug_in``: eta, e1 and e0 are learnt and put together with p. ``direct``: d is a ridge regression
             of v (arXiv 2604.14251, section 4). ``binary``: d is the probability that the probe is wrong and the
@@ -47,7 +48,7 @@ class TrainOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     layers: Annotated[tuple[Layers, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
-    delegation_layers: Literal["all", "same"] = "all"
+    delegation_layers: Literal["auto", "all", "same"] = "auto"
     kinds: Annotated[tuple[Reduction, ...], Field(min_length=1), AfterValidator(_distinct)] = ("mean",)
     delegation: Delegation = "plug_in"
     costs: DelegationCosts = DelegationCosts()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.train.learner import Fit, Learner, mean_values
+from calibrate.train.merging import fit_probe_scale
 from calibrate.train.parts import Part
 from calibrate.train.rows import TrainingRows
 from calibrate.train.targets import label_target
@@ -23,7 +24,8 @@ def fit_eta(learner: Learner, source: Learner) -> Sequence[Fit]:
     """Fit eta to the learner's rows, together with the safety probe's where that lowers the log loss on the former.
 
     Rows of the same traffic help, rows of another source may not. eta reads no extra features: p's logit, fitted to
-    the labels of other rows, would give theirs away.
+    the labels of other rows, would give theirs away. A penalty leaves it less sure than its held-out ranking deserves,
+    and rows of another source shift it: Platt scaling on held-out logits makes up for both.
     """
     rows, others = learner.rows, source.rows
     alone = learner.fit({"eta": label_target(rows.labels)}, learner.no_extras())
@@ -37,7 +39,12 @@ def fit_eta(learner: Learner, source: Learner) -> Sequence[Fit]:
         _Beside(fit, len(rows), len(others))
         for fit in joined.fit({"eta": label_target(joined.rows.labels)}, joined.no_extras())
     ]
-    return min((alone, together), key=lambda fits: _log_loss(rows.labels, fits))
+    return [_scaled(fit, rows.labels) for fit in min((alone, together), key=lambda fits: _log_loss(rows.labels, fits))]
+
+
+def _scaled(fit: Fit, labels: FloatArray) -> Fit:
+    scale = fit_probe_scale(labels, fit.held_out()["eta"])
+    return fit if scale is None else _Scaled(fit, *scale)
 
 
 def _log_loss(labels: FloatArray, fits: Sequence[Fit]) -> float:
@@ -64,3 +71,28 @@ class _Beside:
 
     def record(self) -> dict[str, Any]:
         return {name: {**record, "rows_of_safety_probe": self.others} for name, record in self.fit.record().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Scaled:
+    """A fit whose logit x is ``slope x + offset``."""
+
+    fit: Fit
+    slope: float
+    offset: float
+
+    def parts(self) -> list[Part]:
+        return [part.rescaled(self.slope, self.offset, ("eta",)) for part in self.fit.parts()]
+
+    def held_out(self) -> dict[str, FloatArray]:
+        return self._scale(self.fit.held_out())
+
+    def predict(self, rows: TrainingRows) -> dict[str, FloatArray]:
+        return self._scale(self.fit.predict(rows))
+
+    def record(self) -> dict[str, Any]:
+        scale = {"slope": self.slope, "offset": self.offset}
+        return {name: {**record, "scale": scale} for name, record in self.fit.record().items()}
+
+    def _scale(self, values: dict[str, FloatArray]) -> dict[str, FloatArray]:
+        return {name: self.slope * logit + self.offset for name, logit in values.items()}

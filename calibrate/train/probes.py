@@ -112,8 +112,10 @@ def train_probes(
     candidates = [Candidate(chosen, kinds) for kinds in options.kind_sets() for chosen in options.layer_sets(layers)]
     width = rows.pooled.values.shape[1]
 
+    wide = options.delegation_layers == "all" or (options.delegation_layers == "auto" and safety is not None)
+
     def read_layers(candidate: Candidate) -> tuple[int, ...]:
-        return layers if options.delegation_layers == "all" else candidate.layers
+        return layers if wide else candidate.layers
 
     def fit(candidate: Candidate, part: TrainingRows, *, measured: bool) -> Fitted:
         read = read_layers(candidate)

@@ -1,7 +1,13 @@
 import numpy as np
+import torch
 from sharing import shared_fits
 
-from calibrate.train import linear, logistic, train_probes
+from calibrate.pooled import PooledRows
+from calibrate.train import learner, linear, logistic, train_probes
+from calibrate.train.descent import Schedule
+from calibrate.train.rows import TrainingRows
+from calibrate.train.targets import label_target
+from ctd_guardrail.activations.ragged import Ragged
 
 
 def rows(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -28,3 +34,21 @@ def test_an_equal_fit_is_computed_once() -> None:
         assert linear.fit_logistic(features.copy(), labels, clusters, seed=0, weights=np.ones_like(labels)) is first
         assert linear.fit_logistic(features, labels, clusters, seed=1, weights=np.ones_like(labels)) is not first
     assert linear.fit_logistic is logistic.fit_logistic
+
+
+def test_equal_fits_to_tokens_are_shared_between_experts_and_no_others() -> None:
+    pooled, labels, expert, clusters = rows(1)
+    tokens = [Ragged(torch.from_numpy(row)[None], (1,)) for row in pooled]
+    ones = np.ones(labels.size, dtype=np.int64)
+
+    def fit(labels: np.ndarray, expert: np.ndarray, tokens: list[Ragged]) -> object:
+        part = TrainingRows(PooledRows(pooled, ones, ones), labels, clusters, expert, tokens)
+        targets, schedule = {"eta": label_target(labels)}, Schedule(epochs=1)
+        extras = np.zeros((labels.size, 0))
+        return learner.fit_tokens(part, "ema", targets, extras, chosen=clusters, seed=0, schedule=schedule)
+
+    with shared_fits():
+        first = fit(labels, expert, tokens)
+        assert fit(labels.copy(), 1 - expert, tokens) is first
+        assert fit(1 - labels, expert, tokens) is not first
+        assert fit(labels, expert, tokens[::-1]) is not first

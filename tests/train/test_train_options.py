@@ -179,12 +179,13 @@ def test_delegation_heads_read_a_layer_that_the_safety_probe_does_not(*, refit: 
     source = world(400, 2)
     safety = None if refit else SafetyRows(layers_of(source.pooled), source.labels, np.arange(400))
     found = {}
-    for read in ("all", "same"):
+    for read in ("all", "same", "auto"):
         options = TrainOptions.model_validate({"layers": [[3]], "delegation_layers": read})
         columns = (layers_of(rows.pooled), *rows.columns[1:])
         trained = train_probes(*columns, seed=0, layers=(3, 8), options=options, safety=safety)
         assert trained.record["layers"] == [3]
-        assert list(trained.layers) == trained.record["delegation_layers"] == {"all": [3, 8], "same": [3]}[read]
+        is_wide = read == "all" or (read == "auto" and not refit)
+        assert list(trained.layers) == trained.record["delegation_layers"] == ([3, 8] if is_wide else [3])
         width = trained.probes.width
         p, d = trained.score(layers_of(test.pooled)[:, :width]).T
         # Nothing that the probe does not read moves it.
@@ -193,6 +194,7 @@ def test_delegation_heads_read_a_layer_that_the_safety_probe_does_not(*, refit: 
         found[read] = spearmanr(d, test.value(p)).statistic
     assert found["all"] > 0.95
     assert found["same"] < 0.9
+    assert found["auto"] == found["same" if refit else "all"]
 
 
 def test_padding_that_hides_a_layers_signal_speaks_against_it() -> None:

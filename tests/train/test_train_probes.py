@@ -88,6 +88,23 @@ def test_eta_learns_from_rows_of_the_safety_probe_that_are_of_the_same_traffic()
     assert np.abs(d - best).mean() < error_alone
 
 
+def test_eta_is_as_sure_as_its_held_out_ranking_deserves() -> None:
+    # Few rows and many dimensions: the penalty that ranks best leaves logits too small.
+    rows, others = world(300, 0, width=100), world(100, 2, width=100)
+    source = SafetyRows(others.pooled[:, ::-1].copy(), others.labels, others.clusters)
+    trained = train_probes(*rows.columns, seed=0, safety=source)
+    scale = trained.record["delegation"]["eta"]["scale"]
+    assert scale["slope"] > 1.0
+    test = world(4000, 1, width=100)
+    heads = trained.probes.tensors()
+    place = trained.probes.spec.outputs.index("eta")
+    row = trained.probes.spec.components[0].outputs.index("eta")
+    logit = test.pooled @ heads["0.weight"][row] + heads["bias"][place]
+    unscaled = (logit - scale["offset"]) / scale["slope"]
+    errors = [np.square(expit(each) - test.eta).mean() for each in (logit, unscaled)]
+    assert errors[0] < errors[1]
+
+
 def test_folded_heads_score_as_sklearn_does_on_standardised_features() -> None:
     rows = world(600, 3)
     # Massive activations: one dimension a thousand times the others, far from zero.
