@@ -1,0 +1,32 @@
+"""Enforcement for a share of the conversations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import SecretBytes
+
+from ctd_guardrail.conversation import Context, Conversation, History
+from ctd_guardrail.decision import Mode
+from ctd_guardrail.policy.ties import uniform
+
+__all__ = ["Rollout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Draws conversations by a keyed hash of their first turn, which stays the same while they grow.
+
+    Attributes:
+        share: Share of the conversations for which verdicts count, in [0, 1].
+        key: Secret of 16 to 64 bytes: without it nobody can tell which conversations are enforced.
+    """
+
+    share: float
+    key: SecretBytes
+
+    def mode(self, conversation: Conversation) -> Mode:
+        """Return whether verdicts about a conversation count."""
+        first = History(Context.LAST_TURN).digest(conversation.turns()[0])
+        is_enforced = uniform(f"rollout {first}", self.key.get_secret_value()) < self.share
+        return Mode.ENFORCE if is_enforced else Mode.SHADOW
