@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pydantic import SecretBytes
@@ -21,8 +22,13 @@ from ctd_guardrail.experts.bounded import guarded, shared_caps
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.config import LocalExpertConfig
 from ctd_guardrail.experts.guarded import GuardedExpert
+from ctd_guardrail.guards.audit_floor import budget_beside_audit
+from ctd_guardrail.observability.build import Keys, build_watch
+from ctd_guardrail.observability.facts import Facts
+from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.policy.budget import Certificate, Status, certify
+from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.manifest import Manifest, PerformanceRecord
 from ctd_guardrail.policy.match import check_expert, check_fingerprint, check_normaliser
 from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreakingRule
@@ -30,6 +36,7 @@ from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_thresh
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.refusals import Refusals
+from ctd_guardrail.rollout import Rollout
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:
@@ -51,13 +58,15 @@ class Plan:
         certificate: The budget that was asked for, certified.
         rule: Says which inputs go to the expert: by the certificate's lambda, a larger one that the criterion prefers,
             or the one that the policy's performance risks were certified at.
-        expected_rate: Share of the inputs that is expected at the expert.
+        expected_rate: Share of the inputs that is expected at the expert, audits included.
+        alpha: The budget that was asked for. The certificate's is smaller where audits are paid out of it.
     """
 
     policy: Policy
     certificate: Certificate
     rule: DelegationRule
     expected_rate: float
+    alpha: float
 
 
 def plan(config: CtdConfig, *, folder: Path) -> Plan:
@@ -82,29 +91,55 @@ def _plan(config: CtdConfig, policy: Policy) -> Plan:
     calibration, looks = policy.manifest.calibration, len(policy.manifest.recalibrations)
     alpha = calibration.alpha if config.alpha is None else config.alpha
     delta = calibration.delta if config.delta is None else config.delta
+    audited = 0.0 if config.monitor is None else config.monitor.audit_share
     certificate = certify(
-        policy.scores, alpha, spent_delta(delta, looks), guarantee=config.guarantee, horizon=config.horizon
+        policy.scores,
+        _budget_of_rule(config, policy, alpha, audited),
+        spent_delta(delta, looks),
+        guarantee=config.guarantee,
+        horizon=config.horizon,
     )
     if certificate.status is Status.INFEASIBLE:
         raise InfeasibleBudgetError(
-            f"{SECTION}.alpha: {certificate.n} calibration rows cannot certify alpha = {alpha} at delta = {delta}",
-            alpha=alpha,
+            f"{SECTION}.alpha: {certificate.n} calibration rows cannot certify alpha = {certificate.alpha:.6g} at "
+            f"delta = {delta}",
+            alpha=certificate.alpha,
             alpha_min=certificate.alpha_min,
             n_min=certificate.n_min,
             hint=f"The smallest alpha that they can certify is {certificate.alpha_min:.4f}; "
-            f"alpha = {alpha} takes {certificate.n_min} rows",
+            f"alpha = {certificate.alpha:.6g} takes {certificate.n_min} rows",
         )
+    rule, rate = _rule(config, policy, certificate)
+    return Plan(policy, certificate, rule, audited + (1.0 - audited) * rate, alpha)
+
+
+def _budget_of_rule(config: CtdConfig, policy: Policy, alpha: float, audited: float) -> float:
+    """Return the alpha that the threshold is certified at: what audits leave of the budget."""
+    if not audited:
+        return alpha
+    key = f"{SECTION}.monitor.audit_share"
+    if policy.manifest.performance is not None or config.guarantee is Guarantee.NEXT:
+        raise ConfigError(
+            "this certificate leaves no share of the budget for audits",
+            key=key,
+            hint="Leave audit_share out, or use a policy that holds the budget alone with a guarantee other than next",
+        )
+    if audited >= alpha:
+        raise ConfigError(f"is not below alpha = {alpha:g}", key=key, hint="Audit less, or raise alpha")
+    return budget_beside_audit(alpha, audited)
+
+
+def _rule(config: CtdConfig, policy: Policy, certificate: Certificate) -> tuple[DelegationRule, float]:
+    """Return the rule, and the share of the inputs that it is expected to delegate."""
     if policy.manifest.performance is not None:
         threshold = _performance_threshold(config, policy.manifest.performance)
-        rate = float((policy.scores > threshold).mean())
-        return Plan(policy, certificate, ThresholdRule(threshold), rate)
+        return ThresholdRule(threshold), float((policy.scores > threshold).mean())
     if config.tie_key_env is not None:
-        rule = TieBreakingRule.from_policy(policy, certificate, _tie_key(config))
-        return Plan(policy, certificate, rule, certificate.mean_rate)
+        return TieBreakingRule.from_policy(policy, certificate, _tie_key(config)), certificate.mean_rate
     if config.criterion is Criterion.BUDGET:
-        return Plan(policy, certificate, ThresholdRule(certificate.threshold), certificate.mean_rate)
+        return ThresholdRule(certificate.threshold), certificate.mean_rate
     choice = _choose(config, policy, certificate)
-    return Plan(policy, certificate, ThresholdRule(choice.threshold), choice.exceedances / policy.calibration.d.size)
+    return ThresholdRule(choice.threshold), choice.exceedances / policy.calibration.d.size
 
 
 def _performance_threshold(config: CtdConfig, performance: PerformanceRecord) -> float:
@@ -157,6 +192,7 @@ def assemble(
     folder: Path,
     rail_collaborators: RailCollaborators | None = None,
     refusals: Iterable[str] = (),
+    in_service: bool = True,
 ) -> OverridableCascade:
     """Build the cascade, loading the base model where this process has not loaded it yet.
 
@@ -165,6 +201,7 @@ def assemble(
         folder: Folder that relative paths start from.
         rail_collaborators: The host's models and prompts, for an expert of type ``rail``.
         refusals: The host's own words for a refusal.
+        in_service: Whether its inputs are traffic, for monitors, metrics and audit log; not those of a trial.
 
     Raises:
         PolicyError: The policy folder cannot be used, or belongs to another base model or expert.
@@ -173,7 +210,9 @@ def assemble(
         ActivationError: The base model cannot be loaded.
         DependencyError: ``package:NAME`` is not installed.
     """
-    return prepare(config, folder=folder, rail_collaborators=rail_collaborators, refusals=refusals)()
+    return prepare(
+        config, folder=folder, rail_collaborators=rail_collaborators, refusals=refusals, in_service=in_service
+    )()
 
 
 def prepare(
@@ -182,6 +221,7 @@ def prepare(
     folder: Path,
     rail_collaborators: RailCollaborators | None = None,
     refusals: Iterable[str] = (),
+    in_service: bool = True,
 ) -> Callable[[], OverridableCascade]:
     """Check all that can be checked in milliseconds, and return the function that loads the models.
 
@@ -190,6 +230,7 @@ def prepare(
         folder: Folder that relative paths start from.
         rail_collaborators: The host's models and prompts, for an expert of type ``rail``.
         refusals: The host's own words for a refusal.
+        in_service: Whether its inputs are traffic, for monitors, metrics and audit log; not those of a trial.
 
     Raises:
         PolicyError: The policy folder cannot be used, or belongs to another expert.
@@ -198,29 +239,69 @@ def prepare(
     """
     planned = plan(config, folder=folder)
     manifest = planned.policy.manifest
+    keys = Keys.of(config)
     build_experts = partial(_build_experts, config, manifest, folder, rail_collaborators)
     # A local expert is a model itself, and known only when it is loaded.
     sections = (config.expert, *config.experts.values())
     experts = None if any(isinstance(each, LocalExpertConfig) for each in sections) else build_experts()
 
     def load() -> OverridableCascade:
-        return _load(config, planned, experts or build_experts(), Refusals(refusals), folder)
+        watch = partial(_watch, config, planned, folder, keys) if in_service else None
+        return _load(
+            config,
+            planned,
+            experts or build_experts(),
+            folder,
+            refusals=Refusals(refusals),
+            keys=keys,
+            make_watch=watch,
+        )
 
     return load
 
 
+def _watch(config: CtdConfig, planned: Plan, folder: Path, keys: Keys, load_s: float) -> Watch:
+    policy = planned.policy
+    facts = Facts(
+        guard=folder.resolve().name,
+        policy=policy.manifest.tensors_sha256[:12],
+        alpha=planned.alpha,
+        delta=planned.certificate.delta,
+        threshold=planned.rule.threshold,
+        expected_rate=planned.expected_rate,
+    )
+    return build_watch(
+        facts,
+        scores=policy.scores,
+        folder=folder,
+        monitor=config.monitor,
+        audit_log=config.audit_log,
+        audit_key=keys.audit_log,
+        load_s=load_s,
+    )
+
+
 def _load(
-    config: CtdConfig, planned: Plan, experts: Mapping[str | None, GuardedExpert], refusals: Refusals, folder: Path
+    config: CtdConfig,
+    planned: Plan,
+    experts: Mapping[str | None, GuardedExpert],
+    folder: Path,
+    *,
+    refusals: Refusals,
+    keys: Keys,
+    make_watch: Callable[[float], Watch] | None,
 ) -> OverridableCascade:
+    start = perf_counter()
     from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415  # torch
 
     manifest = planned.policy.manifest
     probes = Probes(manifest.probe, planned.policy.probe)
     reader = _open_reader(config, manifest, probes, folder)
+    watch = None if make_watch is None else make_watch(perf_counter() - start)
     certificate = planned.certificate
     log.info(
         "ctd guard ready: alpha %g, delta %g, guarantee %s, lambda %.6g, n %d, expected rate %.4f",
-        certificate.alpha,
+        planned.alpha,
         certificate.delta,
         certificate.guarantee,
         planned.rule.threshold,
@@ -229,6 +310,7 @@ def _load(
     )
 
     def build(settings: CtdConfig, expert: GuardedExpert, tally: Tally) -> Cascade:
+        rollout = settings.rollout
         rule = planned.rule if settings is config else _plan(settings, planned.policy).rule
         return Cascade(
             engine=reader,
@@ -247,10 +329,17 @@ def _load(
             context=manifest.context,
             refusals=refusals,
             policy=_hash(manifest, expert, rule, settings),
-            tally=tally,
+            # Requests that ask for another budget say nothing about this one.
+            tally=tally
+            if watch is None or rule == planned.rule
+            else tally.told_to(watch.observer(is_configured=False)),
+            rollout=None
+            if rollout is None or keys.rollout is None
+            else Rollout(rollout.enforce_share, keys.rollout, by_principal=rollout.by == "principal"),
+            audit_share=0.0 if settings.monitor is None else settings.monitor.audit_share,
         )
 
-    return OverridableCascade(config, experts, build)
+    return OverridableCascade(config, experts, build, watch=watch)
 
 
 def _open_reader(config: CtdConfig, manifest: Manifest, probes: Probes, folder: Path) -> Reader:

@@ -11,6 +11,7 @@ import asyncio
 import copy
 import logging
 import math
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -28,10 +29,12 @@ from ctd_guardrail.experts.guarded import GuardedExpert, Spend, countdown, unlim
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.failures import FailurePolicies, policy_for
 from ctd_guardrail.memory import JUDGED
+from ctd_guardrail.observability.tracing import check_span, describe, expert_span
 from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.refusals import Refusals
+from ctd_guardrail.rollout import Rollout
 from ctd_guardrail.screening import Request, Screening, reason_of
 from ctd_guardrail.tally import Tally
 
@@ -46,6 +49,8 @@ log = logging.getLogger(__name__)
 # Characters of all units that one request may bring to be judged, for each token that one of them may have. A turn
 # is seen again in the units of all later ones: a forged history of many turns would cost their number squared.
 _CHARACTERS_PER_TOKEN: Final = 32
+
+_COIN: Final = 1 << 53
 
 # About the content, although the guard could not read it: a user may have been told that it is refused.
 _UNREADABLE: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG})
@@ -73,6 +78,8 @@ class Cascade:
         policy: Hash of all that judgements depend on beside the unit. With it they are remembered for the process;
             None: each turn is judged at each request.
         tally: Counts decisions; None: counters of its own.
+        rollout: Says for which conversations verdicts count, where ``mode`` enforces; None: for all.
+        audit_share: Share of the inputs that the expert judges besides, by a coin.
     """
 
     def __init__(
@@ -95,6 +102,8 @@ class Cascade:
         refusals: Refusals | None = None,
         policy: str | None = None,
         tally: Tally | None = None,
+        rollout: Rollout | None = None,
+        audit_share: float = 0.0,
     ) -> None:
         self._engine = engine
         self._probes = probes
@@ -114,6 +123,8 @@ class Cascade:
         self._refusals = refusals or Refusals()
         self._policy = policy
         self.tally = tally or Tally()
+        self._rollout = rollout
+        self._audit_share = audit_share
 
     async def check(self, messages: Iterable[Mapping[str, Any]], *, principal: str | None = None) -> Decision:
         """Decide about a conversation: about every turn of the user that has not been judged before.
@@ -128,16 +139,9 @@ class Cascade:
             The decision about the first turn that stops the conversation, else about the last; also where something
             went wrong. The only exception that leaves this method is the cancellation of the calling task itself.
         """
-        non_text: NonText = "drop" if self._on_nontext is UnreadablePolicy.ALLOW else "mark"
-        try:
-            conversation = await Conversation.read(messages, non_text=non_text)
-        except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
-            screening = Screening()
-            self._fail(screening, reason_of(error), type(error).__name__)
-            decision = self._count(screening)
-        else:
-            deadline = None if self._deadline_s is None else asyncio.get_running_loop().time() + self._deadline_s
-            decision = await self._walk(conversation, Request(principal, deadline))
+        with check_span() as span:
+            decision = await self._check(messages, principal)
+            describe(span, decision)
         return decision
 
     async def aclose(self) -> None:
@@ -149,6 +153,23 @@ class Cascade:
         limited = copy.copy(self)
         limited._take = countdown(calls)  # noqa: SLF001  # a copy of this very object
         return limited
+
+    async def _check(self, messages: Iterable[Mapping[str, Any]], principal: str | None) -> Decision:
+        non_text: NonText = "drop" if self._on_nontext is UnreadablePolicy.ALLOW else "mark"
+        try:
+            conversation = await Conversation.read(messages, non_text=non_text)
+            mode = self._mode_for(conversation, principal)
+        except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
+            screening = Screening(self._mode)
+            self._fail(screening, reason_of(error), type(error).__name__)
+            return self._count(screening)
+        deadline = None if self._deadline_s is None else asyncio.get_running_loop().time() + self._deadline_s
+        return await self._walk(conversation, Request(principal, deadline, mode))
+
+    def _mode_for(self, conversation: Conversation, principal: str | None) -> Mode:
+        if self._rollout is None or self._mode is Mode.SHADOW:
+            return self._mode
+        return self._rollout.mode(conversation, principal)
 
     async def _walk(self, conversation: Conversation, request: Request) -> Decision:
         history, timings = History(self._context), Timings()
@@ -171,8 +192,8 @@ class Cascade:
                     decision = None
                     continue
             history.add(turn)
-        # One that was remembered may come from a guard of the same policy in another mode.
-        return replace(decision or self._allow_blank(), mode=self._mode, timings=timings)
+        # One that was remembered may have been made in the other mode.
+        return replace(decision or self._allow_blank(request), mode=request.mode, timings=timings)
 
     def _recall(self, turn: Turn, digest: str) -> Decision | None:
         # The note in the place of other content is no description of it.
@@ -192,13 +213,13 @@ class Cascade:
         about_content = not decision.reason.is_failure or decision.reason in _UNREADABLE
         return about_content and self._refusals.answer(turn)
 
-    def _allow_blank(self) -> Decision:
-        screening = Screening()
+    def _allow_blank(self, request: Request) -> Decision:
+        screening = Screening(request.mode)
         screening.conclude(Verdict.ALLOW, Reason.BLANK)
         return self._count(screening)
 
     async def _decide(self, unit: Conversation, digest: str, obstacle: InputError | None, request: Request) -> Decision:
-        screening = Screening()
+        screening = Screening(request.mode)
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
         deadline = asyncio.timeout_at(request.deadline)
@@ -223,6 +244,7 @@ class Cascade:
             if obstacle is not None:
                 raise obstacle
             reading = await self._engine.run(unit, self._probes)
+            screening.waited(reading.queue_ms, reading.forward_ms)
             p, d = (float(score) for score in over_windows(reading.rows))
         except InputError as error:
             if self._policy_for(error) is not UnreadablePolicy.EXPERT:
@@ -234,11 +256,28 @@ class Cascade:
             # Every comparison with NaN is false: it would pass for safe.
             raise ActivationError("the probes gave a score that is not a number", hint="Use a wider dtype")
         screening.probed(p, d)
-        if not self._rule.delegates(d, unit):
-            screening.conclude(*self._judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE))
+        # A coin of its own for every input: by a hash, a repeated attack would be audited always or never.
+        is_audited = self._audit_share > 0.0 and secrets.randbelow(_COIN) < self._audit_share * _COIN
+        if self._rule.delegates(d, unit):
+            if is_audited:
+                screening.audit(self._decision_threshold, None)
+            await self._delegate(unit, p, request, screening)
             return
+        screening.conclude(*self._judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE))
+        if is_audited:
+            await self._audit(unit, p, request, screening)
+
+    async def _delegate(self, unit: Conversation, p: float, request: Request, screening: Screening) -> None:
         merged = float(self._merge(p, await self._ask(unit, request, screening)))
         screening.conclude(*self._judge(merged, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
+
+    async def _audit(self, unit: Conversation, p: float, request: Request, screening: Screening) -> None:
+        """Ask the expert about what the probe has judged. Where it gives no answer, the probe's verdict stands."""
+        screening.audit(self._decision_threshold, screening.verdict)
+        try:
+            await self._delegate(unit, p, request, screening)
+        except Exception as error:  # noqa: BLE001  # nothing failed that the input was in need of
+            log.warning("an audit got no answer (%s)", type(error).__name__)
 
     def _policy_for(self, error: InputError) -> UnreadablePolicy:
         return self._on_overlong if isinstance(error, OverlongError) else self._on_nontext
@@ -248,7 +287,8 @@ class Cascade:
         screening.route = Route.EXPERT
         spend = Spend()
         try:
-            score = await self._expert.ask(unit, spend, principal=request.principal, take=self._take)
+            with expert_span():
+                score = await self._expert.ask(unit, spend, principal=request.principal, take=self._take)
         finally:
             if spend.attempts:
                 self.tally.count_expert_attempts(spend.attempts, spend.tokens)
@@ -274,7 +314,7 @@ class Cascade:
         screening.fail(verdict, reason, policy)
 
     def _count(self, screening: Screening, digest: str | None = None) -> Decision:
-        decision = screening.decision(self._mode)
+        decision = screening.decision()
         self.tally.count(decision, digest)
         return decision
 

@@ -14,6 +14,7 @@ from ctd_guardrail.decision import FailurePolicy, Mode, UnreadablePolicy, Verdic
 from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig
 from ctd_guardrail.failures import FailurePolicies
 from ctd_guardrail.guards.config import BreakerConfig, CapConfig, CapStoreConfig, PrincipalConfig
+from ctd_guardrail.observability.config import AuditLogConfig, MonitorConfig, RolloutConfig
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.serving.config import VllmSourceConfig
@@ -113,6 +114,9 @@ class CtdConfig(BaseModel):
         device: Torch device of the base model, or ``auto``.
         allow_overrides: Names of the settings that a single request may change; none by default.
         self_test: Inputs whose verdicts are known, for ``ctd-guardrail doctor`` and the readiness of the sidecar.
+        rollout: Enforce for a share of the conversations; None: for all.
+        monitor: Alarms on rate and scores, audits, and what survives a restart; None: nothing is watched.
+        audit_log: A file with a line for each block, each failure, and a share of the rest; None: none is kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -144,6 +148,9 @@ class CtdConfig(BaseModel):
     device: Annotated[str, Field(min_length=1)] = "auto"
     allow_overrides: tuple[OverrideName, ...] = ()
     self_test: SelfTestConfig = SelfTestConfig()
+    rollout: RolloutConfig | None = None
+    monitor: MonitorConfig | None = None
+    audit_log: AuditLogConfig | None = None
 
     @model_validator(mode="after")
     def _named_experts_can_be_chosen(self) -> CtdConfig:

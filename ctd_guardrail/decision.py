@@ -16,7 +16,7 @@ class Verdict(StrEnum):
 
 
 class Route(StrEnum):
-    """Who the budget rule assigned the input to: ``expert`` if d(x) > lambda, else ``probe``."""
+    """Who the input was assigned to: ``expert`` if d(x) > lambda or an audit's coin says so, else ``probe``."""
 
     PROBE = "probe"
     EXPERT = "expert"
@@ -103,15 +103,25 @@ class Timings:
         probe_ms: Tokenising, queueing, forward pass and both probes.
         expert_ms: The expert's answer, 0 where it was not asked.
         total_ms: All of it.
+        queue_ms: Of ``probe_ms``, the wait for the device.
+        forward_ms: Of ``probe_ms``, the batch on the device.
     """
 
     probe_ms: float = 0.0
     expert_ms: float = 0.0
     total_ms: float = 0.0
+    queue_ms: float = 0.0
+    forward_ms: float = 0.0
 
     def __add__(self, other: Timings) -> Timings:
         """Return the time of one decision after another."""
-        return Timings(self.probe_ms + other.probe_ms, self.expert_ms + other.expert_ms, self.total_ms + other.total_ms)
+        return Timings(
+            self.probe_ms + other.probe_ms,
+            self.expert_ms + other.expert_ms,
+            self.total_ms + other.total_ms,
+            self.queue_ms + other.queue_ms,
+            self.forward_ms + other.forward_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,8 @@ class Decision:
         timings: How long it took.
         on_failure: The failure policy that chose the verdict; None where the guard did its work, or where the failure
             policy has no say.
+        missed: None where the input was not audited. Where it was, whether the expert calls unsafe what the cascade
+            alone would have let through, or gave no answer.
     """
 
     verdict: Verdict
@@ -145,6 +157,8 @@ class Decision:
     def is_bypass(self) -> bool:
         """Whether the guard could not do its work, and a failure policy other than ``block`` took its place."""
         return self.on_failure not in {None, FailurePolicy.BLOCK}
+
+    missed: bool | None = None
 
     @property
     def is_blocking(self) -> bool:

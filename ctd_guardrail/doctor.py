@@ -110,8 +110,9 @@ def _budget(guard: StandaloneGuard) -> Iterator[Finding]:
     yield Finding(
         Outcome.OK,
         "budget",
-        f"at most {certificate.alpha:.1%} of the inputs reach the expert, with confidence {1 - certificate.delta:.1%} "
-        f"({certificate.guarantee}, {certificate.n} calibration rows); {guard.planned.expected_rate:.1%} expected",
+        f"at most {guard.planned.alpha:.1%} of the inputs reach the expert, with confidence "
+        f"{1 - certificate.delta:.1%} ({certificate.guarantee}, {certificate.n} calibration rows); "
+        f"{guard.planned.expected_rate:.1%} expected",
     )
     yield Finding(Outcome.INFO, "smallest alpha", f"{certificate.alpha_min:.4f} with these rows at this delta")
 

@@ -21,6 +21,7 @@ from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route,
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, OverrideError
 from ctd_guardrail.experts.guarded import GuardedExpert
 from ctd_guardrail.guards.config import PrincipalConfig
+from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.tally import Tally
 
@@ -102,8 +103,10 @@ class OverridableCascade:
         build: Makes the cascade of a configuration around an expert. Called with the configuration at once, and with
             what requests make of it on a thread of its own.
         capacity: Cascades that are kept.
+        watch: Is told of every decision; None: nobody is.
 
     Attributes:
+        watch: As given.
         tally: Counts of all decisions, whatever their settings.
         experts: As given.
 
@@ -118,8 +121,10 @@ class OverridableCascade:
         build: Callable[[CtdConfig, GuardedExpert, Tally], Cascade],
         *,
         capacity: int = _MAX_CASCADES,
+        watch: Watch | None = None,
     ) -> None:
-        self.tally = Tally()
+        self.tally = Tally(None if watch is None else watch.observer(is_configured=True))
+        self.watch = watch
         self._config = config
         self.experts = experts
         self._build = build
@@ -164,9 +169,11 @@ class OverridableCascade:
         return await cascade.check(messages, principal=known)
 
     async def aclose(self) -> None:
-        """Release the experts. The base model belongs to the process and stays."""
+        """Release the experts and write what is known. The base model belongs to the process and stays."""
         for expert in self.experts.values():
             await expert.aclose()
+        if self.watch is not None:
+            await asyncio.to_thread(self.watch.close)
 
     def _refuse(self, reason: Reason, error: BaseException) -> Decision:
         """Block: the failure policy is for a guard that broke, not for a caller that asks for what it may not have."""

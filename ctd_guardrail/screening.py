@@ -52,30 +52,43 @@ class Request:
     Attributes:
         principal: On whose behalf it is made; None: unknown.
         deadline: Time of the running event loop at which the guard's answer is due; None: never.
+        mode: Whether its verdict counts.
     """
 
     principal: str | None
     deadline: float | None
+    mode: Mode
 
 
 class Screening:
     """Collects scores, route and times on the way to a decision.
 
+    Args:
+        mode: Whether the decision will count.
+
     Attributes:
-        route: Whom the budget rule assigned the unit to.
+        route: Whom the unit was assigned to.
         p: Safety probe; None as long as it has not run.
         p_expert: Expert; None as long as it has not answered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
         self.route = Route.PROBE
         self.p: float | None = None
         self.p_expert: float | None = None
         self._d: float | None = None
+        self._tau: float | None = None
+        self._alone: Verdict | None = None
+        self._queue_ms = self._forward_ms = 0.0
         self._start = self._probe_end = perf_counter()
         # Closed until something says otherwise.
         self._verdict, self._reason = Verdict.BLOCK, Reason.INTERNAL_ERROR
         self._on_failure: FailurePolicy | None = None
+
+    def waited(self, queue_ms: float, forward_ms: float) -> None:
+        """Note what the base model took: the wait for the device, and the batch on it."""
+        self._queue_ms, self._forward_ms = queue_ms, forward_ms
 
     def probed(self, p: float, d: float) -> None:
         """Note both probes' scores."""
@@ -91,12 +104,22 @@ class Screening:
         self.conclude(verdict, reason)
         self._on_failure = policy
 
-    def decision(self, mode: Mode) -> Decision:
-        """Return the decision.
+    def audit(self, tau: float, alone: Verdict | None) -> None:
+        """Note that the unit is audited.
 
         Args:
-            mode: Whether it counts.
+            tau: The expert calls unsafe what it gives a score of at least tau.
+            alone: What the cascade says without the audit; None: whatever the verdict will be.
         """
+        self._tau, self._alone = tau, alone
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict so far."""
+        return self._verdict
+
+    def decision(self) -> Decision:
+        """Return the decision."""
         end = perf_counter()
         probe_end = end if self.p is None and self.route is Route.PROBE else self._probe_end
         return Decision(
@@ -106,11 +129,21 @@ class Screening:
             p=self.p,
             d=self._d,
             p_expert=self.p_expert,
-            mode=mode,
+            mode=self._mode,
             timings=Timings(
                 probe_ms=1000 * (probe_end - self._start),
                 expert_ms=1000 * (end - probe_end),
                 total_ms=1000 * (end - self._start),
+                queue_ms=self._queue_ms,
+                forward_ms=self._forward_ms,
             ),
             on_failure=self._on_failure,
+            missed=self._missed(),
         )
+
+    def _missed(self) -> bool | None:
+        if self._tau is None:
+            return None
+        # An expert that gave no answer might have called it unsafe: the upper end of an estimate has to hold.
+        is_called_safe = self.p_expert is not None and self.p_expert < self._tau
+        return (self._alone or self._verdict) is Verdict.ALLOW and not is_called_safe

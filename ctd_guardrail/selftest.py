@@ -8,6 +8,7 @@ from typing import Final
 
 from ctd_guardrail.config import CtdConfig
 from ctd_guardrail.decision import Decision, Reason, Verdict
+from ctd_guardrail.observability.request import REQUEST_ID, SELF_TEST
 from ctd_guardrail.overrides import OverridableCascade
 
 __all__ = ["SelfTestResult", "self_test"]
@@ -50,12 +51,20 @@ class SelfTestResult:
 
 
 async def self_test(cascade: OverridableCascade, config: CtdConfig) -> list[SelfTestResult]:
-    """Screen the built-in inputs and the operator's. They are counted like any other.
+    """Screen the built-in inputs and the operator's. The tally counts them like any other; for observers they are none.
 
     Args:
         cascade: The guard.
         config: Holds the operator's inputs, ``self_test``.
     """
+    token = REQUEST_ID.set(SELF_TEST)
+    try:
+        return await _screen(cascade, config)
+    finally:
+        REQUEST_ID.reset(token)
+
+
+async def _screen(cascade: OverridableCascade, config: CtdConfig) -> list[SelfTestResult]:
     return [
         SelfTestResult(name, expected, is_required, await cascade.check([{"role": "user", "content": text}]))
         for name, expected, is_required, text in _inputs(config)

@@ -29,15 +29,20 @@ class StandaloneGuard:
     cascade: OverridableCascade
 
 
-def load_guard(folder: Path) -> StandaloneGuard:
+def load_guard(folder: Path, *, in_service: bool = False) -> StandaloneGuard:
     """Read, check and load a configuration folder. Blocks while the base model is loaded.
+
+    Args:
+        folder: NeMo Guardrails configuration folder.
+        in_service: Whether its inputs are traffic, for monitors, metrics and audit log; not those of a trial.
 
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
     """
     rail = read_folder(folder)
     planned = plan(rail.config, folder=rail.path)
-    return StandaloneGuard(rail, planned, assemble(standalone_config(rail), folder=rail.path))
+    cascade = assemble(standalone_config(rail), folder=rail.path, in_service=in_service)
+    return StandaloneGuard(rail, planned, cascade)
 
 
 def has_base_model_of(folder: Path, guard: StandaloneGuard) -> bool:

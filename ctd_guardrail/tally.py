@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 
-from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
 from ctd_guardrail.observability.observer import Observer
 
 __all__ = ["Tally", "TallySnapshot"]
@@ -23,6 +23,7 @@ class TallySnapshot:
         bypasses: Number of decisions for each (reason, failure policy, verdict) in which a failure policy other than
             ``block`` took the guard's place.
         recalled: Turns that had been judged before; they are not among the decisions.
+        shadow: Decisions whose verdict did not count.
     """
 
     decisions: dict[tuple[Verdict, Route, Reason], int]
@@ -30,6 +31,7 @@ class TallySnapshot:
     expert_tokens: int
     bypasses: dict[tuple[Reason, FailurePolicy, Verdict], int]
     recalled: int = 0
+    shadow: int = 0
 
     @property
     def total(self) -> int:
@@ -38,7 +40,7 @@ class TallySnapshot:
 
     @property
     def delegated(self) -> int:
-        """Number of inputs that the budget rule assigned to the expert."""
+        """Number of inputs that were assigned to the expert."""
         return sum(count for (_, route, _), count in self.decisions.items() if route is Route.EXPERT)
 
     @property
@@ -55,13 +57,14 @@ class Tally:
     """
 
     def __init__(self, observer: Observer | None = None) -> None:
-        self._lock = threading.Lock()
-        self._decisions: Counter[tuple[Verdict, Route, Reason]] = Counter()
-        self._bypasses: Counter[tuple[Reason, FailurePolicy, Verdict]] = Counter()
-        self._expert_attempts = 0
-        self._expert_tokens = 0
-        self._recalled = 0
+        self._totals = _Totals()
         self._observer = observer
+
+    def told_to(self, observer: Observer | None) -> Tally:
+        """Return a tally that adds to these very counters, and tells somebody else."""
+        told = Tally(observer)
+        told._totals = self._totals
+        return told
 
     def count(self, decision: Decision, unit: str | None = None) -> None:
         """Count a decision.
@@ -70,35 +73,48 @@ class Tally:
             decision: The decision.
             unit: Digest of what was judged; None where that could not be read.
         """
-        with self._lock:
-            self._decisions[decision.verdict, decision.route, decision.reason] += 1
+        with self._totals.lock:
+            self._totals.decisions[decision.verdict, decision.route, decision.reason] += 1
+            self._totals.shadow += decision.mode is Mode.SHADOW
             if decision.is_bypass and decision.on_failure is not None:
-                self._bypasses[decision.reason, decision.on_failure, decision.verdict] += 1
+                self._totals.bypasses[decision.reason, decision.on_failure, decision.verdict] += 1
         if self._observer is not None:
             self._observer.decided(decision, unit)
 
     def count_expert_attempts(self, attempts: int, tokens: int) -> None:
         """Count calls to the expert and their tokens: a budget pays for each of them, answered or not."""
-        with self._lock:
-            self._expert_attempts += attempts
-            self._expert_tokens += tokens
+        with self._totals.lock:
+            self._totals.expert_attempts += attempts
+            self._totals.expert_tokens += tokens
         if self._observer is not None:
             self._observer.asked(attempts, tokens)
 
     def count_recalled(self) -> None:
         """Count a turn that was judged before."""
-        with self._lock:
-            self._recalled += 1
+        with self._totals.lock:
+            self._totals.recalled += 1
         if self._observer is not None:
             self._observer.recalled()
 
     def snapshot(self) -> TallySnapshot:
         """Return the counts so far."""
-        with self._lock:
+        with self._totals.lock:
             return TallySnapshot(
-                decisions=dict(self._decisions),
-                expert_attempts=self._expert_attempts,
-                expert_tokens=self._expert_tokens,
-                bypasses=dict(self._bypasses),
-                recalled=self._recalled,
+                decisions=dict(self._totals.decisions),
+                expert_attempts=self._totals.expert_attempts,
+                expert_tokens=self._totals.expert_tokens,
+                bypasses=dict(self._totals.bypasses),
+                recalled=self._totals.recalled,
+                shadow=self._totals.shadow,
             )
+
+
+class _Totals:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.decisions: Counter[tuple[Verdict, Route, Reason]] = Counter()
+        self.bypasses: Counter[tuple[Reason, FailurePolicy, Verdict]] = Counter()
+        self.expert_attempts = 0
+        self.expert_tokens = 0
+        self.recalled = 0
+        self.shadow = 0

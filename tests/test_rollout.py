@@ -46,3 +46,12 @@ def test_another_key_draws_others() -> None:
 @pytest.mark.parametrize("texts", [(), ("",)])
 def test_a_conversation_without_words_has_a_side_too(texts: tuple[str, ...]) -> None:
     assert Rollout(1.0, KEY).mode(conversation(*texts)) is Mode.ENFORCE
+
+
+def test_all_conversations_of_a_principal_are_on_one_side_and_those_of_nobody_are_drawn_one_by_one() -> None:
+    rollout = Rollout(0.5, KEY, by_principal=True)
+    conversations = [conversation(f"question {i}") for i in range(50)]
+    sides = [{rollout.mode(each, f"principal {i}") for each in conversations} for i in range(50)]
+    assert all(len(side) == 1 for side in sides)
+    assert {mode for side in sides for mode in side} == {Mode.ENFORCE, Mode.SHADOW}
+    assert [rollout.mode(each) for each in conversations] == [Rollout(0.5, KEY).mode(each) for each in conversations]

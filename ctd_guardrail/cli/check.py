@@ -118,7 +118,7 @@ def _print_summary(console: Console, cascade: OverridableCascade, planned: Plan)
     share = counts.delegated / counts.total if counts.total else 0.0
     console.print(
         f"\n{counts.total} inputs, {counts.delegated} to the expert ({share:.1%}); "
-        f"budget alpha = {planned.certificate.alpha:.1%}, {planned.expected_rate:.1%} expected",
+        f"budget alpha = {planned.alpha:.1%}, {planned.expected_rate:.1%} expected",
         soft_wrap=True,
     )
     if counts.failures:

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -47,6 +48,9 @@ def serve(
     ] = _DEFAULTS.drain_deadline_s,
     tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Certificate chain: serve HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Expose metrics to Prometheus at /metrics; needs the extra `prometheus`.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more; never texts, scores or secrets.")] = False,
 ) -> None:
     """Serve the rail over HTTP: a detector for NeMo's own `hf classifier` rail, and plain JSON.
@@ -55,7 +59,7 @@ def serve(
 
     POST /api/v1/text/contents: the FMS detector API, for `engine: fms`
 
-    GET /v1/stats: counts of decisions. GET /health/live, /health/ready
+    GET /v1/stats: counts of decisions. GET /health/live, /health/ready. GET /metrics, with --metrics
 
     A client must take everything but HTTP 200 with `"verdict": "allow"` for a block.
 
@@ -87,12 +91,24 @@ def serve(
             tls_cert=tls_cert,
             tls_key=tls_key,
         )
+        if metrics:
+            settings = _with_metrics(settings)
         rail = read_folder(config)
         plan(rail.config, folder=rail.path)  # what is wrong on paper is said at once
 
         from ctd_guardrail.sidecar import server  # noqa: PLC0415  # an extra
 
         asyncio.run(server.serve(config, settings, on_listening=lambda url: console.print(f"listening on {url}")))
+
+
+def _with_metrics(settings: ServeSettings) -> ServeSettings:
+    try:
+        from ctd_guardrail.observability.prometheus import CONTENT_TYPE, Exposition  # noqa: PLC0415  # an extra
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"package {error.name!r} is not installed", hint="Run: pip install 'ctd-guardrail[prometheus]'"
+        ) from error
+    return replace(settings, metrics=Exposition().text, metrics_type=CONTENT_TYPE)
 
 
 def _log_to_stderr(*, verbose: bool) -> None:

@@ -39,7 +39,7 @@ def validate(
         planned = plan(rail.config, folder=rail.path)
     certificate = planned.certificate
     Console().print(
-        f"[green]ok[/] {rail.file}: at most {certificate.alpha:.1%} of the inputs reach the expert, "
+        f"[green]ok[/] {rail.file}: at most {planned.alpha:.1%} of the inputs reach the expert, "
         f"with confidence {1 - certificate.delta:.1%} (lambda {planned.rule.threshold:.4g} from {certificate.n} "
         f"calibration rows, {planned.expected_rate:.1%} expected)",
         soft_wrap=True,

@@ -7,12 +7,12 @@ import importlib.metadata
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ctd_guardrail.sidecar.gate import REQUEST_ID
+from ctd_guardrail.sidecar.gate import METRICS, REQUEST_ID
 from ctd_guardrail.sidecar.messages import CheckAnswer, CheckRequest, ContentsRequest, Detection, detections
 from ctd_guardrail.sidecar.service import Service
 from ctd_guardrail.sidecar.settings import Problem, ServeSettings
@@ -66,8 +66,16 @@ def create_api(service: Service, settings: ServeSettings) -> FastAPI:
 
     @api.get("/health/ready")
     async def ready() -> JSONResponse:
-        """Say whether traffic should come here."""
-        return JSONResponse({"status": service.status}, 200 if service.is_ready else 503)
+        """Say whether traffic should come here, and which alarms are raised."""
+        return JSONResponse({"status": service.status, "alarms": service.alarms}, 200 if service.is_ready else 503)
+
+    if settings.metrics is not None:
+        expose = settings.metrics
+
+        @api.get(METRICS, include_in_schema=False)
+        async def metrics() -> Response:
+            """Expose metrics to Prometheus."""
+            return Response(await asyncio.to_thread(expose), media_type=settings.metrics_type)
 
     return api
 

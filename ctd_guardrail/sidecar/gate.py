@@ -16,6 +16,7 @@ from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from ctd_guardrail.observability import request
 from ctd_guardrail.sidecar.settings import Problem, ServeSettings
 
 if TYPE_CHECKING:
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
 
     from ctd_guardrail.sidecar.service import Service
 
-__all__ = ["REQUEST_ID", "Gate"]
+__all__ = ["METRICS", "REQUEST_ID", "Gate"]
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID: Final = "ctd_request_id"
 """Key of the request's id in the ASGI scope."""
+
+METRICS: Final = "/metrics"
+"""Path of the exposition for Prometheus."""
 
 _HEALTH: Final = "/health/"
 _ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -63,10 +67,15 @@ class Gate:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
         scope[REQUEST_ID] = request_id
-        is_health = scope["path"].startswith(_HEALTH)
-        answer = _Answer(send, request_id, Counter() if is_health else self._service.refused)
+        request.REQUEST_ID.set(request_id)  # for this connection's task alone
+        path = scope["path"]
+        is_health, is_metrics = path.startswith(_HEALTH), path == METRICS
+        answer = _Answer(send, request_id, Counter() if is_health or is_metrics else self._service.refused)
         try:
-            if is_health:
+            if is_metrics:
+                # Also while the guard is not ready: how long it has been loading is what one wants to know then.
+                self._authorize(headers)
+            if is_health or is_metrics:
                 await self._app(scope, receive, answer.send)
             else:
                 await self._admit(scope, headers, receive, answer)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ctd_guardrail.decision import Decision
 from ctd_guardrail.errors import CtdError, OverloadedError
+from ctd_guardrail.observability.service_metrics import show_service
 from ctd_guardrail.selftest import self_test
 from ctd_guardrail.standalone import StandaloneGuard, has_base_model_of, load_guard
 
@@ -86,16 +87,33 @@ class Service:
         self._drains_in_service = False
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
+        show_service(self)
 
     @property
     def is_ready(self) -> bool:
         """Whether traffic should come here."""
-        return self.status is Status.READY
+        return self.status is Status.READY and not (self.alarms and self._asks_to_stop_at_alarms)
+
+    @property
+    def alarms(self) -> list[str]:
+        """Names of the alarms that are raised."""
+        watch = None if self._guard is None else self._guard.cascade.watch
+        return [] if watch is None else [name for name, raised_at in watch.alarms.items() if raised_at is not None]
+
+    @property
+    def running(self) -> int:
+        """Requests under way."""
+        return 0 if self._guard is None else self._guard.running
+
+    @property
+    def _asks_to_stop_at_alarms(self) -> bool:
+        monitor = None if self._guard is None else self._guard.loaded.rail.config.monitor
+        return monitor is not None and monitor.on_alarm == "not_ready"
 
     @property
     def is_serving(self) -> bool:
         """Whether requests are answered: also while draining, by a guard that was ready before."""
-        is_in_service = self.is_ready or (self.status is Status.DRAINING and self._drains_in_service)
+        is_in_service = self.status is Status.READY or (self.status is Status.DRAINING and self._drains_in_service)
         return self._guard is not None and is_in_service
 
     async def start(self) -> None:
@@ -105,7 +123,7 @@ class Service:
             CtdError: The configuration, the policy, the base model or the expert is not usable.
         """
         async with self._reloading:
-            self._guard = _InService(await asyncio.to_thread(load_guard, self._folder))
+            self._guard = _InService(await asyncio.to_thread(load_guard, self._folder, in_service=True))
         await self._until_ready()
 
     async def _until_ready(self) -> None:
@@ -166,7 +184,7 @@ class Service:
         return reloaded
 
     async def _replace(self, old: _InService) -> bool:
-        new = _InService(await asyncio.to_thread(load_guard, self._folder))
+        new = _InService(await asyncio.to_thread(load_guard, self._folder, in_service=True))
         if not await self._passes(new):
             log.error("reload refused, the old configuration stays: the new one fails its self-test")
             await new.cascade.aclose()
@@ -186,7 +204,7 @@ class Service:
             self._guard = None
         await asyncio.to_thread(gc.collect)  # its memory is free before the next one is loaded
         try:
-            self._guard = _InService(await asyncio.to_thread(load_guard, self._folder))
+            self._guard = _InService(await asyncio.to_thread(load_guard, self._folder, in_service=True))
         except CtdError as error:
             self._become(Status.FAILED)
             log.error("there is no guard: %s", error)  # noqa: TRY400  # says it all
@@ -195,7 +213,7 @@ class Service:
 
     def drain(self) -> None:
         """Ask for no more traffic; what still comes is answered where it was before."""
-        self._drains_in_service |= self.is_ready
+        self._drains_in_service |= self.status is Status.READY
         self._become(Status.DRAINING)
 
     async def aclose(self) -> None:
@@ -210,7 +228,7 @@ class Service:
         if self._guard is None:
             return {"status": self.status}
         counts = self._guard.cascade.tally.snapshot()
-        certificate = self._guard.loaded.planned.certificate
+        planned = self._guard.loaded.planned
         return {
             "status": self.status,
             "total": counts.total,
@@ -221,11 +239,13 @@ class Service:
             "expert_tokens": counts.expert_tokens,
             "recalled": counts.recalled,
             "refused": {str(status): count for status, count in sorted(self.refused.items())},
-            "running": self._guard.running,
+            "running": self.running,
             "reloads": self.reloads,
-            "alpha": certificate.alpha,
-            "delta": certificate.delta,
-            "expected_rate": self._guard.loaded.planned.expected_rate,
+            "shadow": counts.shadow,
+            "alpha": planned.alpha,
+            "delta": planned.certificate.delta,
+            "expected_rate": planned.expected_rate,
+            "alarms": self.alarms,
             "experts": {
                 name or "default": {
                     "enabled": expert.is_enabled,

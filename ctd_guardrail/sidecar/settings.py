@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class ServeSettings:
         drain_deadline_s: Then, seconds in which running requests may end.
         tls_cert: Certificate chain (PEM); None: plain HTTP.
         tls_key: Its private key (PEM).
+        metrics: Returns the exposition for Prometheus; None: there is none.
+        metrics_type: Its media type.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +56,8 @@ class ServeSettings:
     drain_deadline_s: float = 30.0
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    metrics: Callable[[], bytes] | None = None
+    metrics_type: str = "text/plain"
 
 
 class Problem(Exception):  # noqa: N818  # an answer to the client, named as in RFC 9457

@@ -1,0 +1,33 @@
+"""What does not change while a guard is in service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Facts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A guard's policy and budget.
+
+    Attributes:
+        guard: Name of the configuration's folder.
+        policy: First 12 hexadecimal digits of the hash of the policy's tensors: names it in metrics and audit log.
+        alpha: The budget, audits included.
+        delta: Probability that calibration misses it.
+        threshold: lambda; infinite where nothing is delegated.
+        expected_rate: Share of the inputs that is expected at the expert, audits included.
+    """
+
+    guard: str
+    policy: str
+    alpha: float
+    delta: float
+    threshold: float
+    expected_rate: float
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What tells this guard's metrics from another's."""
+        return {"guard": self.guard, "policy": self.policy}

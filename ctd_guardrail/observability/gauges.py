@@ -1,0 +1,134 @@
+"""OpenTelemetry gauges: read when somebody asks, and computed only then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Meter
+
+from ctd_guardrail.observability.metrics import default_meter
+from ctd_guardrail.observability.relay import RELAY
+from ctd_guardrail.observability.watch import Watch, watches
+
+__all__ = ["register_gauges"]
+
+Values = Iterator[metrics.Observation]
+
+
+@cache
+def register_gauges(meter: Meter | None = None) -> None:
+    """Show all watches of this process; once for each meter.
+
+    Args:
+        meter: Where gauges are made; None: in the process's meter provider.
+    """
+    meter = default_meter() if meter is None else meter
+    for name, unit, description, read in _GAUGES:
+        meter.create_observable_gauge(name, [partial(_observe, read)], unit=unit, description=description)
+    for name, description, read in _COUNTERS:
+        meter.create_observable_counter(name, [partial(_observe, read)], description=description)
+    meter.create_observable_counter(
+        "ctd.observations.dropped",
+        [lambda _: [metrics.Observation(RELAY.dropped)]],
+        description="Decisions that monitors, metrics and audit log did not get to see.",
+    )
+
+
+def _observe(read: Callable[[Watch], Values], _: CallbackOptions) -> Iterable[metrics.Observation]:
+    return [value for watch in watches() for value in read(watch)]
+
+
+def _value(value: float, watch: Watch, **labels: str) -> metrics.Observation:
+    return metrics.Observation(value, {**watch.facts.labels, **labels})
+
+
+def _alpha(watch: Watch) -> Values:
+    yield _value(watch.facts.alpha, watch)
+
+
+def _lambda(watch: Watch) -> Values:
+    yield _value(watch.facts.threshold, watch)
+
+
+def _load(watch: Watch) -> Values:
+    yield _value(watch.load_s, watch)
+
+
+def _expected_rate(watch: Watch) -> Values:
+    yield _value(watch.facts.expected_rate, watch)
+
+
+def _rate(watch: Watch) -> Values:
+    if watch.count.inputs:
+        yield _value(watch.count.rate, watch)
+
+
+def _rate_bound(watch: Watch) -> Values:
+    low, high = watch.count.band(watch.band_delta)
+    yield _value(low, watch, bound="low")
+    yield _value(high, watch, bound="high")
+
+
+def _inputs(watch: Watch) -> Values:
+    yield _value(watch.count.inputs, watch)
+
+
+def _alarm(watch: Watch) -> Values:
+    for name, raised_at in watch.alarms.items():
+        yield _value(raised_at is not None, watch, alarm=name)
+
+
+def _evidence(watch: Watch) -> Values:
+    if watch.kept is not None:
+        for name, evidence in watch.kept.monitors.evidence().items():
+            yield _value(evidence, watch, alarm=name)
+
+
+def _missed(watch: Watch) -> Values:
+    audit = None if watch.kept is None else watch.kept.monitors.audit
+    if audit is not None and audit.inputs:
+        low, high = audit.interval()
+        for bound, value in (("low", low), ("estimate", audit.estimate), ("high", high)):
+            yield _value(value, watch, bound=bound)
+
+
+def _audits(watch: Watch) -> Values:
+    if watch.kept is not None and watch.kept.monitors.audit is not None:
+        yield _value(watch.kept.monitors.audit.audits, watch)
+
+
+def _scores_kept(watch: Watch) -> Values:
+    if watch.kept is not None:
+        yield _value(len(watch.kept.monitors.recent), watch)
+
+
+def _written(watch: Watch) -> Values:
+    if watch.audit_log is not None:
+        yield _value(watch.audit_log.written, watch)
+
+
+def _lost(watch: Watch) -> Values:
+    if watch.audit_log is not None:
+        yield _value(watch.audit_log.lost, watch)
+
+
+_GAUGES = (
+    ("ctd.alpha", "1", "The budget: largest share of the inputs that the expert may see.", _alpha),
+    ("ctd.lambda", "1", "The threshold on the delegation value.", _lambda),
+    ("ctd.load.duration", "s", "Time that loading the guard took.", _load),
+    ("ctd.rate.expected", "1", "Share of the inputs that calibration expects at the expert.", _expected_rate),
+    ("ctd.rate.realised", "1", "Share of the inputs that went to the expert.", _rate),
+    ("ctd.rate.bound", "1", "Confidence band around it, valid at all times.", _rate_bound),
+    ("ctd.rate.inputs", "1", "Number of inputs that the share is of.", _inputs),
+    ("ctd.alarm.raised", "1", "1 where an alarm is raised.", _alarm),
+    ("ctd.alarm.evidence", "1", "Evidence against no change; an alarm is raised at 1 / delta.", _evidence),
+    ("ctd.audit.missed", "1", "Share of the inputs that were let through and that the expert calls unsafe.", _missed),
+    ("ctd.audit.inputs", "1", "Number of inputs that were audited.", _audits),
+    ("ctd.scores.kept", "1", "Number of recent scores at hand for a recalibration.", _scores_kept),
+)
+_COUNTERS = (
+    ("ctd.audit_log.lines", "Lines written to the audit log.", _written),
+    ("ctd.audit_log.lost", "Lines that could not be written to the audit log.", _lost),
+)

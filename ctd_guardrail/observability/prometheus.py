@@ -1,0 +1,43 @@
+"""OpenTelemetry metrics in the text format of Prometheus. Needs the extra ``prometheus``."""
+
+from __future__ import annotations
+
+from opentelemetry import metrics
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.observability.relay import RELAY
+
+__all__ = ["CONTENT_TYPE", "Exposition"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Exposition:
+    """The metrics of this process, collected anew at each scrape.
+
+    It becomes the meter provider of the process: all that uses OpenTelemetry here is then exposed with it.
+
+    Raises:
+        ConfigError: The process has a meter provider already.
+    """
+
+    def __init__(self) -> None:
+        if isinstance(metrics.get_meter_provider(), MeterProvider):
+            raise ConfigError(
+                "this process sends its metrics elsewhere already",
+                key="--metrics",
+                hint="Leave it out: the metrics are among those that are sent",
+            )
+        self._registry = CollectorRegistry()
+        reader = PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
+        # No resource: scrapes say where they come from, and a command line may hold what nobody should read.
+        metrics.set_meter_provider(MeterProvider([reader], resource=Resource.get_empty()))
+
+    def text(self) -> bytes:
+        """Return the exposition, with all that was decided so far."""
+        RELAY.flush()
+        return generate_latest(self._registry)

@@ -1,0 +1,72 @@
+"""OpenTelemetry metrics of a service: is it ready, how many requests are under way, what was refused at the door?"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from typing import Final, Protocol
+
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from ctd_guardrail.observability.metrics import default_meter
+
+__all__ = ["ObservedService", "show_service"]
+
+
+class ObservedService(Protocol):
+    """What is read of a service, on the thread that exports metrics."""
+
+    refused: Counter[int]
+    reloads: int
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether traffic should come here."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Requests under way."""
+        ...
+
+
+_SERVICES: Final[weakref.WeakSet[ObservedService]] = weakref.WeakSet()
+
+
+def show_service(service: ObservedService) -> None:
+    """Show a service as long as it lives. A process has one."""
+    _SERVICES.add(service)
+    _register()
+
+
+@cache
+def _register() -> None:
+    meter = default_meter()
+    meter.create_observable_gauge("ctd.ready", [_ready], description="1 where traffic should come here.")
+    meter.create_observable_gauge("ctd.requests.running", [_running], description="Requests under way.")
+    meter.create_observable_counter(
+        "ctd.requests.refused", [_refused], description="Answers without a verdict, by HTTP status."
+    )
+    meter.create_observable_counter("ctd.reloads", [_reloads], description="Reloads that took effect.")
+
+
+def _ready(_: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(int(service.is_ready)) for service in list(_SERVICES)]
+
+
+def _running(_: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(service.running) for service in list(_SERVICES)]
+
+
+def _refused(_: CallbackOptions) -> Iterable[Observation]:
+    return [
+        Observation(count, {"status": str(status)})
+        for service in list(_SERVICES)
+        for status, count in list(service.refused.items())
+    ]
+
+
+def _reloads(_: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(service.reloads) for service in list(_SERVICES)]

@@ -1,0 +1,98 @@
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Timings, Verdict
+from ctd_guardrail.observability.metrics import Metrics
+from ctd_guardrail.observability.sink import Observation
+
+LABELS = {"guard": "config", "policy": "0123456789ab"}
+
+
+def observation(decision: Decision) -> Observation:
+    return Observation(0.0, decision, None, None, is_configured=True)
+
+
+def points(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
+    data = reader.get_metrics_data()
+    assert data is not None
+    return {
+        metric.name: list(metric.data.data_points)
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+
+
+@pytest.fixture
+def reader() -> InMemoryMetricReader:
+    return InMemoryMetricReader()
+
+
+@pytest.fixture
+def metrics(reader: InMemoryMetricReader) -> Metrics:
+    return Metrics(LABELS, meter=MeterProvider([reader]).get_meter("test"))
+
+
+def test_decisions_are_counted_by_verdict_route_reason_and_mode(metrics: Metrics, reader: InMemoryMetricReader) -> None:
+    allowed = Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE, p=0.1, d=0.0)
+    shadowed = Decision(Verdict.BLOCK, Route.EXPERT, Reason.EXPERT_UNSAFE, p=0.1, d=0.9, mode=Mode.SHADOW)
+    for decision in (allowed, shadowed, allowed):
+        metrics.decided(observation(decision))
+    metrics.tick()
+    metrics.tick()
+    counted = {tuple(sorted(point.attributes.items())): point.value for point in points(reader)["ctd.decisions"]}
+    words = ("mode", "reason", "route", "verdict")
+    assert {tuple(dict(key)[word] for word in words): value for key, value in counted.items()} == {
+        ("enforce", "probe_safe", "probe", "allow"): 2,
+        ("shadow", "expert_unsafe", "expert", "block"): 1,
+    }
+    assert all(LABELS.items() <= dict(key).items() for key in counted)
+
+
+def test_a_failure_whose_policy_is_another_than_block_is_a_bypass(
+    metrics: Metrics, reader: InMemoryMetricReader
+) -> None:
+    for verdict, policy in (
+        (Verdict.ALLOW, FailurePolicy.ALLOW),
+        (Verdict.BLOCK, FailurePolicy.BLOCK),
+        (Verdict.BLOCK, FailurePolicy.PROBE),
+        (Verdict.ALLOW, FailurePolicy.ALLOW),
+    ):
+        metrics.decided(observation(Decision(verdict, Route.EXPERT, Reason.EXPERT_TIMEOUT, on_failure=policy)))
+    metrics.tick()
+    counted = {
+        tuple(point.attributes[name] for name in ("reason", "on_failure", "verdict")): point.value
+        for point in points(reader)["ctd.bypasses"]
+    }
+    assert counted == {("expert_timeout", "allow", "allow"): 2, ("expert_timeout", "probe", "block"): 1}
+
+
+def test_times_are_seconds_of_those_who_took_part(metrics: Metrics, reader: InMemoryMetricReader) -> None:
+    timings = Timings(probe_ms=30.0, expert_ms=500.0, total_ms=530.0, queue_ms=10.0, forward_ms=20.0)
+    asked = Decision(Verdict.ALLOW, Route.EXPERT, Reason.EXPERT_SAFE, p=0.1, d=0.9, timings=timings)
+    unread = Decision(Verdict.BLOCK, Route.PROBE, Reason.OVERLONG, timings=Timings(total_ms=1.0))
+    metrics.decided(observation(asked))
+    metrics.decided(observation(unread))
+    found = points(reader)
+    sums = {
+        name: sum(point.sum for point in found[f"ctd.{name}.duration"])
+        for name in ("queue", "forward", "expert", "check")
+    }
+    assert sums == pytest.approx({"queue": 0.01, "forward": 0.02, "expert": 0.5, "check": 0.531})
+    assert [point.count for point in found["ctd.queue.duration"]] == [1]
+    assert {point.attributes["route"]: point.count for point in found["ctd.check.duration"]} == {
+        "expert": 1,
+        "probe": 1,
+    }
+
+
+def test_calls_tokens_and_recalled_turns_are_counted(metrics: Metrics, reader: InMemoryMetricReader) -> None:
+    metrics.asked(2, 70)
+    metrics.asked(1, None)
+    metrics.recalled()
+    found = points(reader)
+    values = {name: found[name][0].value for name in ("ctd.expert.attempts", "ctd.expert.tokens", "ctd.recalled")}
+    assert values == {"ctd.expert.attempts": 3, "ctd.expert.tokens": 70, "ctd.recalled": 1}

@@ -1,0 +1,201 @@
+"""The running rail, watched: what stands in its configuration reaches monitors, audit log and gauges."""
+
+import asyncio
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from ctd_guardrail.assemble import plan
+from ctd_guardrail.decision import Mode, Verdict
+from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.guards.audit_floor import budget_beside_audit
+from ctd_guardrail.memory import JUDGED
+from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.observability.gauges import register_gauges
+from ctd_guardrail.observability.relay import RELAY
+from ctd_guardrail.selftest import self_test
+from ctd_guardrail.standalone import StandaloneGuard, load_guard
+
+KEYS = {"CTD_TEST_KEY": "a secret of the operator"}
+MONITOR = {"state": "state", "save_every_s": 3600}
+SAFE, THREAT, HARMFUL = "a plain question", "a plain threat", "an odd and harmful wish"
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def ask(guard: StandaloneGuard, texts: list[str], overrides: Any = None) -> list[Any]:
+    async def run() -> list[Any]:
+        decisions = []
+        for text in texts:
+            JUDGED.clear()
+            decisions.append(await guard.cascade.check(user(text), overrides))
+        await guard.cascade.aclose()
+        return decisions
+
+    return asyncio.run(run())
+
+
+def test_the_rail_feeds_its_monitors_and_they_outlive_it(make_rail_folder: Callable[..., Path]) -> None:
+    folder = make_rail_folder(monitor=MONITOR)
+    ask(load_guard(folder, in_service=True), [SAFE, HARMFUL, THREAT])
+    gc.collect()
+    guard = load_guard(folder, in_service=True)
+    assert guard.cascade.watch is not None
+    assert (guard.cascade.watch.count.inputs, guard.cascade.watch.count.delegated) == (3, 1)
+    (scores,) = (folder / "state").glob("scores-*.csv")
+    assert [round(float(row), 2) for row in scores.read_text().split()[1:]] == pytest.approx([0.0, 0.9, 0.0], abs=0.02)
+
+
+def test_guards_of_one_configuration_share_their_monitors(make_rail_folder: Callable[..., Path]) -> None:
+    folder = make_rail_folder(monitor=MONITOR)
+    guards = [load_guard(folder, in_service=True) for _ in range(2)]
+    for guard in guards:
+        ask(guard, [SAFE])
+    assert guards[0].cascade.watch is guards[1].cascade.watch
+    assert guards[0].cascade.watch is not None
+    assert guards[0].cascade.watch.count.inputs == 2
+
+
+def test_requests_with_a_budget_of_their_own_do_not_count_towards_the_rate(
+    make_rail_folder: Callable[..., Path],
+) -> None:
+    guard = load_guard(make_rail_folder(monitor=MONITOR, allow_overrides=["alpha", "mode"]), in_service=True)
+    ask(guard, [HARMFUL], {"alpha": 0.5})
+    ask(guard, [HARMFUL], {"mode": "shadow"})
+    watch = guard.cascade.watch
+    assert watch is not None
+    assert watch.kept is not None
+    assert watch.count.inputs == 1
+    assert len(watch.kept.monitors.recent) == 2
+    assert guard.cascade.tally.snapshot().total == 2
+
+
+def test_self_tests_and_trials_are_no_traffic(make_rail_folder: Callable[..., Path]) -> None:
+    folder = make_rail_folder(
+        monitor=MONITOR, audit_log={"path": "audit.jsonl", "key_env": "CTD_TEST_KEY", "sample": 1}
+    )
+    guard = load_guard(folder, in_service=True)
+    asyncio.run(self_test(guard.cascade, guard.rail.config))
+    RELAY.flush()
+    assert guard.cascade.watch is not None
+    assert guard.cascade.watch.count.inputs == 0
+    trial = load_guard(folder)
+    ask(trial, [SAFE])
+    assert trial.cascade.watch is None
+    assert (folder / "audit.jsonl").read_text() == ""
+    assert not (folder / "state").exists()
+
+
+def test_the_audit_log_of_a_rail_holds_no_word_of_the_conversation(make_rail_folder: Callable[..., Path]) -> None:
+    folder = make_rail_folder(audit_log={"path": "audit.jsonl", "key_env": "CTD_TEST_KEY", "sample": 1.0})
+    ask(load_guard(folder, in_service=True), [SAFE, THREAT])
+    text = (folder / "audit.jsonl").read_text()
+    written = [json.loads(line) for line in text.splitlines()]
+    assert [line["reason"] for line in written] == ["probe_safe", "probe_unsafe"]
+    assert len({line["unit"] for line in written}) == 2
+    assert all(line["ms"]["forward"] > 0 for line in written)
+    assert not any(word in text for word in ("plain", "question", "threat", KEYS["CTD_TEST_KEY"]))
+
+
+@pytest.mark.parametrize("section", ["audit_log", "rollout"])
+@pytest.mark.parametrize("secret", [None, "short", "x" * 65])
+def test_a_missing_or_unusable_secret_refuses_to_start(
+    section: str, secret: str | None, make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if secret is not None:
+        monkeypatch.setenv("CTD_OTHER_KEY", secret)
+    rest = {"path": "audit.jsonl"} if section == "audit_log" else {"enforce_share": 0.5}
+    folder = make_rail_folder(**{section: {"key_env": "CTD_OTHER_KEY", **rest}})
+    with pytest.raises(ConfigError, match=rf"custom_data\.ctd\.{section}\.key_env: .* CTD_OTHER_KEY") as error:
+        load_guard(folder)
+    assert secret is None or secret not in str(error.value)
+
+
+def test_a_share_of_the_conversations_is_enforced_and_the_rest_is_in_shadow(
+    make_rail_folder: Callable[..., Path],
+) -> None:
+    shadowed, enforced = (
+        load_guard(make_rail_folder(rollout={"enforce_share": share, "key_env": "CTD_TEST_KEY"}))
+        for share in (0.0, 1.0)
+    )
+    (decision,) = ask(shadowed, [THREAT])
+    assert (decision.verdict, decision.mode, decision.is_blocking) == (Verdict.BLOCK, Mode.SHADOW, False)
+    assert shadowed.cascade.tally.snapshot().shadow == 1
+    (decision,) = ask(enforced, [THREAT])
+    assert decision.is_blocking
+    assert enforced.cascade.tally.snapshot().shadow == 0
+
+
+def test_audits_are_paid_out_of_the_budget(make_rail_folder: Callable[..., Path]) -> None:
+    rail = read_folder(make_rail_folder(monitor={"audit_share": 0.05}))
+    planned = plan(rail.config, folder=rail.path)
+    assert planned.alpha == 0.2
+    assert planned.certificate.alpha == budget_beside_audit(0.2, 0.05)
+    rate = planned.certificate.mean_rate
+    assert planned.expected_rate == pytest.approx(0.05 + 0.95 * rate)
+    assert planned.expected_rate < 0.2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"monitor": {"audit_share": 0.2}}, {"monitor": {"audit_share": 0.01}, "guarantee": "next", "horizon": 50}],
+)
+def test_a_budget_that_leaves_nothing_for_audits_is_refused(
+    make_rail_folder: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    rail = read_folder(make_rail_folder(**changes))
+    with pytest.raises(ConfigError, match=r"monitor\.audit_share"):
+        plan(rail.config, folder=rail.path)
+
+
+def test_audited_inputs_reach_the_expert_and_the_floor(make_rail_folder: Callable[..., Path]) -> None:
+    guard = load_guard(make_rail_folder(alpha=0.6, monitor={"audit_share": 0.5}), in_service=True)
+    decisions = ask(guard, [SAFE] * 40)
+    audited = sum(decision.missed is not None for decision in decisions)
+    watch = guard.cascade.watch
+    assert watch is not None
+    assert watch.kept is not None
+    assert watch.kept.monitors.audit is not None
+    assert watch.kept.monitors.audit.audits == watch.count.delegated == audited
+    assert 0 < audited < 40
+
+
+def test_gauges_say_what_the_budget_is_and_what_became_of_it(make_rail_folder: Callable[..., Path]) -> None:
+    gc.collect()  # the guards of other tests
+    reader = InMemoryMetricReader()
+    register_gauges(MeterProvider([reader]).get_meter("test"))
+    guard = load_guard(make_rail_folder(monitor=MONITOR), in_service=True)
+    ask(guard, [SAFE, SAFE, SAFE, HARMFUL])
+    data = reader.get_metrics_data()
+    assert data is not None
+    found: dict[tuple[str, ...], Any] = {}
+    metrics: Any = data.resource_metrics[0].scope_metrics[0].metrics
+    for metric in metrics:
+        for point in metric.data.data_points:
+            words = [str(value) for key, value in dict(point.attributes).items() if key in {"bound", "alarm"}]
+            found[metric.name, *words] = point.value
+    assert found["ctd.alpha",] == 0.2
+    assert found["ctd.lambda",] == guard.planned.rule.threshold
+    assert found["ctd.rate.realised",] == 0.25
+    assert found["ctd.rate.bound", "low"] < 0.25 < found["ctd.rate.bound", "high"]
+    assert found["ctd.rate.inputs",] == found["ctd.scores.kept",] == 4
+    assert {name[1]: value for name, value in found.items() if name[0] == "ctd.alarm.raised"} == {
+        "rate": 0,
+        "score_drift": 0,
+        "score_exceedance": 0,
+    }
+    assert found["ctd.load.duration",] > 0
