@@ -67,7 +67,8 @@ def create_api(service: Service, settings: ServeSettings) -> FastAPI:
     @api.get("/health/ready")
     async def ready() -> JSONResponse:
         """Say whether traffic should come here, and which alarms are raised."""
-        return JSONResponse({"status": service.status, "alarms": service.alarms}, 200 if service.is_ready else 503)
+        note = {"alarms": service.alarms} if service.alarms else {}
+        return JSONResponse({"status": service.status, **note}, 200 if service.is_ready else 503)
 
     if settings.metrics is not None:
         expose = settings.metrics
