@@ -51,7 +51,7 @@ def gated(make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> 
         sidecar = make_sidecar(Path("nowhere"), loads=False, **settings)
         guard = CountingGuard()
         monkeypatch.setattr(sidecar.service, "check", guard.check)
-        loaded = SimpleNamespace(cascade=SimpleNamespace(principal=None))
+        loaded = SimpleNamespace(cascade=SimpleNamespace(principal=None, watch=None))
         monkeypatch.setattr(sidecar.service, "_guard", loaded)
         monkeypatch.setattr(sidecar.service, "aclose", _nothing)
         sidecar.service.status = Status.READY
