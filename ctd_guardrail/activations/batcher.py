@@ -2,29 +2,54 @@
 
 Callers may live on any number of event loops and threads; work runs on one thread, so that kernels of different
 requests never compete for the device. The batcher is work-conserving: it never waits for company, and whatever has
-queued up while the device was busy is the next batch.
+queued up while the device was busy is the next batch, or several.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import threading
 import weakref
-from collections import deque
+from asyncio import AbstractEventLoop
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ctd_guardrail.activations.fair_queue import FairQueue
 from ctd_guardrail.errors import OverloadedError
 
 __all__ = ["MicroBatcher"]
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket(Generic[T, R]):
+    """An item and who waits for its result: a thread, or a task of the event loop."""
+
+    item: T
+    future: Future[R] | asyncio.Future[R]
+    loop: AbstractEventLoop | None
+
+    def start(self) -> bool:
+        """Return whether anybody still waits."""
+        if isinstance(self.future, Future):
+            return self.future.set_running_or_notify_cancel()
+        return not self.future.cancelled()
+
+    def settle(self, outcome: R | BaseException) -> None:
+        """Hand over the result; on the thread of the event loop, where there is one."""
+        if self.future.done():
+            return
+        if isinstance(outcome, BaseException):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
 
 
 class MicroBatcher(Generic[T, R]):
@@ -51,7 +76,7 @@ class MicroBatcher(Generic[T, R]):
         self._cost = cost
         self._max_batch_cost = max_batch_cost
         self._max_queue = max_queue
-        self._queue: deque[tuple[T, Future[R]]] = deque()
+        self._queue: FairQueue[_Ticket[T, R]] = FairQueue()
         self._wakeup = threading.Condition()
         self._closed = False
         # A daemon, so that a forgotten batcher cannot keep the interpreter alive; the exit hook still lets it finish
@@ -80,16 +105,7 @@ class MicroBatcher(Generic[T, R]):
             OverloadedError: The queue has no room for them or the batcher is closed.
         """
         futures: list[Future[R]] = [Future() for _ in items]
-        with self._wakeup:
-            if self._closed:
-                raise OverloadedError("the base model is shutting down")
-            if len(self._queue) + len(items) > self._max_queue:
-                raise OverloadedError(
-                    f"{len(self._queue)} inputs are already waiting for the base model",
-                    hint="Add replicas or a faster device, or shed load in front of the guard",
-                )
-            self._queue.extend(zip(items, futures, strict=True))
-            self._wakeup.notify()
+        self._push([_Ticket(item, future, None) for item, future in zip(items, futures, strict=True)])
         return futures
 
     async def __call__(self, item: T) -> R:
@@ -98,21 +114,48 @@ class MicroBatcher(Generic[T, R]):
         Raises:
             OverloadedError: The queue is full or the batcher is closed.
         """
-        return await asyncio.wrap_future(self.submit(item))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._push([_Ticket(item, future, loop)])
+        return await future
+
+    async def all(self, items: Sequence[T]) -> list[R]:
+        """Queue several items at once, all or none, and wait for their results on the running event loop.
+
+        Raises:
+            OverloadedError: The queue has no room for them or the batcher is closed.
+        """
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
+        self._push([_Ticket(item, future, loop) for item, future in zip(items, futures, strict=True)])
+        return await asyncio.gather(*futures)
 
     def close(self) -> None:
         """Finish the running batch, fail what is still queued, and stop the thread."""
         with self._wakeup:
             self._closed = True
-            abandoned = list(self._queue)
-            self._queue.clear()
+            abandoned = self._queue.clear()
             self._wakeup.notify()
-        for _, future in abandoned:
-            # An exception, not a cancellation: hosts take a cancelled waiter for a cancelled request and go on.
-            if future.set_running_or_notify_cancel():
-                future.set_exception(OverloadedError("the base model is shutting down"))
+        # An exception, not a cancellation: hosts take a cancelled waiter for a cancelled request and go on.
+        error = OverloadedError("the base model is shutting down")
+        _deliver([(ticket, error) for ticket in abandoned if ticket.start()])
         if self._thread is not threading.current_thread():
             self._thread.join()
+
+    def _push(self, tickets: Sequence[_Ticket[T, R]]) -> None:
+        costs = [self._cost(ticket.item) for ticket in tickets]
+        with self._wakeup:
+            if self._closed:
+                raise OverloadedError("the base model is shutting down")
+            # More items than the queue holds are let in while nobody waits: else they could never be.
+            if self._queue and len(self._queue) + len(tickets) > self._max_queue:
+                raise OverloadedError(
+                    f"{len(self._queue)} inputs are already waiting for the base model",
+                    hint="Add replicas or a faster device, or shed load in front of the guard",
+                )
+            for ticket, cost in zip(tickets, costs, strict=True):
+                self._queue.push(ticket, cost)
+            self._wakeup.notify()
 
     def _loop(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -121,31 +164,38 @@ class MicroBatcher(Generic[T, R]):
             # An idle thread must not keep the last batch's items and results alive.
             del batch
 
-    def _next_batch(self) -> list[tuple[T, Future[R]]] | None:
+    def _next_batch(self) -> list[_Ticket[T, R]] | None:
         with self._wakeup:
             while not self._queue and not self._closed:
                 self._wakeup.wait()
             if self._closed:
                 return None
-            batch: list[tuple[T, Future[R]]] = []
-            spent = 0
-            while self._queue:
-                item, future = self._queue[0]
-                cost = self._cost(item)
-                if batch and spent + cost > self._max_batch_cost:
-                    break
-                self._queue.popleft()
-                if future.set_running_or_notify_cancel():
-                    batch.append((item, future))
-                    spent += cost
-            return batch
+            batch = self._queue.take(self._max_batch_cost)
+        return [ticket for ticket in batch if ticket.start()]
 
-    def _run_batch(self, batch: list[tuple[T, Future[R]]]) -> None:
+    def _run_batch(self, batch: Sequence[_Ticket[T, R]]) -> None:
         try:
-            results = self._run([item for item, _ in batch])
+            results = self._run([ticket.item for ticket in batch])
         except BaseException as error:  # noqa: BLE001  # whatever happens here, no caller may wait for ever
-            for _, future in batch:
-                future.set_exception(error)
-            return
-        for (_, future), result in zip(batch, results, strict=True):
-            future.set_result(result)
+            _deliver([(ticket, error) for ticket in batch])
+        else:
+            _deliver(list(zip(batch, results, strict=True)))
+
+
+def _deliver(outcomes: Sequence[tuple[_Ticket[T, R], R | BaseException]]) -> None:
+    """Hand over results, waking each event loop once."""
+    by_loop: dict[AbstractEventLoop, list[tuple[_Ticket[T, R], R | BaseException]]] = defaultdict(list)
+    for ticket, outcome in outcomes:
+        if ticket.loop is None:
+            ticket.settle(outcome)
+        else:
+            by_loop[ticket.loop].append((ticket, outcome))
+    for loop, settled in by_loop.items():
+        # A loop that has closed has nobody who waits.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, settled)
+
+
+def _settle(outcomes: Sequence[tuple[_Ticket[T, R], R | BaseException]]) -> None:
+    for ticket, outcome in outcomes:
+        ticket.settle(outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -17,7 +17,7 @@ from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, pick_device
 from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.activations.reading import Reading
-from ctd_guardrail.activations.source import ActivationSource, Windows
+from ctd_guardrail.activations.source import ActivationSource
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.activations.tokens import tokenize
 from ctd_guardrail.conversation import Conversation
@@ -33,19 +33,19 @@ A conversation that fits the base model's window has one; a longer one has sever
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    windows: Windows
+    """One window: a long conversation shares the device like as many short ones."""
+
+    window: tuple[int, ...]
     head: Head
-    tokens: int
     rows: int
-    """Rows that the head returns for these windows."""
+    """Rows that the head returns for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
     rows: torch.Tensor
-    started: float
-    ended: float
-    """When the batch started and ended on the device thread, seconds of :func:`time.perf_counter`."""
+    batch: tuple[float, float]
+    """When it started and ended on the device thread, seconds of :func:`time.perf_counter`."""
 
 
 class ActivationEngine:
@@ -54,15 +54,15 @@ class ActivationEngine:
     Args:
         source: Computes the activations.
         max_batch_tokens: Tokens of one batch on the device thread.
-        max_queue: Conversations that may wait; one more is refused.
+        max_queue: Windows that may wait; one more is refused.
     """
 
-    def __init__(self, source: ActivationSource, *, max_batch_tokens: int = 4096, max_queue: int = 1024) -> None:
+    def __init__(self, source: ActivationSource, *, max_batch_tokens: int = 2048, max_queue: int = 1024) -> None:
         self._source = source
         # The device thread knows the source, not the engine: an engine that nobody uses any more ends it.
         self._batcher: MicroBatcher[_Item, _Done] = MicroBatcher(
             partial(_time_batch, source),
-            cost=lambda item: item.tokens,
+            cost=lambda item: len(item.window),
             max_batch_cost=max_batch_tokens,
             max_queue=max_queue,
         )
@@ -93,12 +93,13 @@ class ActivationEngine:
             ActivationError: The chat template refused the conversation.
         """
         windows = await tokenize(self._source.tokenize, conversation)
-        item, submitted = _item(windows, head), perf_counter()
-        done = await self._batcher(item)
+        items, submitted = [_Item(window, head, 1) for window in windows], perf_counter()
+        done = [await self._batcher(items[0])] if len(items) == 1 else await self._batcher.all(items)
+        batches = {each.batch for each in done}
         return Reading(
-            _to_numpy(done.rows),
-            queue_ms=1e3 * (done.started - submitted),
-            forward_ms=1e3 * (done.ended - done.started),
+            _to_numpy([each.rows for each in done]),
+            queue_ms=1e3 * (min(batches)[0] - submitted),
+            forward_ms=1e3 * sum(ended - started for started, ended in batches),
         )
 
     def run_many(self, conversations: Sequence[Conversation], head: Head) -> list[NDArray[np.float32]]:
@@ -111,8 +112,9 @@ class ActivationEngine:
             OverloadedError: Other callers have filled the queue.
             ActivationError: The chat template refused a conversation.
         """
-        items = [_item(self._source.tokenize(conversation), head) for conversation in conversations]
-        return [_to_numpy(rows) for rows in self._submit_all(items)]
+        windows = [self._source.tokenize(conversation) for conversation in conversations]
+        rows = self._submit_all([_Item(window, head, 1) for each in windows for window in each])
+        return [_to_numpy([next(rows) for _ in each]) for each in windows]
 
     def tokens_of(self, conversations: Sequence[Conversation]) -> list[Ragged]:
         """Return the token activations of many conversations, one segment a window, on the CPU, blocking.
@@ -125,17 +127,17 @@ class ActivationEngine:
             ActivationError: The chat template refused a conversation.
         """
         windows = [self._source.tokenize(conversation) for conversation in conversations]
-        values = self._submit_all([_token_item(each) for each in windows])
-        return [Ragged(tokens, tuple(map(len, each))) for tokens, each in zip(values, windows, strict=True)]
+        rows = self._submit_all([_Item(window, _values, len(window)) for each in windows for window in each])
+        return [Ragged(torch.cat([next(rows) for _ in each]), tuple(map(len, each))) for each in windows]
 
-    def _submit_all(self, items: Sequence[_Item]) -> list[torch.Tensor]:
-        order = sorted(range(len(items)), key=lambda i: items[i].tokens)
+    def _submit_all(self, items: Sequence[_Item]) -> Iterator[torch.Tensor]:
+        order = sorted(range(len(items)), key=lambda i: len(items[i].window))
         results: dict[int, torch.Tensor] = {}
         for start in range(0, len(order), self._max_queue // 2):
             part = order[start : start + self._max_queue // 2]
             futures = self._batcher.submit_all([items[i] for i in part])
             results.update((i, future.result().rows) for i, future in zip(part, futures, strict=True))
-        return [results[i] for i in range(len(items))]
+        return (results[i] for i in range(len(items)))
 
     def close(self) -> None:
         """Stop the device thread; conversations that still wait get an error."""
@@ -145,39 +147,30 @@ class ActivationEngine:
 def _time_batch(source: ActivationSource, items: Sequence[_Item]) -> list[_Done]:
     started = perf_counter()
     results = _run_batch(source, items)
-    ended = perf_counter()
-    return [_Done(rows, started, ended) for rows in results]
+    batch = started, perf_counter()
+    return [_Done(rows, batch) for rows in results]
 
 
 @torch.inference_mode()
 def _run_batch(source: ActivationSource, items: Sequence[_Item]) -> list[torch.Tensor]:
-    tokens = source.activations([window for item in items for window in item.windows])
+    tokens = source.activations([item.window for item in items])
     heads = list(dict.fromkeys(item.head for item in items))
     if len(heads) == 1:
         return list(heads[0](tokens).cpu().split([item.rows for item in items]))
-    # Policies that share a base model share its forward pass; each head sees its own conversations.
-    conversations = tokens.values.split([item.tokens for item in items])
+    # Policies that share a base model share its forward pass; each head sees its own windows.
+    windows = tokens.values.split(tokens.lengths)
     results: dict[int, torch.Tensor] = {}
     for head in heads:
         group = [i for i, item in enumerate(items) if item.head == head]
-        lengths = tuple(len(window) for i in group for window in items[i].windows)
-        rows = head(Ragged(torch.cat([conversations[i] for i in group]), lengths)).cpu()
+        ragged = Ragged(torch.cat([windows[i] for i in group]), tuple(tokens.lengths[i] for i in group))
+        rows = head(ragged).cpu()
         results.update(zip(group, rows.split([items[i].rows for i in group]), strict=True))
     return [results[i] for i in range(len(items))]
 
 
-def _to_numpy(rows: torch.Tensor) -> NDArray[np.float32]:
-    converted: NDArray[np.float32] = rows.float().numpy()
-    return converted
-
-
-def _item(windows: Windows, head: Head) -> _Item:
-    return _Item(windows, head, tokens=sum(map(len, windows)), rows=len(windows))
-
-
-def _token_item(windows: Windows) -> _Item:
-    tokens = sum(map(len, windows))
-    return _Item(windows, _values, tokens=tokens, rows=tokens)
+def _to_numpy(parts: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).float().numpy()
+    return rows
 
 
 def _values(tokens: Ragged) -> torch.Tensor:

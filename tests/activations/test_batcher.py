@@ -51,6 +51,57 @@ def batcher(device: Device) -> Iterator[MicroBatcher[int, int]]:
     batcher.close()
 
 
+async def test_an_event_loop_is_woken_once_for_a_batch(
+    batcher: MicroBatcher[int, int], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    device.hold(batcher)
+    tasks = [asyncio.create_task(batcher(i)) for i in (1, 2, 3)]
+    await asyncio.sleep(0)
+    woken: list[object] = []
+    wake = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *arguments: woken.append(1) or wake(*arguments))
+    device.gate.set()
+    assert await asyncio.gather(*tasks) == [2, 4, 6]
+    assert len(woken) == 1
+
+
+async def test_several_items_are_queued_at_once_or_not_at_all(batcher: MicroBatcher[int, int], device: Device) -> None:
+    device.hold(batcher)
+    task = asyncio.create_task(batcher.all([3, 1, 2]))
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError):
+        await batcher.all([1] * 6)
+    device.gate.set()
+    assert await task == [6, 2, 4]
+    assert device.batches == [[0], [1, 2, 3]]
+    # More than the queue holds, but nobody else waits.
+    assert await batcher.all([1] * 20) == [2] * 20
+
+
+def test_what_an_event_loop_left_behind_harms_nobody(batcher: MicroBatcher[int, int], device: Device) -> None:
+    device.hold(batcher)
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(batcher(3), 0.01)
+
+    async def leave() -> asyncio.Task[int]:
+        task = asyncio.create_task(batcher(4))
+        await asyncio.sleep(0)
+        return task
+
+    asyncio.run(give_up())
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(leave())
+    loop.close()
+    device.gate.set()
+    assert batcher.submit(5).result() == 10
+    assert [3] not in device.batches
+    # Nothing will ever finish it; its loop is gone.
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
 async def test_each_caller_gets_its_own_result(batcher: MicroBatcher[int, int]) -> None:
     assert await asyncio.gather(*(batcher(i) for i in range(8))) == [2 * i for i in range(8)]
 
@@ -68,7 +119,7 @@ def test_what_is_queued_at_once_makes_the_same_batches_every_time(
 ) -> None:
     for _ in range(20):
         assert [future.result() for future in batcher.submit_all([6, 4, 1, 3])] == [12, 8, 2, 6]
-    assert device.batches == [[6, 4], [1, 3]] * 20
+    assert device.batches == [[4, 6], [1, 3]] * 20
 
 
 def test_what_does_not_fit_into_the_queue_is_refused_as_a_whole(
@@ -88,7 +139,7 @@ def test_a_batch_closes_before_it_exceeds_its_cost(batcher: MicroBatcher[int, in
     futures = [batcher.submit(i) for i in (6, 4, 1, 50, 2)]
     device.gate.set()
     assert [future.result() for future in futures] == [12, 8, 2, 100, 4]
-    assert device.batches == [[0], [6, 4], [1], [50], [2]]
+    assert device.batches == [[0], [4, 6], [1, 2], [50]]
 
 
 def test_a_full_queue_refuses_instead_of_growing(batcher: MicroBatcher[int, int], device: Device) -> None:
@@ -151,16 +202,26 @@ def test_closing_fails_those_who_wait_with_an_error_and_not_a_cancellation(
         batcher.submit(1)
 
 
-def test_many_event_loops_in_many_threads_share_one_device_thread(
-    batcher: MicroBatcher[int, int], device: Device
-) -> None:
+def test_eight_event_loops_in_eight_threads_share_one_device_thread(device: Device) -> None:
+    batcher = MicroBatcher(device, cost=lambda item: max(item, 1), max_batch_cost=10)
+
     async def client(i: int) -> list[int]:
-        return [await batcher(i) for _ in range(20)]
+        results: list[int] = []
+        for _ in range(20):
+            kept = [asyncio.create_task(batcher(i + j)) for j in range(4)]
+            given_up = asyncio.create_task(batcher(i))
+            await asyncio.sleep(0)
+            given_up.cancel()
+            results += await asyncio.gather(*kept)
+            assert given_up.cancelled()
+        return results
 
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda i: asyncio.run(client(i)), range(8)))
-    assert results == [[2 * i] * 20 for i in range(8)]
+    batcher.close()
+    assert results == [[2 * (i + j) for j in range(4)] * 20 for i in range(8)]
     assert len(device.threads) == 1
+    assert all(sum(max(item, 1) for item in batch) <= 10 or len(batch) == 1 for batch in device.batches)
 
 
 def test_a_forgotten_batcher_keeps_nothing_alive_after_close() -> None:
