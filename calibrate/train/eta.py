@@ -35,11 +35,12 @@ def fit_eta(learner: Learner, source: Learner) -> Sequence[Fit]:
     joined = replace(
         learner, rows=rows.beside(others), chosen=np.append(learner.chosen, source.chosen + len(rows.pooled.lengths))
     )
-    together = [
+    together: list[Fit] = [
         _Beside(fit, len(rows), len(others))
         for fit in joined.fit({"eta": label_target(joined.rows.labels)}, joined.no_extras())
     ]
-    return [_scaled(fit, rows.labels) for fit in min((alone, together), key=lambda fits: _log_loss(rows.labels, fits))]
+    best = min((alone, together), key=lambda fits: _log_loss(rows.labels, fits))
+    return [_scaled(fit, rows.labels) for fit in best]
 
 
 def _scaled(fit: Fit, labels: FloatArray) -> Fit:
