@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from calibrate.distributed.config import RayConfig
 from calibrate.options import TrainOptions
 from calibrate.risk.losses import Metric
-from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.activations.spec import ActivationSpec, Layers
 from ctd_guardrail.config import CostConfig
 from ctd_guardrail.conversation import Context
 from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, RailExpertConfig
@@ -25,6 +25,7 @@ __all__ = [
     "BudgetConfig",
     "CalibrateConfig",
     "DataConfig",
+    "HiddenStatesConfig",
     "PriceConfig",
     "RiskConfig",
     "SplitConfig",
@@ -170,6 +171,18 @@ class BudgetConfig(_Section):
         raise PydanticCustomError("method", "{problem}", {"problem": problem, "hint": hint})
 
 
+class HiddenStatesConfig(_Section):
+    """Files of hidden states that vLLM has written, method ``extract_hidden_states``.
+
+    Attributes:
+        path: Their folder.
+        layers: Layers in the files, ``eagle_aux_hidden_state_layer_ids``; None: those of ``base.layers``.
+    """
+
+    path: _Path
+    layers: Layers | None = None
+
+
 class PriceConfig(_Section):
     """What the report reckons costs with.
 
@@ -195,6 +208,7 @@ class CalibrateConfig(_Section):
         prices: What the report reckons costs with; None: it shows none.
         output: Folder of the policy.
         cache: Folder of activations and expert scores, from which a later run goes on.
+        hidden_states: Hidden states of the rows from vLLM; None: the base model reads the rows.
         run_on: Cluster that computes activations and asks the expert; None: this process does.
     """
 
@@ -207,7 +221,21 @@ class CalibrateConfig(_Section):
     prices: PriceConfig | None = None
     output: _Path
     cache: Annotated[_Path, Field(validate_default=True)] = Path(".ctd-cache")
+    hidden_states: HiddenStatesConfig | None = None
     run_on: RayConfig | None = None
+
+    @model_validator(mode="after")
+    def _hidden_states_fit(self) -> CalibrateConfig:
+        if self.hidden_states is None:
+            return self
+        layers = self.hidden_states.layers or self.base.layers
+        if not set(self.base.layers) <= set(layers):
+            problem, hint = "`hidden_states.layers` lack layers of `base.layers`", "Let vLLM write these layers as well"
+        elif self.run_on is not None:
+            problem, hint = "`hidden_states` leave a cluster nothing to compute", "Leave `run_on` out"
+        else:
+            return self
+        raise PydanticCustomError("hidden_states", "{problem}", {"problem": problem, "hint": hint})
 
     @model_validator(mode="after")
     def _one_source_of_expert_scores(self) -> CalibrateConfig:

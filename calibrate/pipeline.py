@@ -26,6 +26,7 @@ from calibrate.distributed.activations import RayWorkers
 from calibrate.distributed.cluster import connect
 from calibrate.evaluate import ALPHAS, Evaluation, ScoredRows, evaluate
 from calibrate.features import pool_activations
+from calibrate.features.hidden_states import HiddenStateFiles, HiddenStatesSource, check_rows, scan_files
 from calibrate.labels import ExpertScores, score_with
 from calibrate.performance import certify_performance, to_record
 from calibrate.pooled import PooledRows
@@ -40,6 +41,8 @@ from calibrate.train.probes import layer_columns
 from calibrate.workers import InProcess, Workers
 from ctd_guardrail import __version__
 from ctd_guardrail.activations.engine import ActivationEngine, get_engine
+from ctd_guardrail.activations.huggingface import HuggingFaceSource, open_tokenizer
+from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows
 from ctd_guardrail.policy.match import RECORDED
@@ -110,16 +113,19 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
     rows = np.concatenate([split.train, split.calibration, split.test])
     cuts = [split.train.size, split.train.size + split.calibration.size]
 
-    engine = get_engine(config.base.spec, device=config.base.device)
     with connect(config.run_on), progress_bars(console) as progress:
+        files = _hidden_states(config, progress, (dataset, rows), *([(safety.dataset, safety.rows)] if safety else []))
+        engine = _engine(config, config.base.spec, files)
+        # What two engines have read is not mixed.
+        features = cache if files is None else cache / "hidden-states"
         workers = _workers(config, engine)
-        pooled = pool_activations(dataset, rows, engine, cache=cache, progress=progress, workers=workers)
+        pooled = pool_activations(dataset, rows, engine, cache=features, progress=progress, workers=workers)
         identity, expert = _expert_scores(config, dataset, rows, cache, progress)
-        prepare = Preparation(engine, config.probes, config.splits.seed, cache, progress, workers)
+        prepare = Preparation(engine, config.probes, config.splits.seed, features, progress, workers)
         trained = _train(config, dataset, split, pooled, expert=expert, safety=safety, prepare=prepare)
         if trained.layers != config.base.layers:
             # The rail loads no more of the base model than the probes read.
-            engine = get_engine(engine.spec.model_copy(update={"layers": trained.layers}), device=config.base.device)
+            engine = _engine(config, engine.spec.model_copy(update={"layers": trained.layers}), files)
             pooled = pooled.columns(layer_columns(trained.layers, config.base.layers, pooled.values.shape[1]))
         judged = np.arange(cuts[0], rows.size)
         if trained.probes.spec.is_linear_in_mean:
@@ -272,6 +278,27 @@ def _expert_scores(
     if config.expert is None:
         raise ConfigError("there is no source of expert scores", hint="Write `data.expert_column` or `expert`")
     return score_with(config.expert, dataset, rows, cache=cache, progress=progress, run_on=config.run_on)
+
+
+def _hidden_states(
+    config: CalibrateConfig, progress: Progress, *needed: tuple[Dataset, IntArray]
+) -> HiddenStateFiles | None:
+    """Return the files that vLLM has written, after checking that they hold the rows that are needed."""
+    if config.hidden_states is None:
+        return None
+    layers = config.hidden_states.layers or config.base.layers
+    files = scan_files(config.hidden_states.path, layers, progress=progress)
+    tokenizer = open_tokenizer(config.base.spec)
+    for dataset, rows in needed:
+        check_rows(dataset, rows, tokenizer, files, progress=progress)
+    return files
+
+
+def _engine(config: CalibrateConfig, spec: ActivationSpec, files: HiddenStateFiles | None) -> ActivationEngine:
+    """Return the base model; where vLLM has run it, an engine that reads the files."""
+    if files is None:
+        return get_engine(spec, device=config.base.device)
+    return ActivationEngine(HiddenStatesSource(HuggingFaceSource(spec, device=config.base.device), files))
 
 
 def _workers(config: CalibrateConfig, engine: ActivationEngine) -> Workers:

@@ -8,6 +8,7 @@ import typer
 
 from calibrate.cli.demo import demo
 from calibrate.cli.evaluate import evaluate
+from calibrate.cli.prompts import prompts
 from calibrate.cli.recalibrate import recalibrate
 from calibrate.cli.run import run
 from calibrate.cli.schema import schema
@@ -28,4 +29,5 @@ app.command()(run)
 app.command()(evaluate)
 app.command()(threshold)
 app.command()(recalibrate)
+app.command()(prompts)
 app.command()(schema)

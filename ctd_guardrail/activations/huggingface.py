@@ -23,7 +23,7 @@ from ctd_guardrail.activations.truncated import TruncatedModel
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ActivationError, ConfigError
 
-__all__ = ["HuggingFaceSource", "hash_weights", "pick_device", "quiet_transformers"]
+__all__ = ["HuggingFaceSource", "hash_weights", "open_tokenizer", "pick_device", "quiet_transformers"]
 
 _LARGEST_WINDOW: Final = 4096
 _WEIGHT_SAMPLE: Final = 1024
@@ -57,24 +57,15 @@ class HuggingFaceSource:
     def __init__(self, spec: ActivationSpec, *, device: str = "auto", max_batch_tokens: int = 2048) -> None:
         self._spec = spec
         self._max_batch_tokens = max_batch_tokens
-        path = resolve_model(spec.model)
+        path, config, tokenizer = _open(spec)
         with quiet_transformers():
-            try:
-                config = AutoConfig.from_pretrained(path, revision=spec.revision)
-                tokenizer = AutoTokenizer.from_pretrained(path, revision=spec.revision)
-            except (OSError, ValueError) as error:
-                raise ActivationError(
-                    f"base model {spec.model!r} cannot be opened: {error}",
-                    hint="Give a Hugging Face id, a local folder, or package:NAME",
-                ) from error
             self._model = TruncatedModel(path, spec, config, devices=pick_device(device).split(","))
-        window = _resolve_window(spec, config)
-        self._tokenize = ConversationTokenizer(tokenizer, window=window, max_tokens=spec.max_tokens)
+        self._tokenize = _tokenizer(spec, config, tokenizer)
         self._pad_id = int(tokenizer.pad_token_id or 0)
         self._fingerprint = Fingerprint(
             architecture=type(self._model.module).__name__,
             hidden_size=int(config.hidden_size),
-            window=window,
+            window=self._tokenize.window,
             weights_sha256=hash_weights(self._model.module),
             tokenizer_sha256=self._tokenize.tokenizer_sha256,
             template_sha256=self._tokenize.template_sha256,
@@ -113,6 +104,15 @@ class HuggingFaceSource:
             parts = self._forward_padded(windows, lengths)
         return Ragged(parts[0] if len(parts) == 1 else torch.cat(parts), lengths)
 
+    @torch.inference_mode()
+    def from_hidden_states(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the activations of tokens whose residual stream is known, shape [tokens, width].
+
+        Args:
+            hidden: ``hidden_states`` at the layers of the spec, shape [tokens, layers, hidden size].
+        """
+        return self._model.from_hidden_states(hidden.to(self._model.device))
+
     def _forward_packed(self, windows: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Return the activations of all tokens, shape [tokens, width]; no window sees another."""
         packing = Packing(tuple(len(window) for window in windows))
@@ -134,6 +134,37 @@ class HuggingFaceSource:
             hidden = self._model(input_ids=torch.tensor(padded).to(self._model.device))
             parts.update((i, hidden[row, : lengths[i]]) for row, i in enumerate(group))
         return [parts[i] for i in range(len(windows))]
+
+
+def open_tokenizer(spec: ActivationSpec) -> ConversationTokenizer:
+    """Return the tokenizer of a base model, without its weights.
+
+    Raises:
+        ActivationError: The model cannot be found.
+        ConfigError: The window does not fit the model.
+        DependencyError: ``package:NAME`` is not installed.
+    """
+    _, config, tokenizer = _open(spec)
+    return _tokenizer(spec, config, tokenizer)
+
+
+def _open(spec: ActivationSpec) -> tuple[str, Any, Any]:
+    """Return where the model is, its configuration and its tokenizer."""
+    path = resolve_model(spec.model)
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(path, revision=spec.revision)
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=spec.revision)
+        except (OSError, ValueError) as error:
+            raise ActivationError(
+                f"base model {spec.model!r} cannot be opened: {error}",
+                hint="Give a Hugging Face id, a local folder, or package:NAME",
+            ) from error
+    return path, config, tokenizer
+
+
+def _tokenizer(spec: ActivationSpec, config: Any, tokenizer: Any) -> ConversationTokenizer:
+    return ConversationTokenizer(tokenizer, window=_resolve_window(spec, config), max_tokens=spec.max_tokens)
 
 
 def _packs(lengths: Sequence[int], max_tokens: int) -> Iterator[slice]:

@@ -61,6 +61,7 @@ class TruncatedModel:
             self.module.to(self.device)
         if spec.site == "residual" and names.final_norm is not None:
             setattr(self.module, names.final_norm, nn.Identity())
+        self._norms = [self.module.get_submodule(path) for path in _norm_paths(spec, names)]
         self._shallower: dict[int, torch.Tensor] = {}
         for layer in spec.layers[:-1]:
             block = self.module.get_submodule(f"{names.blocks}.{layer}")
@@ -84,6 +85,18 @@ class TruncatedModel:
         # An idle model must not keep the last batch's activations alive.
         self._shallower.clear()
         return torch.cat([*shallower, deepest], dim=-1)
+
+    def from_hidden_states(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return activations, shape [tokens, hidden size * layers], from the residual stream that enters each block.
+
+        Args:
+            hidden: ``hidden_states`` at the layers that are read, shape [tokens, layers, hidden size].
+        """
+        if not self._norms:
+            return hidden.flatten(1)
+        # Past the hooks, which wait for a forward pass of the model.
+        columns = [norm.forward(hidden[:, i].to(_device(norm))) for i, norm in enumerate(self._norms)]
+        return torch.cat([column.to(columns[-1].device) for column in columns], dim=1)
 
     def _keep_input(self, layer: int) -> Any:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -131,6 +144,17 @@ class _Names:
                 hint="Supported: models with .layers and a final norm (Llama, Qwen, Gemma, Mistral, Phi), and BERT",
             )
         return cls(parts, "layers", next((n for n in _INPUT_NORMS if hasattr(model.layers[0], n)), ""), final)
+
+
+def _norm_paths(spec: ActivationSpec, names: _Names) -> list[str]:
+    """Return where the norms are that make activations of the residual stream; none for that stream itself."""
+    if spec.site == "residual" or names.final_norm is None:
+        return []
+    return [*(f"{names.blocks}.{layer}.{names.input_norm}" for layer in spec.layers[:-1]), names.final_norm]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 def _check_layers(spec: ActivationSpec, config: Any) -> None:

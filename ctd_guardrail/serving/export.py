@@ -66,7 +66,8 @@ def check_exportable(manifest: Manifest) -> None:
     """Refuse a policy that no stock engine can serve exactly, before any model is loaded.
 
     Raises:
-        ConfigError: It reads another site, several layers, or another family; the key of policy.json is named.
+        ConfigError: It reads another site, several layers, quantised weights, or another family; the key of policy.json
+            is named.
     """
     spec = manifest.activations
     if manifest.fingerprint.architecture not in ARCHITECTURES:
@@ -75,6 +76,13 @@ def check_exportable(manifest: Manifest) -> None:
             file=MANIFEST_FILE,
             key="fingerprint.architecture",
             hint=f"Exported are {', '.join(sorted(ARCHITECTURES))}; read activations of others in process",
+        )
+    if spec.quantization is not None:
+        raise ConfigError(
+            f"a base model in {spec.quantization} cannot be exported: an engine quantises otherwise",
+            file=MANIFEST_FILE,
+            key="activations.quantization",
+            hint="Calibrate without base.quantization, or read activations in process",
         )
     if spec.site != "input_norm":
         raise ConfigError(

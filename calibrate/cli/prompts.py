@@ -1,0 +1,55 @@
+"""``ctd-calibrate prompts``: the rows as token ids, for an engine that reads them in the place of this package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from calibrate.cache import write_atomically
+from calibrate.config import load_config
+from calibrate.data import read_dataset
+from calibrate.progress import progress_bars
+from ctd_guardrail.console import exit_on_error
+from ctd_guardrail.errors import ActivationError, InputError
+
+__all__ = ["prompts"]
+
+
+def prompts(
+    config: Annotated[Path, typer.Argument(metavar="CALIBRATE.yml", help="What to calibrate, on which data.")],
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines to write.")],
+) -> None:
+    """Write every window of every row as a request to vLLM's /v1/completions: token ids, one new token.
+
+    A vLLM that runs with the method extract_hidden_states writes the hidden states of each to its shared_storage_path.
+    Name that folder in CALIBRATE.yml, and `ctd-calibrate run` takes them in the place of its own forward pass:
+
+    [dim]hidden_states: {path: /shared/hidden}[/]
+
+    [bold]$ ctd-calibrate prompts CALIBRATE.yml requests.jsonl[/bold]
+
+    Exit status: 0 done, 2 bad input.
+    """
+    console = Console(stderr=True)
+    with exit_on_error():
+        settings = load_config(config)
+        from ctd_guardrail.activations.huggingface import open_tokenizer  # noqa: PLC0415  # torch
+
+        tokenizer = open_tokenizer(settings.base.spec)
+        windows: dict[tuple[int, ...], None] = {}
+        with progress_bars(console) as progress:
+            for paths in filter(None, (settings.data.path, settings.data.safety_path)):
+                dataset = read_dataset(paths, context=settings.data.context)
+                for row in progress.track(range(len(dataset)), description="Rows"):
+                    try:
+                        windows |= dict.fromkeys(tokenizer(dataset.conversations[row]))
+                    except (InputError, ActivationError) as error:
+                        raise dataset.error(row, error.problem, hint=error.hint) from error
+        model = settings.base.model
+        lines = (json.dumps({"model": model, "prompt": list(window), "max_tokens": 1}) for window in windows)
+        write_atomically(to, ("\n".join(lines) + "\n").encode("ascii"))
+    console.print(f"{to}: {len(windows)} requests", soft_wrap=True)
