@@ -19,6 +19,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ctd_guardrail.activations.fair_queue import FairQueue
+
 __all__ = ["Costs", "Outcome", "Requests", "poisson", "simulate"]
 
 FloatArray = NDArray[np.float64]
@@ -43,7 +45,7 @@ class Costs:
     after_s: float
     batch_s: float
     token_s: float
-    max_batch_tokens: int = 4096
+    max_batch_tokens: int = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Outcome:
 @dataclass(slots=True)
 class _Replica:
     loop_free: float = 0.0
-    queue: deque[int] = field(default_factory=deque)
+    queue: FairQueue[int] = field(default_factory=FairQueue)
     is_busy: bool = False
     inside: int = 0
 
@@ -117,7 +119,7 @@ class _Run:
             elif kind == _ARRIVED:
                 self.arrived(now, what)
             elif kind == _QUEUED:
-                self.home[what].queue.append(what)
+                self.home[what].queue.push(what, int(self.requests.tokens[what]))
                 self.start(now, self.home[what])
             elif kind == _SCREENED and self.requests.delegated[what]:
                 self.waiting.append(what)
@@ -138,17 +140,11 @@ class _Run:
         self.push(replica.loop_free, kind, i)
 
     def start(self, now: float, replica: _Replica) -> None:
-        """Take what is queued into a batch, first come first served, until it would exceed the limit."""
+        """Let an idle device begin with the batcher's own choice of what waits."""
         if replica.is_busy or not replica.queue:
             return
-        batch: list[int] = []
-        tokens = 0
-        while replica.queue:
-            cost = int(self.requests.tokens[replica.queue[0]])
-            if batch and tokens + cost > self.costs.max_batch_tokens:
-                break
-            batch.append(replica.queue.popleft())
-            tokens += cost
+        batch = replica.queue.take(self.costs.max_batch_tokens)
+        tokens = int(self.requests.tokens[batch].sum())
         replica.is_busy = True
         seconds = self.costs.batch_s + self.costs.token_s * tokens
         self.outcome.batches.append(batch)
