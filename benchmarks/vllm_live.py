@@ -38,6 +38,7 @@ from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.serving.config import VllmSourceConfig
+from ctd_guardrail.serving.record import read_record, serve_command
 from ctd_guardrail.serving.vllm import open_reader
 
 CONCURRENCIES: Final = (1, 8, 64, 256)
@@ -56,12 +57,11 @@ def conversations(count: int, *, seed: int = 0) -> list[Conversation]:
 
 
 @contextmanager
-def engine(export: Path, window: int) -> Iterator[str]:
+def engine(export: Path) -> Iterator[str]:
     """Start vLLM on an export and give its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = ["vllm", "serve", str(export), "--served-model-name", _NAME, "--pooler-config.task", "token_classify"]
-    command += ["--max-model-len", str(window), "--host", "127.0.0.1", "--port", str(port)]
+    command = [*serve_command(read_record(export), export, name=_NAME), "--host", "127.0.0.1", "--port", str(port)]
     print("$", " ".join(command), flush=True)
     process = subprocess.Popen(command)  # noqa: S603  # fixed words
     try:
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.base_url is not None:
         measure(policy, options, options.base_url)
         return
-    with engine(options.export, policy.manifest.fingerprint.window) as address:
+    with engine(options.export) as address:
         measure(policy, options, address)
 
 

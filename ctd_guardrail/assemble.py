@@ -37,6 +37,7 @@ from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.refusals import Refusals
 from ctd_guardrail.rollout import Rollout
+from ctd_guardrail.serving.record import check_record, read_record
 from ctd_guardrail.tally import Tally
 
 if TYPE_CHECKING:
@@ -77,13 +78,16 @@ def plan(config: CtdConfig, *, folder: Path) -> Plan:
         folder: Folder that relative paths start from.
 
     Raises:
-        PolicyError: The policy folder cannot be used.
+        PolicyError: The policy folder cannot be used, or ``source.export`` is not its export.
         InfeasibleBudgetError: Its calibration scores cannot certify alpha at delta.
         ConfigError: ``horizon`` does not fit ``guarantee``, the criterion needs labels that the policy lacks, the tie
             key is not usable, or a setting would void the policy's performance certificate.
     """
     policy = read_policy(folder / config.policy)
     check_normaliser(policy.manifest)
+    if config.source is not None:
+        export = folder / config.source.export
+        check_record(read_record(export), policy.manifest, folder=export)
     return _plan(config, policy)
 
 

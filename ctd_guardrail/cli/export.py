@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from ctd_guardrail.console import exit_on_error
 from ctd_guardrail.policy.store import read_policy
+from ctd_guardrail.serving.record import serve_command
 
 __all__ = ["export"]
 
@@ -29,9 +31,8 @@ def export(
     serves this very export.
 
     [dim]ctd-guardrail export --policy policy --to served[/]
-    [dim]vllm serve ./served --served-model-name ctd --pooler-config.task token_classify[/]
 
-    and in config.yml, under custom_data.ctd:
+    It prints the command by which vLLM serves it. In config.yml, under custom_data.ctd:
 
     [dim]source: {type: vllm, base_url: http://127.0.0.1:8000, model: ctd, export: ./served}[/]
 
@@ -49,3 +50,6 @@ def export(
     size = sum(file.stat().st_size for file in to.iterdir())
     layer = record.activations.layers[0]
     console.print(f"{to}: {layer} layers, {record.columns} columns a token, {size / 1e6:.1f} MB", soft_wrap=True)
+    console.print(
+        f"serve it with: {shlex.join(serve_command(record, to, name='ctd'))}", soft_wrap=True, highlight=False
+    )

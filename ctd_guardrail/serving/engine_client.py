@@ -20,7 +20,7 @@ _ATTEMPTS: Final = 3
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 0.5
 _MAX_WAITING: Final = 1024
-_SERVE: Final = "vllm serve OUT --served-model-name NAME --pooler-config.task token_classify"
+_SERVE: Final = "vllm serve OUT --served-model-name NAME --pooler-config.task token_classify --dtype DTYPE"
 _HINTS: Final = {
     400: f"The engine refuses the request. Serve the export with: {_SERVE}",
     401: "Check the key in the variable that source.api_key_env names",

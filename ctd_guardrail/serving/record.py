@@ -19,7 +19,16 @@ from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.errors import PolicyFormatError, PolicyMismatchError
 from ctd_guardrail.policy.manifest import Manifest
 
-__all__ = ["RECORD_FILE", "Check", "ExportRecord", "check_record", "hash_projection", "read_record"]
+__all__ = [
+    "RECORD_FILE",
+    "Check",
+    "ExportRecord",
+    "check_projection",
+    "check_record",
+    "hash_projection",
+    "read_record",
+    "serve_command",
+]
 
 RECORD_FILE: Final = "ctd_export.json"
 # Thousands of columns for a thousand tokens.
@@ -121,13 +130,13 @@ def read_record(folder: Path) -> ExportRecord:
     return record
 
 
-def check_record(record: ExportRecord, manifest: Manifest, projection: FloatArray, *, folder: Path) -> None:
-    """Refuse an export of another policy.
+def check_record(record: ExportRecord, manifest: Manifest, *, folder: Path) -> None:
+    """Refuse an export of another base model.
 
     Another place of the same base model is no difference, and neither is a new threshold: it is not exported.
 
     Raises:
-        PolicyMismatchError: Base model, site, layers, dtype or probes differ; it is named.
+        PolicyMismatchError: Base model, site, layers or dtype differ; it is named.
     """
     place = {"model": "", "revision": None}
     pairs = {
@@ -135,11 +144,42 @@ def check_record(record: ExportRecord, manifest: Manifest, projection: FloatArra
         "place of the activations": tuple(
             spec.model_copy(update=place) for spec in (record.activations, manifest.activations)
         ),
-        "probes": (record.projection_sha256, hash_projection(projection)),
     }
     for name, (exported, wanted) in pairs.items():
         if exported != wanted:
-            raise PolicyMismatchError(
-                f"{folder / RECORD_FILE} was exported from a policy with another {name}",
-                hint="Run `ctd-guardrail export` on this policy, and serve what it writes",
-            )
+            raise _mismatch(folder, name)
+
+
+def check_projection(record: ExportRecord, projection: FloatArray, *, folder: Path) -> None:
+    """Refuse an export of other probes.
+
+    Raises:
+        PolicyMismatchError: They differ.
+    """
+    if record.projection_sha256 != hash_projection(projection):
+        raise _mismatch(folder, "pair of probes")
+
+
+def serve_command(record: ExportRecord, export: Path, *, name: str) -> list[str]:
+    """Return the command by which vLLM serves an export.
+
+    Without the task vLLM pools a sequence classifier to one vector a prompt, and without the data type it runs a model
+    of float32 in float16.
+
+    Args:
+        record: Of the export.
+        export: Its folder.
+        name: What it shall be called.
+    """
+    return [
+        *("vllm", "serve", str(export), "--served-model-name", name),
+        *("--pooler-config.task", "token_classify"),
+        *("--dtype", record.activations.dtype, "--max-model-len", str(record.fingerprint.window)),
+    ]
+
+
+def _mismatch(folder: Path, what: str) -> PolicyMismatchError:
+    return PolicyMismatchError(
+        f"{folder / RECORD_FILE} was exported from a policy with another {what}",
+        hint="Run `ctd-guardrail export` on this policy, and serve what it writes",
+    )

@@ -32,7 +32,7 @@ from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.serving.config import VllmSourceConfig
 from ctd_guardrail.serving.engine_client import EngineClient
 from ctd_guardrail.serving.pooling import answer_size, read_answer, request_body
-from ctd_guardrail.serving.record import ExportRecord, check_record, read_record
+from ctd_guardrail.serving.record import ExportRecord, check_projection, check_record, read_record
 from ctd_guardrail.serving.verification import LARGEST_LIST, check_columns, check_models, tolerance
 
 __all__ = ["VllmReader", "open_reader"]
@@ -63,7 +63,8 @@ def open_reader(config: VllmSourceConfig, manifest: Manifest, probes: Probes, *,
     """
     export = folder / config.export
     record = read_record(export)
-    check_record(record, manifest, probes.projection, folder=export)
+    check_record(record, manifest, folder=export)
+    check_projection(record, probes.projection, folder=export)
     reader = VllmReader(config, record, _open_tokenizer(export, manifest), spec=manifest.activations)
     try:
         reader.verify()

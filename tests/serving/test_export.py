@@ -22,7 +22,7 @@ from ctd_guardrail.errors import ConfigError, PolicyFormatError, PolicyMismatchE
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.serving.export import export_policy
-from ctd_guardrail.serving.record import RECORD_FILE, check_record, hash_projection, read_record
+from ctd_guardrail.serving.record import RECORD_FILE, check_projection, hash_projection, read_record
 
 Exported = Callable[..., tuple[Path, Policy, Path]]
 
@@ -159,7 +159,9 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(
     folder, _ = make_policy(decoder("llama"))
     out = tmp_path / "out"
     command = ["export", "--policy", str(folder), "--to", str(out), "--device", "cpu"]
-    assert CliRunner().invoke(app, command).exit_code == 0
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0
+    assert "--pooler-config.task token_classify --dtype float32 --max-model-len 64" in first.output
     (out / "left-over").touch()
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
@@ -174,9 +176,9 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(
 def test_a_record_of_other_probes_does_not_fit(exported: Exported) -> None:
     _, policy, out = exported()
     record, projection = read_record(out), Probes(policy.manifest.probe, policy.probe).projection
-    check_record(record, policy.manifest, projection, folder=out)
-    with pytest.raises(PolicyMismatchError, match="another probes"):
-        check_record(record, policy.manifest, projection * 2, folder=out)
+    check_projection(record, projection, folder=out)
+    with pytest.raises(PolicyMismatchError, match="another pair of probes"):
+        check_projection(record, projection * 2, folder=out)
     assert hash_projection(projection) != hash_projection(projection.reshape(-1, 16))
 
 

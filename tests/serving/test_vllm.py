@@ -17,10 +17,11 @@ from vllm_double import VllmDouble
 
 from ctd_guardrail.activations.engine import ActivationEngine
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
-from ctd_guardrail.assemble import assemble
+from ctd_guardrail.assemble import assemble, plan
 from ctd_guardrail.config import parse_section
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import Reason, Route, Verdict
+from ctd_guardrail.doctor import Outcome, examine
 from ctd_guardrail.errors import (
     ActivationError,
     ActivationUnavailableError,
@@ -29,6 +30,7 @@ from ctd_guardrail.errors import (
     PolicyFormatError,
     PolicyMismatchError,
 )
+from ctd_guardrail.memory import JUDGED
 from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.probes.probes import Probes
@@ -206,8 +208,8 @@ def test_the_guards_machine_needs_no_weights(double: VllmDouble, exported: Expor
     probes = Probes(policy.manifest.probe, policy.probe)
     reader = open_reader(source(double, tmp_path), policy.manifest, probes, folder=Path())
     assert read(reader, CONVERSATIONS[0], probes).shape == (1, 2)
-    (tmp_path / "ctd_export.json").unlink()
-    with pytest.raises(PolicyFormatError, match=r"source\.export"):
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ActivationError, match="holds no tokenizer"):
         open_reader(source(double, tmp_path), policy.manifest, probes, folder=Path())
 
 
@@ -396,6 +398,42 @@ async def test_a_request_that_leaves_takes_its_reading_along(
         await task
     double.fault = None
     assert not (await check(cascade, "a")).reason.is_failure
+
+
+@pytest.mark.parametrize(("export", "message"), [("nowhere", r"source\.export"), ("mistral", "another base model")])
+def test_an_export_that_is_not_the_policys_is_found_before_anything_is_loaded(
+    export: str, message: str, double: VllmDouble, exported: Exported
+) -> None:
+    folder, _, _ = exported()
+    section = {
+        "policy": str(folder),
+        "source": source(double, exported(export)[2] if export != "nowhere" else Path(export)),
+        "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"},
+    }
+    with pytest.raises((PolicyFormatError, PolicyMismatchError), match=message):
+        plan(parse_section(section), folder=Path())
+    assert not double.connections
+
+
+async def test_the_doctor_says_where_the_base_model_is_and_whether_it_answers(
+    double: VllmDouble, exported: Exported, judge: Any, tmp_path: Path
+) -> None:
+    folder, _, export = exported()
+    section = {
+        "policy": str(folder),
+        "source": source(double, export).model_dump(mode="json"),
+        "expert": {"type": "openai", "base_url": judge.base_url, "model": "judge", "timeout_s": 5},
+    }
+    content = {"import_paths": ["ctd_guardrail/nemo"], "custom_data": {"ctd": section}}
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(content | {"rails": {"input": {"flows": ["ctd check input"]}}}))
+    well = {finding.subject: finding for finding in await examine(tmp_path)}
+    assert "served as 'ctd' by vLLM" in well["base model"].text
+    assert well["built-in safe"].outcome is not Outcome.ERROR
+    JUDGED.clear()
+    double.fault = lambda handler: handler.refuse(503, "")
+    ill = {finding.subject: finding for finding in await examine(tmp_path)}
+    assert ill["built-in safe"].outcome is Outcome.ERROR
+    assert "engine_unavailable" in ill["built-in safe"].text
 
 
 def test_a_source_and_a_base_model_exclude_each_other(double: VllmDouble, exported: Exported, judge: Any) -> None:
