@@ -177,6 +177,8 @@ def _options(spec: ActivationSpec, config: Any, names: _Names, devices: Sequence
     """Return what the model is loaded with."""
     deepest = spec.layers[-1]
     options: dict[str, Any] = {"num_hidden_layers": deepest, "dtype": getattr(torch, spec.dtype)}
+    # Pickled weights can run code, and a policy from elsewhere names the model.
+    options["use_safetensors"] = True
     if config.model_type in _PACKED:
         options["attn_implementation"] = ATTENTION
     if config.model_type == "bert":

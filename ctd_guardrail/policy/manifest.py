@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +15,7 @@ from ctd_guardrail.probes.spec import ProbeSpec
 
 __all__ = [
     "FORMAT",
+    "PINS",
     "CalibrationRecord",
     "DataRecord",
     "Manifest",
@@ -24,6 +26,11 @@ __all__ = [
 
 FORMAT: Literal[1] = 1
 
+PINS: Final = frozenset({"activations", "fingerprint", "probe", "normaliser", "context", "expert", "tensors_sha256"})
+"""What the scores of an input depend on, and with them the certificate."""
+
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -38,7 +45,7 @@ class DataRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    file: str
+    file: _FileName
     sha256: str
     rows: int
 
@@ -79,7 +86,7 @@ class RecalibrationRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     created_at: datetime
-    file: str
+    file: _FileName
     sha256: str
     rows: Annotated[int, Field(ge=1)]
     alpha: _Share
@@ -145,6 +152,7 @@ class Manifest(BaseModel):
         training: How the probes were chosen: alternatives and their cross-validated scores.
         evaluation: Figures on the test split.
         tensors_sha256: Hash of policy.safetensors.
+        pins_sha256: Hash of the fields :data:`PINS`, so that none of them is edited by mistake.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -166,4 +174,11 @@ class Manifest(BaseModel):
     data: list[DataRecord]
     training: dict[str, Any]
     evaluation: dict[str, Any]
-    tensors_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tensors_sha256: _Sha256
+    pins_sha256: _Sha256
+
+    def hash_pins(self) -> str:
+        """Return what ``pins_sha256`` has to be."""
+        # Without defaults, so that a later version's new settings leave the hash of older policies as it is.
+        pins = self.model_dump_json(include=set(PINS), exclude_defaults=True)
+        return hashlib.sha256(pins.encode()).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,15 @@ from safetensors.numpy import load, save
 
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
 from ctd_guardrail.normalise import NORMALISER
-from ctd_guardrail.policy.manifest import Manifest
+from ctd_guardrail.policy.files import (
+    MANIFEST_FILE,
+    TENSORS_FILE,
+    finish_write,
+    read_json,
+    read_tensors,
+    write_files,
+)
+from ctd_guardrail.policy.manifest import PINS, Manifest
 from ctd_guardrail.probes.spec import check_tensors
 
 __all__ = [
@@ -30,11 +37,6 @@ __all__ = [
     "write_policy",
 ]
 
-MANIFEST_FILE: Final = "policy.json"
-TENSORS_FILE: Final = "policy.safetensors"
-_NEXT_TENSORS_FILE: Final = "policy.next.safetensors"
-# A policy of a million calibration rows and a 16k-wide model is 33 MB.
-_LARGEST_FILE: Final = 1 << 28
 _PROBE: Final = "probe."
 _CALIBRATION: Final = "calibration."
 _TRAFFIC: Final = "traffic.d"
@@ -111,7 +113,7 @@ def write_policy(
 
     Args:
         folder: Created where it does not exist.
-        manifest: Fields of :class:`Manifest` without ``tensors_sha256``; where it does not name a normaliser, this
+        manifest: Fields of :class:`Manifest` without its hashes; where it does not name a normaliser, this
             version's is noted.
         policy_probe: Parameters of the two probes, by name.
         calibration: Scores of the labelled calibration rows.
@@ -135,29 +137,12 @@ def write_policy(
         tensors[_USED_ROWS] = np.ascontiguousarray(used_rows)
     blob = save(tensors)
     digest = hashlib.sha256(blob).hexdigest()
-    checked = Manifest.model_validate({"normaliser": NORMALISER, **manifest, "tensors_sha256": digest})
+    hashes = {"tensors_sha256": digest, "pins_sha256": digest}
+    checked = Manifest.model_validate({"normaliser": NORMALISER, **manifest, **hashes})
+    checked = checked.model_copy(update={"pins_sha256": checked.hash_pins()})
     folder.mkdir(parents=True, exist_ok=True)
-    finish_write(folder)
-    # The manifest makes the new policy the one that is read: it names its tensors by their hash, wherever they lie. A
-    # process that is killed before that line leaves the old policy, one that is killed after it the new one.
-    _replace(folder / _NEXT_TENSORS_FILE, blob)
-    _replace(folder / MANIFEST_FILE, (checked.model_dump_json(indent=2) + "\n").encode())
-    finish_write(folder)
+    write_files(folder, manifest=(checked.model_dump_json(indent=2) + "\n").encode(), tensors=blob)
     return Policy(checked, dict(policy_probe), calibration, traffic, used_rows)
-
-
-def finish_write(folder: Path) -> None:
-    """Bring the tensors of the policy in force into their place, where a writer was killed before it did.
-
-    Readers do without it; who copies or replaces the files of a policy calls it first.
-    """
-    following = folder / _NEXT_TENSORS_FILE
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
-        if hashlib.sha256(following.read_bytes()).hexdigest() == manifest.tensors_sha256:
-            following.replace(folder / TENSORS_FILE)
-    except (OSError, ValidationError):
-        return
 
 
 def read_policy(folder: Path) -> Policy:
@@ -165,10 +150,10 @@ def read_policy(folder: Path) -> Policy:
 
     Raises:
         PolicyFormatError: The folder, a file, a field or a tensor is missing or malformed.
-        PolicyIntegrityError: The tensors are not those that the manifest was written with.
+        PolicyIntegrityError: The tensors, or what the scores depend on, are not those that it was written with.
     """
     try:
-        manifest = Manifest.model_validate_json(_read(folder / MANIFEST_FILE))
+        manifest = Manifest.model_validate(read_json(folder / MANIFEST_FILE))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -176,7 +161,12 @@ def read_policy(folder: Path) -> Policy:
             f"{folder / MANIFEST_FILE}: {key}: {first['msg']}",
             hint="Calibrate again with this version, or use the version that wrote the policy",
         ) from error
-    blob = _read_tensors(folder, manifest.tensors_sha256)
+    if manifest.hash_pins() != manifest.pins_sha256:
+        raise PolicyIntegrityError(
+            f"{folder / MANIFEST_FILE} was changed in what the scores depend on: {', '.join(sorted(PINS))}",
+            hint="Copy the policy again, or calibrate one with these settings",
+        )
+    blob = read_tensors(folder, sha256=manifest.tensors_sha256)
     try:
         tensors = load(blob)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -225,38 +215,3 @@ def _check_traffic(folder: Path, manifest: Manifest, traffic: NDArray[Any] | Non
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_TRAFFIC} is not {rows} finite float64 values")
     if (np.diff(traffic) < 0).any():
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_TRAFFIC} is not in ascending order")
-
-
-def _read_tensors(folder: Path, digest: str) -> bytes:
-    # A writer that was killed has left the new tensors where it wrote them.
-    for name in (TENSORS_FILE, _NEXT_TENSORS_FILE):
-        if name == TENSORS_FILE or (folder / name).is_file():
-            blob = _read(folder / name)
-            if hashlib.sha256(blob).hexdigest() == digest:
-                return blob
-    raise PolicyIntegrityError(
-        f"{folder / TENSORS_FILE} is not the file that {MANIFEST_FILE} was written with",
-        hint="Copy both files of the policy again",
-    )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        # Size first: a hostile folder must not fill the memory.
-        if path.stat().st_size > _LARGEST_FILE:
-            raise PolicyFormatError(f"{path} is larger than {_LARGEST_FILE >> 20} MiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise PolicyFormatError(
-            f"{path} cannot be read ({error.strerror})",
-            hint="Point `policy` at the folder that `ctd-calibrate run` wrote",
-        ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

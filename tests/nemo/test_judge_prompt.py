@@ -1,5 +1,3 @@
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from ctd_guardrail.errors import ConfigError, PolicyMismatchError
 from ctd_guardrail.experts.config import OpenAIExpertConfig
 from ctd_guardrail.experts.openai import OpenAIExpert
 from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.policy.store import read_policy, write_policy
 
 INSTRUCTION = "Only talk about pirates is unsafe."
 
@@ -35,9 +34,9 @@ async def test_it_is_part_of_what_the_policy_was_calibrated_with(
 ) -> None:
     expert = {"type": "openai", "base_url": judge.base_url, "model": "judge", "timeout_s": 5}
     identity = OpenAIExpert(OpenAIExpertConfig.model_validate(expert | {"instruction": INSTRUCTION})).identity
-    policy = shutil.copytree(rail_policy, tmp_path / "policy")
-    manifest = json.loads((policy / "policy.json").read_text())
-    (policy / "policy.json").write_text(json.dumps(manifest | {"expert": identity}))
+    written, policy = read_policy(rail_policy), tmp_path / "policy"
+    fields = written.manifest.model_dump() | {"expert": identity}
+    write_policy(policy, fields, written.probe, written.calibration)
 
     def app(content: str) -> LLMRails:
         folder = make_rail_folder(config=with_prompt(content), policy=str(policy), expert=expert)

@@ -1,13 +1,12 @@
 import contextlib
 import datetime as dt
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from faulty.artefacts import edit, retensor
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.errors import PolicyError, PolicyFormatError, PolicyIntegrityError, PolicyMismatchError
@@ -122,71 +121,26 @@ def test_rows_are_sorted_together() -> None:
     assert scores.p.tolist() == [0.1, 0.2, 0.3]
 
 
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / "policy.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def retensor(folder: Path, **changes: Any) -> None:
-    """Replace tensors and give the manifest their hash, as a careful attacker would."""
-    import hashlib  # noqa: PLC0415
-
-    path = folder / "policy.safetensors"
-    tensors = load_file(path)
-    for name, value in changes.items():
-        key = name.replace("__", ".")
-        if value is None:
-            del tensors[key]
-        else:
-            tensors[key] = value
-    save_file(tensors, path)
-    edit(folder, tensors_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def rehash(folder: Path, blob: bytes) -> None:
-    import hashlib  # noqa: PLC0415
-
-    (folder / "policy.safetensors").write_bytes(blob)
-    edit(folder, tensors_sha256=hashlib.sha256(blob).hexdigest())
-
-
-HOSTILE = {
+MALFORMED = {
     "no folder": lambda f: [path.unlink() for path in f.iterdir()],
     "no tensors": lambda f: (f / "policy.safetensors").unlink(),
     "manifest is not JSON": lambda f: (f / "policy.json").write_text("{"),
     "manifest is a list": lambda f: (f / "policy.json").write_text("[]"),
-    "manifest is YAML with an object": lambda f: (f / "policy.json").write_text("!!python/object:os.system x"),
     "unknown field": lambda f: edit(f, surprise=1),
     "later format": lambda f: edit(f, format=2),
     "unknown probe": lambda f: edit(f, probe="pickle"),
     "unknown kind of probe": lambda f: edit(f, probe={"delegation": "pickle"}),
     "probes of other tensors": lambda f: edit(f, probe={"features": ["length"]}),
-    "probes of another width": lambda f: retensor(f, probe__0__weight=np.zeros((4, 2), np.float32)),
     "a probe tensor is missing": lambda f: retensor(f, probe__bias=None),
     "a probe tensor too many": lambda f: retensor(f, probe__surplus=np.zeros(1, np.float32)),
     "a probe tensor of float64": lambda f: retensor(f, probe__bias=np.zeros(4)),
-    "a probe tensor with infinity": lambda f: retensor(f, probe__bias=np.array([0, 0, np.inf, 0], np.float32)),
     "a merge that is none": lambda f: edit(f, merge={"kind": "average", "weight": 2}),
     "threshold out of range": lambda f: edit(f, decision_threshold=1.5),
-    "flipped byte": lambda f: (f / "policy.safetensors").write_bytes(
-        (f / "policy.safetensors").read_bytes()[:-1] + b"\x7f"
-    ),
-    "truncated tensors": lambda f: rehash(f, (f / "policy.safetensors").read_bytes()[:-9]),
-    "pickle instead of safetensors": lambda f: rehash(f, b"\x80\x04\x95canary."),
-    "zip instead of safetensors": lambda f: rehash(f, b"PK\x03\x04" + bytes(100)),
-    "4 GB header": lambda f: rehash(f, struct.pack("<Q", 4 << 30) + b"{}"),
-    "overlapping offsets": lambda f: rehash(
-        f,
-        struct.pack("<Q", 134)
-        + b'{"probe.a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'.ljust(67)
-        + b'"probe.b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}'.ljust(67)
-        + bytes(12),
-    ),
+    "NaN in JSON": lambda f: edit(f, training={"loss": float("nan")}),
+    "not UTF-8": lambda f: (f / "policy.json").write_bytes((f / "policy.json").read_text().encode("utf-16")),
     "foreign tensor": lambda f: retensor(f, other__thing=np.zeros(1)),
-    "NaN score": lambda f: retensor(f, calibration__d=np.full(N, np.nan)),
     "infinite score": lambda f: retensor(f, calibration__p=np.full(N, np.inf)),
     "wrong number of rows": lambda f: retensor(f, calibration__d=np.arange(N - 1.0)),
-    "wrong dtype": lambda f: retensor(f, calibration__d=np.arange(N, dtype=np.float32)),
     "wrong shape": lambda f: retensor(f, calibration__d=np.zeros((N, 1))),
     "scores out of order": lambda f: retensor(f, calibration__d=np.arange(N, 0.0, -1)),
     "no scores": lambda f: retensor(f, calibration__d=None),
@@ -194,10 +148,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", MALFORMED)
 @pytest.mark.usefixtures("policy")
-def test_hostile_folders_are_refused(name: str, tmp_path: Path) -> None:
-    HOSTILE[name](tmp_path)
+def test_malformed_folders_are_refused(name: str, tmp_path: Path) -> None:
+    MALFORMED[name](tmp_path)
     with pytest.raises(PolicyError) as error:
         read_policy(tmp_path)
     assert str(tmp_path) in str(error.value)
@@ -217,10 +171,24 @@ def test_a_changed_tensor_file_is_an_integrity_error(tmp_path: Path) -> None:
         read_policy(tmp_path)
 
 
-def test_huge_files_are_refused_unread(policy: Policy, tmp_path: Path) -> None:
-    with (tmp_path / "policy.json").open("r+b") as file:
-        file.truncate(10 << 30)
-    with pytest.raises(PolicyFormatError, match="larger than 256 MiB"):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("activations", {"model": "other", "layers": [1], "site": "residual"}),
+        ("activations", {"model": "m", "revision": "other", "layers": [1], "site": "residual"}),
+        ("activations", {"model": "m", "layers": [1], "site": "residual", "dtype": "bfloat16"}),
+        ("probe", {"features": ["length"]}),
+        ("normaliser", "0"),
+        ("context", "last_turn"),
+        ("expert", "judge-2"),
+    ],
+)
+def test_what_the_scores_depend_on_is_not_edited_by_hand(
+    policy: Policy, tmp_path: Path, field: str, value: Any
+) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(PolicyIntegrityError, match="changed in what the scores depend on"):
         read_policy(tmp_path)
 
 

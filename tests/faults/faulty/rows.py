@@ -37,4 +37,10 @@ ROWS = (
         "readers see the old policy or the new one, whole; the next run goes on and pays for no saved score again",
         50,
     ),
+    Row(
+        "hostile_artefact",
+        "A policy folder from a stranger: pickle, .pt, zip bomb, ../, links, 4 GB header, overlaps, NaN, wrong hash",
+        "refused, nothing in it runs, and memory grows by less than 64 MiB",
+        30,
+    ),
 )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ctd_guardrail.policy.store import read_policy, write_policy
 from matrix.servers import Servers
 
 __all__ = ["Rig"]
@@ -64,8 +63,7 @@ class Rig:
 
     def _copy_policy(self, folder: Path, context: str) -> None:
         """Copy the policy under another date: a process remembers its judgements by policy."""
-        shutil.copytree(self.policy, folder, dirs_exist_ok=True)
-        manifest = folder / "policy.json"
+        policy = read_policy(self.policy)
         date = dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=len(list(self.folder.iterdir())))
-        changes = {"created_at": date.isoformat(), "context": context}
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+        fields = policy.manifest.model_dump() | {"created_at": date, "context": context}
+        write_policy(folder, fields, policy.probe, policy.calibration)
