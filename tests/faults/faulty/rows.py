@@ -43,4 +43,11 @@ ROWS = (
         "refused, nothing in it runs, and memory grows by less than 64 MiB",
         30,
     ),
+    Row(
+        "policy_mismatch",
+        "Deployment differs from calibration: model, revision, tokenizer, chat template, layer, pooling, dtype, "
+        "window, normaliser, probe, expert, expert's prompt",
+        "the rail refuses to start",
+        12,
+    ),
 )
