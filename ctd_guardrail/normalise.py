@@ -10,7 +10,8 @@ online, and the main LLM still gets the original:
 - characters without a glyph go: zero-width spaces, fillers, bidirectional controls, other controls, selectors;
 - joiners stay where they carry meaning, between two characters of a joining script or two emoji;
 - strokes through letters and piles of accents go; no orthography puts four of them on one letter;
-- letters that stand alone with one separator between them are joined, where a text has four or more in a row;
+- letters that stand alone with one separator between them are joined to a word, where a text has four or more in a
+  row;
 - lookalikes of other scripts become Latin in words that are Latin otherwise (:mod:`ctd_guardrail.lookalikes`).
 
 :func:`normalise` takes any string, lone surrogates included; its result is its own normal form, and at most 18 times
@@ -74,6 +75,8 @@ _LETTER: Final = "[A-Za-z\u0370-\u03ff\u0400-\u052f]"
 _SEPARATED: Final = rf"(?<!\w){_LETTER}([-._*|~ ]){_LETTER}"
 _MAYBE_SPACED_OUT: Final = re.compile(rf"([-._*|~ ]){_LETTER}\1{_LETTER}\1{_LETTER}(?!\w)")
 _SPACED_OUT: Final = re.compile(rf"{_SEPARATED}(?:\1{_LETTER}){{2,}}(?!\w)")
+# More letters than this are several words, and as one they would be a token that no model knows.
+_LONGEST_WORD: Final = 24
 _SPACED: Final = re.compile(rf"{_SEPARATED}(?:\1{_LETTER})*(?!\w)")
 
 # Thai and Lao AM, which NFKC takes apart and no one writes in two.
@@ -91,7 +94,7 @@ def normalise(text: str) -> str:
     shown = _decompose(_HIDDEN.sub(_reveal, shown))
     shown = _ACCENT_RUN.sub(_without_disguise, shown)
     if _is_spaced_out(shown):
-        shown = _SPACED.sub(lambda match: match[0].replace(match[1], ""), shown)
+        shown = _SPACED.sub(_join, shown)
     shown = to_form("NFC", fold_lookalikes(shown))
     for parts, whole in _VOWELS:
         shown = shown.replace(parts, whole)
@@ -168,6 +171,11 @@ def _cut_marks(match: re.Match[str]) -> str:
         if marks <= _MOST_MARKS or not combining(character):
             kept.append(character)
     return "".join(kept)
+
+
+def _join(match: re.Match[str]) -> str:
+    letters = match[0].replace(match[1], "")
+    return letters if len(letters) <= _LONGEST_WORD else match[0]
 
 
 def _without_disguise(match: re.Match[str]) -> str:

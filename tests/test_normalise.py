@@ -73,6 +73,7 @@ def test_a_disguised_text_reads_as_what_it_says(disguised: str, plain: str) -> N
         "e.g. the U.S. and I a b",
         "The options are A B C",
         "тест OK",
+        " ".join("abcdefghijklmnopqrstuvwxyz"),
     ],
 )
 def test_a_plain_text_in_any_script_stays_as_it_is(text: str) -> None:

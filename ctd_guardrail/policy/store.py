@@ -140,7 +140,6 @@ def write_policy(
     hashes = {"tensors_sha256": digest, "pins_sha256": digest}
     checked = Manifest.model_validate({"normaliser": NORMALISER, **manifest, **hashes})
     checked = checked.model_copy(update={"pins_sha256": checked.hash_pins()})
-    folder.mkdir(parents=True, exist_ok=True)
     write_files(folder, manifest=(checked.model_dump_json(indent=2) + "\n").encode(), tensors=blob)
     return Policy(checked, dict(policy_probe), calibration, traffic, used_rows)
 

