@@ -67,7 +67,7 @@ def _numpy_file(folder: Path) -> bytes:
 def _zip_bomb() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("0", "w") as entry:
-        for _ in range(256):
+        for _ in range(128):
             entry.write(bytes(1 << 20))
     return buffer.getvalue()
 
