@@ -234,6 +234,8 @@ class Cascade:
             self._fail(screening, Reason.INTERNAL_ERROR, "a part of the guard was cancelled")
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
             is_late = deadline.expired() and isinstance(error, TimeoutError)
+            if is_late and screening.is_judged:
+                return self._count(screening, digest)
             self._fail(screening, Reason.DEADLINE if is_late else reason_of(error), type(error).__name__)
         return self._count(screening, digest)
 
@@ -258,26 +260,42 @@ class Cascade:
         screening.probed(p, d)
         # A coin of its own for every input: by a hash, a repeated attack would be audited always or never.
         is_audited = self._audit_share > 0.0 and secrets.randbelow(_COIN) < self._audit_share * _COIN
-        if self._rule.delegates(d, unit):
-            if is_audited:
-                screening.audit(self._decision_threshold, None)
-            await self._delegate(unit, p, request, screening)
-            return
-        screening.conclude(*self._judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE))
+        delegates = self._rule.delegates(d, unit)
+        # Now, and not when the expert has answered: the order of what monitors see must not depend on the scores, and
+        # who leaves before the answer was delegated all the same.
+        self.tally.count_routed(d, delegated=delegates or is_audited, audited=is_audited)
+        if not delegates:
+            screening.conclude(*self._judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE))
         if is_audited:
-            await self._audit(unit, p, request, screening)
+            await self._audit(unit, p, request, screening, is_due=delegates)
+        elif delegates:
+            await self._delegate(unit, p, request, screening)
 
     async def _delegate(self, unit: Conversation, p: float, request: Request, screening: Screening) -> None:
         merged = float(self._merge(p, await self._ask(unit, request, screening)))
         screening.conclude(*self._judge(merged, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
 
-    async def _audit(self, unit: Conversation, p: float, request: Request, screening: Screening) -> None:
-        """Ask the expert about what the probe has judged. Where it gives no answer, the probe's verdict stands."""
-        screening.audit(self._decision_threshold, screening.verdict)
+    async def _audit(
+        self, unit: Conversation, p: float, request: Request, screening: Screening, *, is_due: bool
+    ) -> None:
+        """Ask the expert, and note whether the cascade alone lets pass what it calls unsafe.
+
+        Where it was not due to be asked and gives no answer, the probe's verdict stands.
+        """
+        screening.is_judged = not is_due
+        alone = screening.verdict
         try:
             await self._delegate(unit, p, request, screening)
-        except Exception as error:  # noqa: BLE001  # nothing failed that the input was in need of
+            if is_due:
+                alone = screening.verdict
+        except Exception as error:
+            if is_due:
+                raise
             log.warning("an audit got no answer (%s)", type(error).__name__)
+        finally:
+            # An expert that gave no answer might have called it unsafe: the upper end of an estimate has to hold.
+            is_called_safe = screening.p_expert is not None and screening.p_expert < self._decision_threshold
+            self.tally.count_audit(missed=alone is Verdict.ALLOW and not is_called_safe)
 
     def _policy_for(self, error: InputError) -> UnreadablePolicy:
         return self._on_overlong if isinstance(error, OverlongError) else self._on_nontext

@@ -139,8 +139,6 @@ class Decision:
         timings: How long it took.
         on_failure: The failure policy that chose the verdict; None where the guard did its work, or where the failure
             policy has no say.
-        missed: None where the input was not audited. Where it was, whether the expert calls unsafe what the cascade
-            alone would have let through, or gave no answer.
     """
 
     verdict: Verdict
@@ -157,8 +155,6 @@ class Decision:
     def is_bypass(self) -> bool:
         """Whether the guard could not do its work, and a failure policy other than ``block`` took its place."""
         return self.on_failure not in {None, FailurePolicy.BLOCK}
-
-    missed: bool | None = None
 
     @property
     def is_blocking(self) -> bool:

@@ -70,6 +70,7 @@ class Screening:
         route: Whom the unit was assigned to.
         p: Safety probe; None as long as it has not run.
         p_expert: Expert; None as long as it has not answered.
+        is_judged: Whether the verdict so far stands, whatever becomes of the audit that is under way.
     """
 
     def __init__(self, mode: Mode) -> None:
@@ -77,9 +78,8 @@ class Screening:
         self.route = Route.PROBE
         self.p: float | None = None
         self.p_expert: float | None = None
+        self.is_judged = False
         self._d: float | None = None
-        self._tau: float | None = None
-        self._alone: Verdict | None = None
         self._queue_ms = self._forward_ms = 0.0
         self._start = self._probe_end = perf_counter()
         # Closed until something says otherwise.
@@ -103,15 +103,6 @@ class Screening:
         """Note the verdict of the failure policy, and which it was; None: it had no say."""
         self.conclude(verdict, reason)
         self._on_failure = policy
-
-    def audit(self, tau: float, alone: Verdict | None) -> None:
-        """Note that the unit is audited.
-
-        Args:
-            tau: The expert calls unsafe what it gives a score of at least tau.
-            alone: What the cascade says without the audit; None: whatever the verdict will be.
-        """
-        self._tau, self._alone = tau, alone
 
     @property
     def verdict(self) -> Verdict:
@@ -138,12 +129,4 @@ class Screening:
                 forward_ms=self._forward_ms,
             ),
             on_failure=self._on_failure,
-            missed=self._missed(),
         )
-
-    def _missed(self) -> bool | None:
-        if self._tau is None:
-            return None
-        # An expert that gave no answer might have called it unsafe: the upper end of an estimate has to hold.
-        is_called_safe = self.p_expert is not None and self.p_expert < self._tau
-        return (self._alone or self._verdict) is Verdict.ALLOW and not is_called_safe

@@ -81,6 +81,16 @@ class Tally:
         if self._observer is not None:
             self._observer.decided(decision, unit)
 
+    def count_routed(self, d: float, *, delegated: bool, audited: bool) -> None:
+        """Tell the observer of an input that the probes have scored; see :meth:`Observer.routed`."""
+        if self._observer is not None:
+            self._observer.routed(d, delegated=delegated, audited=audited)
+
+    def count_audit(self, *, missed: bool) -> None:
+        """Tell the observer how an audit came out; see :meth:`Observer.audited`."""
+        if self._observer is not None:
+            self._observer.audited(missed=missed)
+
     def count_expert_attempts(self, attempts: int, tokens: int) -> None:
         """Count calls to the expert and their tokens: a budget pays for each of them, answered or not."""
         with self._totals.lock:

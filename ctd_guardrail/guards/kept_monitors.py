@@ -75,12 +75,18 @@ class KeptMonitors:
         self._say_alarms()
         self._saved_at = clock()
 
-    def update(self, d: float, *, delegated: bool | None, missed: bool | None = None) -> None:
+    def update(self, d: float, *, delegated: bool | None, audited: bool = False) -> None:
         """Take one input; see :meth:`Monitors.update`."""
         with self._lock:
-            self.monitors.update(d, delegated=delegated, missed=missed)
+            self.monitors.update(d, delegated=delegated, audited=audited)
             self._has_changed = True
             self._say_alarms()
+
+    def audited(self, *, missed: bool) -> None:
+        """Take the outcome of an audit; see :meth:`Monitors.audited`."""
+        with self._lock:
+            self.monitors.audited(missed=missed)
+            self._has_changed = True
 
     def tick(self, *, is_last: bool = False) -> None:
         """Save where it is due."""

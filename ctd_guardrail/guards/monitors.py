@@ -69,14 +69,14 @@ class Monitors:
         self.audit = AuditFloor(settings.audit_share, delta=settings.delta) if settings.audit_share else None
         self.recent = RecentScores(settings.keep_scores)
 
-    def update(self, d: float, *, delegated: bool | None, missed: bool | None = None) -> None:
+    def update(self, d: float, *, delegated: bool | None, audited: bool = False) -> None:
         """Take one input.
 
         Args:
             d: Its delegation value.
-            delegated: Whether it went to the expert, by the rule or by the audit's coin; None where a request had
+            delegated: Whether it goes to the expert, by the rule or by the audit's coin; None where a request has
                 asked for another budget than the configured one, so that it says nothing about that.
-            missed: Where it was audited, whether the expert calls the cascade's own verdict wrong, or gave no answer.
+            audited: Whether the coin fell on it: :meth:`audited` will follow.
 
         Raises:
             DataError: d is NaN or infinite.
@@ -86,8 +86,17 @@ class Monitors:
         if delegated is not None:
             self.count.update(delegated=delegated)
             self.rate.update(delegated=delegated)
-            if self.audit is not None:
-                self.audit.update(missed=missed)
+            if self.audit is not None and not audited:
+                self.audit.update(missed=None)
+
+    def audited(self, *, missed: bool) -> None:
+        """Take the outcome of an audit.
+
+        Args:
+            missed: Whether the expert calls the cascade's own verdict wrong, or gave no answer.
+        """
+        if self.audit is not None:
+            self.audit.update(missed=missed)
 
     def alarms(self) -> dict[str, int | None]:
         """Return, for each alarm, the number of the input at which it was raised, or None."""

@@ -10,7 +10,7 @@ __all__ = ["Observer"]
 
 
 class Observer(Protocol):
-    """Told of every decision, of every call of the expert, and of every turn that had been judged before.
+    """Told of scores, decisions, audits, calls of the expert, and turns that had been judged before.
 
     It is called on the request's own thread, between the decision and the answer, from several event loops and threads
     at once. It returns at once and raises nothing.
@@ -22,6 +22,24 @@ class Observer(Protocol):
         Args:
             decision: The decision.
             unit: Digest of what was judged; None where that could not be read.
+        """
+        ...
+
+    def routed(self, d: float, *, delegated: bool, audited: bool) -> None:
+        """Take an input that the probes have scored, before anything else becomes of it.
+
+        Args:
+            d: Its delegation value.
+            delegated: Whether it goes to the expert, by the rule or by the audit's coin.
+            audited: Whether the coin fell on it; :meth:`audited` follows, however the request ends.
+        """
+        ...
+
+    def audited(self, *, missed: bool) -> None:
+        """Take the outcome of an audit.
+
+        Args:
+            missed: Whether the cascade alone lets the input pass, and the expert calls it unsafe or gives no answer.
         """
         ...
 

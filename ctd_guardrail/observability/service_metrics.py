@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Final, Protocol
 
-from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from ctd_guardrail.observability.metrics import default_meter
 
@@ -38,12 +38,11 @@ _SERVICES: Final[weakref.WeakSet[ObservedService]] = weakref.WeakSet()
 def show_service(service: ObservedService) -> None:
     """Show a service as long as it lives. A process has one."""
     _SERVICES.add(service)
-    _register()
+    _register(default_meter())
 
 
 @cache
-def _register() -> None:
-    meter = default_meter()
+def _register(meter: Meter) -> None:
     meter.create_observable_gauge("ctd.ready", [_ready], description="1 where traffic should come here.")
     meter.create_observable_gauge("ctd.requests.running", [_running], description="Requests under way.")
     meter.create_observable_counter(

@@ -17,14 +17,12 @@ class Observation(NamedTuple):
         decision: The decision.
         unit: Digest of what was judged; None where that could not be read.
         request_id: The id under which the door knows the request; None where it knows none.
-        is_configured: Whether it was made under the configured budget, and not one that the request asked for.
     """
 
     at: float
     decision: Decision
     unit: str | None
     request_id: str | None
-    is_configured: bool
 
 
 class Sink(Protocol):

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
-from ctd_guardrail.decision import Decision, Route
+from ctd_guardrail.decision import Decision
 from ctd_guardrail.guards.kept_monitors import KeptMonitors
 from ctd_guardrail.guards.rate_band import DelegationCount
 from ctd_guardrail.observability.audit_log import AuditLog
@@ -80,14 +80,18 @@ class Watch:
         """Tell all of a decision. On the relay's thread."""
         for sink in self._sinks:
             sink.decided(seen)
-        decision = seen.decision
-        if decision.d is None:
-            return
-        delegated = (decision.route is Route.EXPERT) if seen.is_configured else None
+
+    def take_score(self, d: float, delegated: bool | None, audited: bool) -> None:  # noqa: FBT001  # the relay's call
+        """Tell the monitors of an input; delegated is None where it says nothing about the budget."""
         if self.kept is not None:
-            self.kept.update(decision.d, delegated=delegated, missed=decision.missed)
+            self.kept.update(d, delegated=delegated, audited=audited)
         elif delegated is not None:
             self._count.update(delegated=delegated)
+
+    def take_audit(self, missed: bool) -> None:  # noqa: FBT001  # likewise
+        """Tell the monitors how an audit came out."""
+        if self.kept is not None:
+            self.kept.audited(missed=missed)
 
     def take_calls(self, attempts: int, tokens: int | None) -> None:
         """Tell all of calls of the expert. On the relay's thread."""
@@ -128,7 +132,17 @@ class WatchObserver:
         """Hand over a decision, unless it is a self-test's: that is no traffic."""
         request_id = REQUEST_ID.get()
         if request_id is not SELF_TEST:
-            RELAY.put(self.watch.take, Observation(time.time(), decision, unit, request_id, self._is_configured))
+            RELAY.put(self.watch.take, Observation(time.time(), decision, unit, request_id))
+
+    def routed(self, d: float, *, delegated: bool, audited: bool) -> None:
+        """Hand over a score."""
+        if REQUEST_ID.get() is not SELF_TEST:
+            RELAY.put(self.watch.take_score, d, delegated if self._is_configured else None, audited)
+
+    def audited(self, *, missed: bool) -> None:
+        """Hand over an audit."""
+        if self._is_configured and REQUEST_ID.get() is not SELF_TEST:
+            RELAY.put(self.watch.take_audit, missed)
 
     def asked(self, attempts: int, tokens: int | None) -> None:
         """Hand over calls of the expert; those of a self-test cost as much as others."""

@@ -35,14 +35,17 @@ def feed(monitors: KeptMonitors | Monitors, number: int, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(number):
         audited = rng.random() < 0.05
-        monitors.update(float(rng.uniform(-1, 1)), delegated=rng.random() < 0.15, missed=False if audited else None)
+        monitors.update(float(rng.uniform(-1, 1)), delegated=audited or rng.random() < 0.1, audited=audited)
+        if audited:
+            monitors.audited(missed=False)
 
 
 def test_one_input_reaches_every_monitor() -> None:
     monitors = Monitors(SETTINGS, SCORES)
-    monitors.update(0.5, delegated=True, missed=True)
+    monitors.update(0.5, delegated=True, audited=True)
     monitors.update(0.25, delegated=False)
     monitors.update(0.0, delegated=None)
+    monitors.audited(missed=True)
     assert (monitors.count.inputs, monitors.count.delegated) == (2, 1)
     assert monitors.rate.steps == 2
     assert monitors.drift.conformal.steps == monitors.drift.exceedance.steps == 3

@@ -25,7 +25,7 @@ def make(file: Path, **options: Any) -> AuditLog:
 
 def write(audit: AuditLog, decision: Decision, times: int = 1) -> None:
     for _ in range(times):
-        audit.decided(Observation(1e9, decision, "digest", "request-1", is_configured=True))
+        audit.decided(Observation(1e9, decision, "digest", "request-1"))
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

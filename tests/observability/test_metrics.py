@@ -12,7 +12,7 @@ LABELS = {"guard": "config", "policy": "0123456789ab"}
 
 
 def observation(decision: Decision) -> Observation:
-    return Observation(0.0, decision, None, None, is_configured=True)
+    return Observation(0.0, decision, None, None)
 
 
 def points(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
