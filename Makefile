@@ -1,7 +1,7 @@
 # make demo   the whole method on a laptop: data, expert, calibration, and messages through NeMo Guardrails
 # make test   the tests
 # Both create .venv and install what they need. Other targets: make lint, make test-hosts, make test-statistics,
-# make test-faults, make fuzz, make lock, make clean.
+# make test-faults, make fuzz, make lock, make operate, make clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ HOSTS := 0.24.0
 # A file's tests share servers and policies, so they stay in one process.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo test test-hosts test-statistics test-faults fuzz lock lint clean
+.PHONY: demo test test-hosts test-statistics test-faults fuzz lock operate lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -60,6 +60,10 @@ lock: $(VENV)/.dev
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/python -m piptools compile --quiet --all-extras --generate-hashes \
 	  --strip-extras --unsafe-package torch --unsafe-package ctd-guardrail --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
 	  --constraint constraints.txt --output-file requirements.lock pyproject.toml
+
+# Sidecar, judge and Prometheus (apt-get install prometheus) on this machine, and every panel of the dashboard.
+operate: $(VENV)/.dev
+	$(BIN)/python benchmarks/operate.py --picture docs/images/dashboard.png
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ from ctd_guardrail.sidecar.settings import ServeSettings
 
 DOORS: Final = ("sidecar", "llmrails", "iorails")
 _HERE: Final = Path(__file__).parent
-_CALIBRATION: Final = 1_000
+CALIBRATION: Final = 1_000
 _ALPHA: Final = 0.2
 _LAG_EVERY_S: Final = 0.01
 # More than the judgements that a process remembers: after that its memory is full.
@@ -69,7 +69,7 @@ def write_folder(folder: Path, *, model: str, layer: int, judge: str, timeout_s:
         "bias": np.zeros(4, np.float32),
     }
     rows = engine.run_many(
-        [Conversation.from_text(text(number)) for number in itertools.islice(tickets(), _CALIBRATION)],
+        [Conversation.from_text(text(number)) for number in itertools.islice(tickets(), CALIBRATION)],
         Probes(ProbeSpec(), tensors),
     )
     p, d = np.array([over_windows(each) for each in rows], np.float64).T
@@ -79,7 +79,7 @@ def write_folder(folder: Path, *, model: str, layer: int, judge: str, timeout_s:
         "activations": spec,
         "fingerprint": engine.fingerprint,
         "expert": "recorded:expert",
-        "calibration": {"rows": _CALIBRATION, "alpha": _ALPHA, "delta": 0.05, "seed": 0},
+        "calibration": {"rows": CALIBRATION, "alpha": _ALPHA, "delta": 0.05, "seed": 0},
         "data": [],
         "training": {},
         "evaluation": {},
@@ -213,7 +213,7 @@ def wrong_answers(outcomes: Outcomes, share: float) -> Counter[str]:
 def rates(options: argparse.Namespace) -> None:
     """Print latencies by rate."""
     print("| door | rate | sent | lost | p50 ms | p99 ms | p99.9 ms |\n|---|---|---|---|---|---|---|")
-    numbers = itertools.islice(tickets(), _CALIBRATION, None)
+    numbers = itertools.islice(tickets(), CALIBRATION, None)
     for door in options.doors:
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -229,7 +229,7 @@ def rates(options: argparse.Namespace) -> None:
 
 def soak(options: argparse.Namespace) -> None:
     """Send, check every answer, and print what was seen."""
-    numbers = itertools.islice(tickets(), _CALIBRATION, None)
+    numbers = itertools.islice(tickets(), CALIBRATION, None)
     with tempfile.TemporaryDirectory() as folder, judge(options.faults) as address:
         with server("sidecar", _folder(options, Path(folder), address)) as running:
             warm_up = min(_WARM_UP, options.requests)

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -29,7 +29,9 @@ _PLACES: Final = ("at home", "in Lisbon", "before Monday", "on the server", "wit
 def tickets() -> Iterator[int]:
     """Yield numbers of seven digits, none twice, in an order without a trend: any part of them is like any other."""
     for i in itertools.count():
-        yield 1_000_000 + i * 5_000_011 % 9_000_000
+        # Near the golden section of the range, so that consecutive ones lie all over it (Weyl's sequence); without a
+        # divisor in common with it, so that none comes twice.
+        yield 1_000_000 + i * 5_562_307 % 9_000_000
 
 
 def text(number: int) -> str:
@@ -62,11 +64,13 @@ class Door:
         url: Address.
         body: Makes the body of a request from its text.
         read: Makes an answer of the JSON that comes back.
+        headers: Sent with each request.
     """
 
     url: str
     body: Callable[[str], dict[str, Any]]
     read: Callable[[Any], Answer]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -135,7 +139,7 @@ def _session(connections: int) -> aiohttp.ClientSession:
 
 async def _send(session: aiohttp.ClientSession, door: Door, number: int, due: float, outcomes: Outcomes) -> None:
     try:
-        async with session.post(door.url, json=door.body(text(number))) as response:
+        async with session.post(door.url, json=door.body(text(number)), headers=door.headers) as response:
             if response.status != 200:  # noqa: PLR2004  # HTTP OK
                 outcomes.lost.append((number, f"HTTP {response.status}"))
                 return

@@ -16,10 +16,17 @@ from typing import Any
 import httpx
 import pytest
 from matrix.servers import Servers
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from typer.testing import CliRunner
 from vllm_double import VllmDouble
 
 from ctd_guardrail.cli import app as guardrail_app
+from ctd_guardrail.observability.relay import RELAY
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.name for path in (ROOT / "config_examples").iterdir() if list(path.rglob("config.yml")))
@@ -76,6 +83,8 @@ def examples(
     with pytest.MonkeyPatch.context() as patch:
         for key in ("JUDGE_API_KEY", "OPENAI_API_KEY", "NVIDIA_API_KEY"):
             patch.setenv(key, "a-key")
+        for key in ("CTD_ROLLOUT_KEY", "CTD_AUDIT_KEY"):
+            patch.setenv(key, "a secret of the operator")
         # NeMo resolves import_paths against the current folder and site-packages; a checkout is the former.
         patch.chdir(ROOT)
         yield folder
@@ -208,6 +217,51 @@ def test_shadow_lets_everything_through_and_says_what_it_would_do(
     assert not any(outcome.is_blocked for outcome in found)
     assert shared_judge.answers - answered == len(texts())
     assert {"probe_safe", "probe_unsafe"} <= {outcome.metadata["reason"] for outcome in found}
+
+
+def test_observability_on_llmrails_counts_traces_and_notes_every_decision_without_a_word_of_it(
+    calibrate: Callable[[str], Path],
+) -> None:
+    folder = calibrate("observability")
+    reader, exporter = InMemoryMetricReader(), InMemorySpanExporter()
+    metrics.set_meter_provider(MeterProvider([reader]))
+    tracing = TracerProvider()
+    tracing.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(tracing)
+    found = asyncio.run(outcomes(folder))
+    RELAY.flush(is_last=True)
+    data = reader.get_metrics_data()
+    assert data is not None
+    (decisions,) = (
+        [point for point in metric.data.data_points if dict(point.attributes or {})["guard"] == "observability"]
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == "ctd.decisions"
+    )
+    by_mode = {
+        mode: {
+            verdict: sum(
+                getattr(point, "value", 0)
+                for point in decisions
+                if {"mode": mode, "verdict": verdict}.items() <= dict(point.attributes or {}).items()
+            )
+            for verdict in ("allow", "block")
+        }
+        for mode in ("enforce", "shadow")
+    }
+    assert sum(sum(counts.values()) for counts in by_mode.values()) == len(texts())
+    assert sum(outcome.is_blocked for outcome in found) == by_mode["enforce"]["block"]
+    assert by_mode["shadow"]["block"] > 0
+    spans = [span for span in exporter.get_finished_spans() if span.name == "ctd.check"]
+    assert len(spans) == len(texts())
+    assert {str((span.attributes or {})["ctd.verdict"]) for span in spans} == {"allow", "block"}
+    (scores,) = (folder / "state").glob("scores-*.csv")
+    assert len(scores.read_text().splitlines()) == 1 + len(texts())
+    lines = [json.loads(line) for line in (folder / "logs" / "audit.jsonl").read_text().splitlines()]
+    assert sum(line["verdict"] == "block" for line in lines) == sum(counts["block"] for counts in by_mode.values())
+    said = " ".join([*(span.to_json() for span in spans), *map(str, lines), str(decisions)])
+    assert not any(re.search(rf"\b{word}\b", said) for word in ("harmful", "cooking", "gardens"))
 
 
 async def blocked(app: Any) -> list[bool]:
