@@ -1,0 +1,323 @@
+"""What reading activations costs, each figure a ratio in one run.
+
+MiniLM with its real weights, and a Llama with random ones. Variants of one piece of work take turns, every second
+round in reverse order; times are medians of the process's CPU time on one thread, or on a GPU of the time until it is
+idle. Conversations have fixed lognormal lengths with a mean of 88 tokens. ``docs/benchmarks.md`` holds the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from base_models import BaseModel, lognormal_lengths, minilm, random_llama
+from gpu import measure_gpu
+from numpy.typing import NDArray
+from rivals import bare, naive, sentence_transformer, sorted_and_padded
+from stopwatch import Stopwatch
+
+from ctd_guardrail.activations.batcher import MicroBatcher
+from ctd_guardrail.activations.engine import ActivationEngine
+from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_transformers
+from ctd_guardrail.activations.ragged import Ragged, segment_mean
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.probes.spec import Component, ProbeSpec
+
+Row = tuple[str, str, str]
+"""What was measured, the target, and what came out."""
+
+_CHUNK, _SHORT = 1_000, 18
+
+
+def main() -> None:
+    """Measure what the options ask for, and print one table a part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="what to measure")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--prompts", type=int, default=48, help="conversations of each round")
+    parser.add_argument("--texts", type=int, nargs="+", default=[1_000, 10_000], help="how many texts growth goes to")
+    options = parser.parse_args()
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"this machine has no {options.device}; run it with --device cpu")
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, {_name(options.device)}, one thread", flush=True)
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        bases = [minilm(options.device), random_llama(Path(folder), options.device)]
+        for part in options.parts:
+            print(f"\n{part}\n\n| | target | measured |\n|---|---|---|", flush=True)
+            for what, target, measured in PARTS[part](bases, options):
+                print(f"| {what} | {target} | {measured} |", flush=True)
+
+
+def measure_forward(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
+    """Compare the truncated packed forward pass with the whole model, with padding, and with what surrounds it."""
+    watch = Stopwatch(options.device)
+    for base in bases:
+        layer = base.depth // 2
+        conversations = base.conversations(lognormal_lengths(options.prompts))
+        full, half, padded = base.source(base.depth), base.source(layer), sorted_and_padded(base, layer)
+        windows = sorted((half.tokenize(each)[0] for each in conversations), key=len)
+        engine = ActivationEngine(half)
+        probes = _probes(half, windows)
+        ragged = half.activations(windows)
+        variants: dict[str, Callable[[], object]] = {
+            "bare": lambda half=half, windows=windows: bare(half, windows),
+            "half": lambda half=half, windows=windows: half.activations(windows),
+            "full": lambda full=full, windows=windows: full.activations(windows),
+            "engine": lambda engine=engine, each=conversations, probes=probes: asyncio.run(_all(engine, each, probes)),
+            "padded": lambda padded=padded, windows=windows: padded(windows),
+        }
+        times = watch.medians(variants, options.rounds)
+        probing = statistics.median(
+            watch.seconds(lambda probes=probes, ragged=ragged: [probes(ragged) for _ in range(20)]) / 20
+            for _ in range(options.rounds)
+        )
+        engine.close()
+        tokens = sum(map(len, windows))
+        yield f"{base.name}: {layer} of {base.depth} blocks / all", ".50 ±.025", f"{times['half'] / times['full']:.3f}"
+        yield f"{base.name}: throughput / bare packed forward", "≥ .85", f"{times['bare'] / times['engine']:.3f}"
+        yield f"{base.name}: probes / forward", "< 1%", f"{probing / times['half']:.2%}"
+        yield f"{base.name}: padded / real tokens", "≤ 1.05", f"{_tokens_seen(half, windows) / tokens:.2f}"
+        yield f"{base.name}: sorted and padded / packed, time", "", f"{times['padded'] / times['half']:.2f}"
+
+
+def measure_rivals(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
+    """Compare with the naive way, and with sentence-transformers where it is installed."""
+    watch = Stopwatch(options.device)
+    for base in bases:
+        conversations = base.conversations(lognormal_lengths(options.prompts))
+        half = base.source(base.depth // 2)
+        windows = [half.tokenize(each)[0] for each in conversations]
+        usual = naive(base)
+        variants: dict[str, Callable[[], object]] = {
+            "this": lambda half=half, windows=windows: half.activations(sorted(windows, key=len)),
+            "naive": lambda usual=usual, windows=windows: usual(windows),
+        }
+        times = watch.medians(variants, max(3, options.rounds // 2))
+        yield f"{base.name}: naive way / this, time", "≥ 5", f"{times['naive'] / times['this']:.1f}"
+    yield from _against_encode(bases[0], watch, options)
+
+
+def _against_encode(base: BaseModel, watch: Stopwatch, options: argparse.Namespace) -> Iterator[Row]:
+    try:
+        encode = sentence_transformer(base)
+    except ImportError:
+        yield "sentence-transformers", "", "not installed"
+        return
+    conversations = base.conversations(lognormal_lengths(options.prompts))
+    texts = [each.plain_text() for each in conversations]
+    whole, half = (ActivationEngine(base.source(layer)) for layer in (base.depth, base.depth // 2))
+    variants: dict[str, Callable[[], object]] = {
+        "encode": lambda: encode(texts),
+        "whole": lambda: whole.run_many(conversations, segment_mean),
+        "half": lambda: half.run_many(conversations, segment_mean),
+    }
+    times = watch.medians(variants, options.rounds)
+    for engine in (whole, half):
+        engine.close()
+    yield (
+        "MiniLM: throughput / encode of sentence-transformers, all blocks",
+        "≥ 1",
+        f"{times['encode'] / times['whole']:.2f}",
+    )
+    yield "MiniLM: the same with half of the blocks", "≥ 2", f"{times['encode'] / times['half']:.2f}"
+
+
+def measure_drift(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
+    """Compare scores alone and in a batch, and in half precision, in units of their spread between prompts."""
+    for base in bases:
+        conversations = base.conversations(lognormal_lengths(options.prompts))
+        for pool, name in ((segment_mean, "mean"), (_last, "last token")):
+            scores = {}
+            for dtype in ("float32", "bfloat16"):
+                source = base.source(base.depth // 2, dtype=dtype)
+                windows = [source.tokenize(each)[0] for each in conversations]
+                scores[dtype, "batch"] = _scores(pool(source.activations(windows)))
+                alone = torch.cat([pool(source.activations([window])) for window in windows])
+                scores[dtype, "alone"] = _scores(alone)
+            yield (
+                f"{base.name}, {name}: fp32, batch against alone",
+                "≤ 1e-4",
+                f"{_drift(scores['float32', 'batch'], scores['float32', 'alone']):.0e}",
+            )
+            yield (
+                f"{base.name}, {name}: bf16, batch against alone",
+                "≤ .05",
+                f"{_drift(scores['bfloat16', 'batch'], scores['bfloat16', 'alone']):.4f}",
+            )
+            yield (
+                f"{base.name}, {name}: bf16 against fp32",
+                "",
+                f"{_drift(scores['bfloat16', 'batch'], scores['float32', 'batch']):.4f}",
+            )
+
+
+def measure_batcher(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
+    """Measure the hop to the device thread and back, and what clients wait for. Wall-clock time."""
+    for clients in (1, 16, 128):
+        latencies = asyncio.run(_hops(clients, 2_000 // clients))
+        target = "< .1 ms" if clients == 1 else ""
+        yield f"batcher alone, p50 of {clients} clients", target, f"{1e3 * np.median(latencies):.3f} ms"
+    for base in bases:
+        engine = ActivationEngine(base.source(base.depth // 2))
+        conversations = base.conversations(np.full(options.prompts, 88))
+        for clients in (1, 8, 32, 64, 256) if base is bases[0] or options.device != "cpu" else (1, 8, 32):
+            waits, forwards = asyncio.run(_clients(engine, conversations, clients))
+            p50, p99 = np.percentile(waits, [50, 99])
+            ratio = (p50 - 1.0) / np.median(forwards)
+            yield (
+                f"{base.name}: {clients} clients, p50 / p99 in ms; (p50 - 1 ms) / forward",
+                "≤ 2" if clients <= 32 else "",  # noqa: PLR2004  # the target is about 32 clients
+                f"{p50:.1f} / {p99:.1f}; {ratio:.2f}",
+            )
+        engine.close()
+
+
+def measure_growth(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
+    """Measure the cost of a token in longer texts, and throughput and memory over more of them."""
+    watch = Stopwatch(options.device)
+    lengths = (16, 32, 64, 128, 256, 512, 1024, 2048)
+    llama = bases[1]
+    source = llama.source(llama.depth // 2)
+    packs = {str(n): [source.tokenize(each)[0] for each in llama.conversations(np.full(2048 // n, n))] for n in lengths}
+    variants: dict[str, Callable[[], object]] = {
+        n: lambda windows=windows: source.activations(windows) for n, windows in packs.items()
+    }
+    times = watch.medians(variants, options.rounds)
+    cost = np.array([times[str(n)] for n in lengths])
+    # A token costs the same wherever it is, and its attention in proportion to the length of its sequence.
+    attention, fixed = np.polyfit(lengths, cost, 1)
+    flat = (cost - attention * np.array(lengths)) / fixed
+    for n, each, whole in zip(lengths, flat, cost / cost[0], strict=True):
+        yield f"Llama: cost of a token in {n} less attention; with it", "1 ±.10; ", f"{each:.3f}; {whole:.2f}"
+    engine = ActivationEngine(bases[0].source(1))
+    rates: list[float] = []
+    for count in options.texts:
+        seconds = watch.seconds(lambda count=count: _read(engine, bases[0], count))
+        rates.append(count / seconds)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        yield (
+            f"MiniLM, 1 block: {count:,} texts of 20 tokens, throughput / first; peak memory",
+            "flat",
+            f"{rates[-1] / rates[0]:.2f}; {memory:.0f} MiB",
+        )
+    engine.close()
+
+
+def measure_device(_bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
+    """Measure what only a GPU has: its kernel against attention sequence by sequence, and its ceiling."""
+    if not options.device.startswith("cuda"):
+        yield "varlen kernel, TFLOP/s against a matmul ceiling, sliding-window edge", "", "not run: no GPU asked for"
+        return
+    yield from measure_gpu(options.device, options.rounds)
+
+
+PARTS: Final = {
+    "forward": measure_forward,
+    "rivals": measure_rivals,
+    "drift": measure_drift,
+    "batcher": measure_batcher,
+    "growth": measure_growth,
+    "device": measure_device,
+}
+
+
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
+
+
+def _probes(source: HuggingFaceSource, windows: Sequence[tuple[int, ...]]) -> Probes:
+    """Return both linear probes, with random parameters of the size of the activations."""
+    spec = ProbeSpec(components=(Component(reduction="mean", outputs=("p", "eta", "e1", "e0")),))
+    scale = source.activations(windows[:4]).values.float().std().item()
+    rng = np.random.default_rng(0)
+    shapes = spec.shapes(source.fingerprint.hidden_size)
+    return Probes(
+        spec, {name: rng.normal(size=shape, scale=1 / scale).astype("float32") for name, shape in shapes.items()}
+    )
+
+
+async def _all(engine: ActivationEngine, conversations: Sequence[Conversation], probes: Probes) -> None:
+    await asyncio.gather(*(engine.run(each, probes) for each in conversations))
+
+
+def _tokens_seen(source: HuggingFaceSource, windows: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens, padding included, went through the module."""
+    seen: list[int] = []
+    hook = source.module.register_forward_pre_hook(
+        lambda _module, _arguments, options: seen.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    source.activations(windows)
+    hook.remove()
+    return sum(seen)
+
+
+def _last(ragged: Ragged) -> torch.Tensor:
+    return torch.stack([part[-1] for part in ragged.values.float().split(ragged.lengths)])
+
+
+def _scores(pooled: torch.Tensor) -> NDArray[np.float64]:
+    """Return 200 random linear scores of each window."""
+    directions = np.random.default_rng(1).normal(size=(pooled.shape[1], 200))
+    scores: NDArray[np.float64] = pooled.double().cpu().numpy() @ directions
+    return scores
+
+
+def _drift(changed: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean((changed - reference) ** 2)) / reference.std(axis=0).mean())
+
+
+async def _hops(clients: int, calls: int) -> list[float]:
+    """Return how long each call of a batcher takes whose device does nothing, seconds."""
+    batcher: MicroBatcher[int, int] = MicroBatcher(list, cost=lambda _: 1, max_batch_cost=256)
+    waits: list[float] = []
+
+    async def client() -> None:
+        for _ in range(calls):
+            start = time.perf_counter()
+            await batcher(1)
+            waits.append(time.perf_counter() - start)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    batcher.close()
+    return waits
+
+
+async def _clients(
+    engine: ActivationEngine, conversations: Sequence[Conversation], clients: int
+) -> tuple[list[float], list[float]]:
+    """Return what each reading took from end to end, and its forward pass, ms; each client asks again at once."""
+    waits: list[float] = []
+    forwards: list[float] = []
+
+    async def client(number: int) -> None:
+        for turn in range(4):
+            start = time.perf_counter()
+            reading = await engine.run(conversations[(number + turn * clients) % len(conversations)], segment_mean)
+            waits.append(1e3 * (time.perf_counter() - start))
+            forwards.append(reading.forward_ms)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return waits, forwards
+
+
+def _read(engine: ActivationEngine, base: BaseModel, count: int) -> None:
+    """Read so many texts as calibration does: in chunks, of which only the pooled rows are kept."""
+    for start in range(0, count, _CHUNK):
+        lengths = np.full(min(_CHUNK, count - start), _SHORT)
+        engine.run_many(base.conversations(lengths, seed=start), segment_mean)
+
+
+if __name__ == "__main__":
+    main()
