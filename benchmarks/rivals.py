@@ -69,7 +69,7 @@ def sentence_transformer(base: BaseModel) -> Callable[[list[str]], object]:
     from sentence_transformers.models import Pooling, Transformer  # noqa: PLC0415
 
     words = Transformer(base.path, max_seq_length=512)
-    pooling = Pooling(words.get_word_embedding_dimension(), pooling_mode="mean")
+    pooling = Pooling(words.get_embedding_dimension(), pooling_mode="mean")
     model = SentenceTransformer(modules=[words, pooling], device=base.device)
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
