@@ -105,6 +105,12 @@ ROWS = (
         1_000,
     ),
     Row(
+        "disguise",
+        "300 unsafe prompts in seventeen disguises: full-width, bold, circled, lookalikes, tags, strokes, and others",
+        "probes and expert read the prompt's own letters; an eighteenth, digits for letters, stays on",
+        5_100,
+    ),
+    Row(
         "normal_form",
         "Strings of tags, joiners, piles of marks, lookalikes, styled letters, controls and halves of surrogate pairs",
         "the normaliser takes any; its result is its own normal form, at most 18 times as long, and blank only if the "
