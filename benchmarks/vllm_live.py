@@ -91,8 +91,11 @@ async def scores(reader: Reader, probes: Probes, texts: Sequence[Conversation]) 
 
 async def rate(
     reader: Reader, probes: Probes, texts: Sequence[Conversation], concurrency: int
-) -> tuple[float, FloatArray]:
-    """Return texts a second, and the latency of each in milliseconds, with so many clients that never rest."""
+) -> tuple[float, FloatArray, float]:
+    """Return texts a second, the latency of each and this process's CPU time for each, both in milliseconds.
+
+    With so many clients, who never rest.
+    """
     left = iter(texts)
     latencies: list[float] = []
 
@@ -105,9 +108,10 @@ async def rate(
                 continue
             latencies.append(1e3 * (time.perf_counter() - start))
 
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     await asyncio.gather(*(client() for _ in range(concurrency)))
-    return len(latencies) / (time.perf_counter() - start), np.array(latencies)
+    wall, spent = time.perf_counter() - start, time.process_time() - spent
+    return len(latencies) / wall, np.array(latencies), 1e3 * spent / len(latencies)
 
 
 def compare(policy: Policy, served: FloatArray, local: FloatArray) -> None:
@@ -156,17 +160,18 @@ def measure(policy: Policy, options: argparse.Namespace, address: str) -> None:
     few = conversations(min(options.texts, 256), seed=1)
     both = (asyncio.run(scores(served, probes, few)), asyncio.run(scores(local, beside, few)))
     compare(policy, *both)
-    print("\n| clients | vLLM, texts/s | p50 ms | p99 ms | in process, texts/s | p50 ms | p99 ms | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
+    sides = " | ".join(f"{side}, texts/s | p50 ms | p99 ms | own CPU ms" for side in ("vLLM", "in process"))
+    print(f"\n| clients | {sides} | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for concurrency in CONCURRENCIES:
         texts = conversations(options.texts, seed=concurrency)
         cells, rates = [], []
         for reader, head in ((served, probes), (local, beside)):
             asyncio.run(rate(reader, head, texts[: len(texts) // 8], concurrency))  # warm
-            texts_a_second, latencies = asyncio.run(rate(reader, head, texts, concurrency))
+            texts_a_second, latencies, cpu_ms = asyncio.run(rate(reader, head, texts, concurrency))
             rates.append(texts_a_second)
             p50, p99 = np.quantile(latencies, [0.5, 0.99])
-            cells.append(f"{texts_a_second:.0f} | {p50:.1f} | {p99:.1f}")
+            cells.append(f"{texts_a_second:.0f} | {p50:.1f} | {p99:.1f} | {cpu_ms:.2f}")
         print(f"| {concurrency} | {' | '.join(cells)} | {rates[0] / rates[1]:.2f} |", flush=True)
 
 

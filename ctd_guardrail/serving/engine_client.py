@@ -20,6 +20,8 @@ _ATTEMPTS: Final = 3
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 0.5
 _MAX_WAITING: Final = 1024
+# Of one client. Its pool looks at all pairs of its connections for each request, which 64 of them would feel.
+_CONNECTIONS: Final = 8
 _SERVE: Final = "vllm serve OUT --served-model-name NAME --pooler-config.task token_classify --dtype DTYPE"
 _HINTS: Final = {
     400: f"The engine refuses the request. Serve the export with: {_SERVE}",
@@ -43,10 +45,15 @@ class EngineClient:
     def __init__(self, config: VllmSourceConfig) -> None:
         self._base_url = config.base_url
         self._key = None if config.api_key_env is None else read_key(config.api_key_env, setting="source.api_key_env")
-        self._slots = asyncio.Semaphore(config.max_concurrency)
         self._under_way, self._most = 0, config.max_concurrency + _MAX_WAITING
-        self._client = open_client(keepalive=config.max_concurrency)
-        close_with(self, self._client)
+        # A slot is the right to use a client. The one that was given back last goes first: where there is little to do
+        # few connections are kept busy.
+        self._slots: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+        for start in range(0, config.max_concurrency, _CONNECTIONS):
+            client = open_client(keepalive=_CONNECTIONS)
+            close_with(self, client)
+            for _ in range(min(_CONNECTIONS, config.max_concurrency - start)):
+                self._slots.put_nowait(client)
 
     async def call(self, path: str, body: bytes | None = None, *, limit: int, deadline: float) -> tuple[bytes, float]:
         """Return the body of an answer, and the time at which the request got its slot (:func:`time.perf_counter`).
@@ -64,14 +71,15 @@ class EngineClient:
         """
         if self._under_way >= self._most:
             raise OverloadedError(f"{_MAX_WAITING} readings are already waiting for the engine", hint="Add replicas")
-        started: float | None = None
+        client: httpx.AsyncClient | None = None
         self._under_way += 1
         try:
-            async with asyncio.timeout_at(deadline), self._slots:
+            async with asyncio.timeout_at(deadline):
+                client = await self._slots.get()
                 started = perf_counter()
-                return await self._attempts(path, body, limit), started
+                return await self._attempts(client, path, body, limit), started
         except TimeoutError:
-            if started is None:
+            if client is None:
                 raise OverloadedError(
                     "no slot of the engine came free in time", hint="Add replicas, or raise source.max_concurrency"
                 ) from None
@@ -80,8 +88,10 @@ class EngineClient:
             ) from None
         finally:
             self._under_way -= 1
+            if client is not None:
+                self._slots.put_nowait(client)
 
-    async def _attempts(self, path: str, body: bytes | None, limit: int) -> bytes:
+    async def _attempts(self, client: httpx.AsyncClient, path: str, body: bytes | None, limit: int) -> bytes:
         async for attempt in stamina.retry_context(
             on=_may_pass,
             attempts=_ATTEMPTS,
@@ -91,13 +101,13 @@ class EngineClient:
             wait_jitter=_FIRST_WAIT_S,
         ):
             with attempt:
-                return await self._once(path, body, limit)
+                return await self._once(client, path, body, limit)
         raise AssertionError  # the last attempt returns or raises
 
-    async def _once(self, path: str, body: bytes | None, limit: int) -> bytes:
+    async def _once(self, client: httpx.AsyncClient, path: str, body: bytes | None, limit: int) -> bytes:
         method = "GET" if body is None else "POST"
         try:
-            async with self._client.stream(
+            async with client.stream(
                 method, self._base_url + path, content=body, headers=authorization(self._key)
             ) as response:
                 if response.status_code == httpx.codes.OK:
