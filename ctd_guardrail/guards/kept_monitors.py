@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.guards.monitors import Monitors, MonitorSettings
 from ctd_guardrail.guards.state import fingerprint
-from ctd_guardrail.guards.state_file import read_state, write_state, write_whole
+from ctd_guardrail.guards.state_file import FileLock, read_state, write_state, write_whole
 from ctd_guardrail.policy.budget import sort_scores
 
 __all__ = ["KeptMonitors"]
@@ -38,7 +39,7 @@ class KeptMonitors:
     Args:
         settings: What is watched.
         scores: Delegation values of the calibration inputs, shape [n].
-        folder: Where files are kept; None: nowhere. One process writes to a folder.
+        folder: Where files are kept; None: nowhere. Where another process writes them, this one does not, and says so.
         save_every_s: Seconds between saves.
         clock: Seconds that never go back.
 
@@ -68,6 +69,10 @@ class KeptMonitors:
         self._save_every_s = save_every_s
         self._clock = clock
         self._lock = threading.Lock()
+        self._writer = None if folder is None else FileLock(folder / f"monitors-{key}.lock")
+        if self._writer is not None:
+            weakref.finalize(self, self._writer.release)
+        self._has_said_that_another_writes = False
         self._said: set[str] = set()
         self._is_saved = False
         self._has_changed = False
@@ -99,6 +104,8 @@ class KeptMonitors:
             return
         with self._lock:
             self._saved_at = self._clock()
+            if not self._may_write():
+                return
             if self._is_saved and not self.state_file.exists():
                 log.warning("%s was removed: the monitors begin anew", self.state_file)
                 self.monitors = Monitors(self._settings, self._scores)
@@ -114,6 +121,18 @@ class KeptMonitors:
                 log.error("the monitors' state could not be saved to %s: %s", self.state_file, error.strerror)  # noqa: TRY400
                 return
             self._is_saved, self._has_changed = True, False
+
+    def _may_write(self) -> bool:
+        try:
+            if self._writer is None or self._writer.take():
+                return True
+        except OSError as error:
+            log.error("the monitors' state could not be saved to %s: %s", self.state_file, error.strerror)  # noqa: TRY400
+            return False
+        if not self._has_said_that_another_writes:
+            self._has_said_that_another_writes = True
+            log.warning("another process writes %s: these monitors are not saved as long as it does", self.state_file)
+        return False
 
     def _read(self) -> Monitors | None:
         if self.state_file is None:

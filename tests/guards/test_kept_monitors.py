@@ -1,5 +1,7 @@
+import gc
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -97,6 +99,8 @@ def test_a_state_that_is_none_is_said_and_left_behind(
     first.save()
     assert first.state_file is not None
     first.state_file.write_text(content)
+    del first
+    gc.collect()
     monitors = kept(tmp_path)
     assert monitors.monitors.count.inputs == 0
     assert "begin anew" in caplog.text
@@ -131,6 +135,23 @@ def test_an_alarm_is_said_once_and_outlives_the_process(tmp_path: Path, caplog: 
     again = kept(tmp_path)
     assert again.monitors.alarms() == raised
     assert "alarm rate" in caplog.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks there")
+def test_of_two_that_share_a_folder_one_writes_and_the_other_says_so_until_the_first_has_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    feed(first := kept(tmp_path), 10)
+    first.save()
+    feed(second := kept(tmp_path), 5)
+    for _ in range(2):
+        second.save()
+    assert kept(tmp_path).monitors.count.inputs == 10
+    assert sum("another process writes" in record.getMessage() for record in caplog.records) == 1
+    del first
+    gc.collect()
+    second.save()
+    assert kept(tmp_path).monitors.count.inputs == 15
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_stops_nothing(
