@@ -63,7 +63,8 @@ class BaseModelConfig(ActivationSpec):
     """The base model, where in it activations are read, and on which device.
 
     Attributes:
-        device: ``auto`` (CUDA where there is one), ``cpu``, or a torch device such as ``cuda:1``.
+        device: ``auto`` (CUDA where there is one), ``cpu``, a torch device such as ``cuda:1``, or several with commas
+            between them.
     """
 
     device: Annotated[str, Field(min_length=1)] = "auto"

@@ -111,7 +111,7 @@ class CtdConfig(BaseModel):
         on_abstain: What to do with an input whose score lies in the policy's abstain band.
         source: The engine that serves the base model; None: it runs in this process.
         base_model: Another place of the same base model (id or path); its fingerprint is checked.
-        device: Torch device of the base model, or ``auto``.
+        device: Torch device of the base model; several with commas between them; or ``auto``.
         allow_overrides: Names of the settings that a single request may change; none by default.
         self_test: Inputs whose verdicts are known, for ``ctd-guardrail doctor`` and the readiness of the sidecar.
         rollout: Enforce for a share of the conversations; None: for all.
