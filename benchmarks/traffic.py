@@ -27,11 +27,13 @@ _PLACES: Final = ("at home", "in Lisbon", "before Monday", "on the server", "wit
 
 
 def tickets() -> Iterator[int]:
-    """Yield numbers of seven digits, none twice, in an order without a trend: any part of them is like any other."""
-    for i in itertools.count():
-        # Near the golden section of the range, so that consecutive ones lie all over it (Weyl's sequence); without a
-        # divisor in common with it, so that none comes twice.
-        yield 1_000_000 + i * 5_562_307 % 9_000_000
+    """Yield numbers of seven digits, none twice, independent of each other: any part of them is like any other."""
+    rng, seen = random.Random(0), set[int]()  # noqa: S311  # no secret
+    while True:
+        number = rng.randrange(1_000_000, 10_000_000)
+        if number not in seen:
+            seen.add(number)
+            yield number
 
 
 def text(number: int) -> str:
