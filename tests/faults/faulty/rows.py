@@ -26,10 +26,84 @@ class Row:
 
 ROWS = (
     Row(
+        "expert_outage",
+        "The expert is down: refused, no such host, TLS, HTTP 401, 429, 500 and 503, hang, slow drip, cut body, bad JSON, "
+        "wrong schema",
+        "inside NeMo Guardrails, rails one after another and in parallel: each request is answered, blocked under "
+        "`on_failure: block`, counted as a failure with its cause, and the main LLM is not called",
+        24_000,
+    ),
+    Row(
+        "inner_cancellation",
+        "Something inside the guard is cancelled, with rails in parallel",
+        "the request is blocked as a failure, and the main LLM is not called",
+        1_000,
+    ),
+    Row(
+        "client_disconnect",
+        "A client leaves while the expert is asked",
+        "its call is given up at the expert, the breaker stays closed, and no task, slot or queued work is left",
+        1_000,
+    ),
+    Row(
+        "half_open",
+        "100 inputs arrive when the breaker may be tried again",
+        "no more calls reach the expert than `trials`; all others are `breaker_open`",
+        100,
+    ),
+    Row(
         "verdict_parser",
         "The expert answers with anything at all",
         "no random completion is read as safe unless it is the agreed form and says so",
         10_000,
+    ),
+    Row(
+        "long_output",
+        "The expert is driven into a long answer",
+        "the call asks for at most 64 tokens, and an answer without end is given up by size or deadline and blocks",
+        50,
+    ),
+    Row(
+        "denial_of_wallet",
+        "Every input is made to be delegated",
+        "calls never exceed the cap's rate x time + burst; what goes beyond is `cap_exhausted` under its policy",
+        10_000,
+    ),
+    Row(
+        "one_attacker",
+        "One of ten tenants sends twenty times as much as all others together",
+        "with caps of each principal, every request of the other nine gets its expert",
+        3_000,
+    ),
+    Row(
+        "odd_messages",
+        "Messages that are empty, None, lists, binary, half surrogate pairs, or no messages at all",
+        "nothing is raised, and the verdict is one of the two",
+        10_000,
+    ),
+    Row(
+        "earlier_turn",
+        "An earlier turn was harmful: two user turns in a row, an answer or several between, a tool between",
+        "it stops the conversation",
+        400,
+    ),
+    Row(
+        "refused_turn",
+        "An earlier harmful turn was refused, and the user was told so",
+        "a later harmless turn passes",
+        100,
+    ),
+    Row(
+        "canaries",
+        "Messages, keys and names with canaries, every fault of the expert, all loggers at DEBUG",
+        "no canary is in a log line, a decision, a count or an error",
+        1_000,
+    ),
+    Row(
+        "misconfiguration",
+        "Configurations with a mistake in one place",
+        "refused, with file, key path and a hint",
+        50,
     ),
     Row(
         "killed_calibration",

@@ -1,0 +1,52 @@
+"""Cascades around a base model of fixed scores, where a test is about everything behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.cascade import Cascade
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.decision import FailurePolicy
+from ctd_guardrail.errors import OverlongError
+from ctd_guardrail.experts.config import OpenAIExpertConfig
+from ctd_guardrail.experts.guarded import GuardedExpert
+from ctd_guardrail.experts.openai import OpenAIExpert
+from ctd_guardrail.policy.rule import ThresholdRule
+
+__all__ = ["FixedEngine", "delegating", "openai_expert"]
+
+
+class FixedEngine:
+    """Finds `harmful` unsafe, every input but a `plain` one worth the expert, and one of 10,000 characters overlong."""
+
+    spec = ActivationSpec(model="model", layers=(1,), max_tokens=10_000)
+
+    async def run(self, unit: Conversation, head: Any) -> Reading:
+        text = unit.plain_text()
+        if len(text) > self.spec.max_tokens:
+            raise OverlongError("too long")
+        p, d = 0.9 if "harmful" in text else 0.1, -1.0 if "plain" in text else 1.0
+        return Reading(np.array([[p, d]]), queue_ms=0.0, forward_ms=0.0)
+
+
+def openai_expert(base_url: str, **settings: Any) -> OpenAIExpert:
+    return OpenAIExpert(OpenAIExpertConfig(type="openai", base_url=base_url, model="judge", **settings))
+
+
+def delegating(expert: Any, **settings: Any) -> Cascade:
+    """Return a cascade that asks the expert about all but `plain` inputs; keyword arguments are the cascade's."""
+    return Cascade(
+        **{
+            "engine": FixedEngine(),
+            "probes": lambda ragged: ragged.values,
+            "rule": ThresholdRule(0.0),
+            "decision_threshold": 0.5,
+            "expert": expert if isinstance(expert, GuardedExpert) else GuardedExpert(expert),
+            "on_failure": FailurePolicy.BLOCK,
+        }
+        | settings
+    )
