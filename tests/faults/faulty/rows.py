@@ -27,8 +27,8 @@ class Row:
 ROWS = (
     Row(
         "expert_outage",
-        "The expert is down: refused, no such host, TLS, HTTP 401, 429, 500 and 503, hang, slow drip, cut body, bad JSON, "
-        "wrong schema",
+        "The expert is down: refused, no such host, TLS, HTTP 401, 429, 500 and 503, hang, slow drip, cut body, bad "
+        "JSON, wrong schema",
         "inside NeMo Guardrails, rails one after another and in parallel: each request is answered, blocked under "
         "`on_failure: block`, counted as a failure with its cause, and the main LLM is not called",
         24_000,
