@@ -3,22 +3,35 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from faulty.expert import FAULTS, hang, running
 from faulty.guards import delegating, openai_expert
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import SecretBytes
 
 from ctd_guardrail.config import CtdConfig
 from ctd_guardrail.experts.guarded import GuardedExpert, health_of
 from ctd_guardrail.guards.breaker import CircuitBreaker
 from ctd_guardrail.guards.buckets import MemoryStore
 from ctd_guardrail.guards.spend_cap import Cap, SpendCaps
+from ctd_guardrail.observability.audit_log import AuditLog
+from ctd_guardrail.observability.facts import Facts
+from ctd_guardrail.observability.metrics import Metrics
+from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.overrides import OverridableCascade
 
 CONFIG = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
+FACTS = Facts(guard="g", policy="p", alpha=0.2, delta=0.1, threshold=0.0, expected_rate=0.1)
 
 
-async def test_no_canary_is_found_in_logs_decisions_counts_and_errors(
+async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_and_errors(
+    tmp_path: Path,
     trials: Callable[..., int],
     record: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
@@ -26,6 +39,16 @@ async def test_no_canary_is_found_in_logs_decisions_counts_and_errors(
 ) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", "canary-key")
     monkeypatch.setattr("ctd_guardrail.experts.guarded._FIRST_PAUSE_S", 0.001)
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracing = TracerProvider()
+    tracing.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr("ctd_guardrail.observability.tracing._TRACER", tracing.get_tracer("test"))
+    audit_log = AuditLog(
+        tmp_path / "audit.jsonl", key=SecretBytes(b"canary-secret-key"), sample=1.0, scores=True, labels=FACTS.labels
+    )
+    watch = Watch(FACTS, audit_log=audit_log)
+    metrics = Metrics(FACTS.labels, meter=MeterProvider([reader]).get_meter("test"))
+    monkeypatch.setattr(watch, "_sinks", (metrics, audit_log))
     total, said = trials(full=1000, reduced=100), []
     config = CtdConfig.model_validate(CONFIG | {"allow_overrides": ["alpha"]})
     with running(hang) as judge, caplog.at_level(logging.DEBUG):
@@ -43,7 +66,9 @@ async def test_no_canary_is_found_in_logs_decisions_counts_and_errors(
                 timeout_s=0.02 if fault in {"hang", "slow_drip"} else 30,
             )
             guards.append(
-                OverridableCascade(config, {None: expert}, lambda *parts: delegating(parts[1], tally=parts[2]))
+                OverridableCascade(
+                    config, {None: expert}, lambda *parts: delegating(parts[1], tally=parts[2]), watch=watch
+                )
             )
 
         async def ask(i: int) -> str:
@@ -60,6 +85,13 @@ async def test_no_canary_is_found_in_logs_decisions_counts_and_errors(
         said += [repr(guard.tally.snapshot()) for guard in guards]
         for guard in guards:
             await guard.aclose()
+    metrics.tick()
+    told = reader.get_metrics_data()
+    assert told is not None
+    said += [span.to_json() for span in spans.get_finished_spans()]
+    said += [told.to_json(), (tmp_path / "audit.jsonl").read_text()]
+    assert len(spans.get_finished_spans()) > total
+    assert audit_log.written >= total
     lines = [f"{line.name} {line.getMessage()} {line.exc_text or ''} {vars(line)}" for line in caplog.records]
     found = [text for text in (*said, *lines) if "canary-" in text]
     assert not found, found[0]

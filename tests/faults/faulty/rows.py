@@ -96,7 +96,7 @@ ROWS = (
     Row(
         "canaries",
         "Messages, keys and names with canaries, every fault of the expert, all loggers at DEBUG",
-        "no canary is in a log line, a decision, a count or an error",
+        "no canary is in a log line, a span, a metric, the audit log, a decision, a count or an error",
         1_000,
     ),
     Row(
