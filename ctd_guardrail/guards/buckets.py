@@ -100,7 +100,9 @@ class MemoryStore:
         for demand, level in zip(demands, levels, strict=True):
             self._buckets[demand.key] = (min(demand.capacity, level - demand.amount), now, demand)
         if len(self._buckets) >= self._sweep_at:
-            used = {key: (level, then, demand) for key, (level, then, demand) in self._buckets.items()
-                    if level + (now - then) * demand.rate < demand.capacity}  # fmt: skip
-            self._buckets = used
-            self._sweep_at = max(_SWEEP_AT_LEAST, 2 * len(used))
+            self._buckets = {key: kept for key, kept in self._buckets.items() if not _is_full(*kept, now)}
+            self._sweep_at = max(_SWEEP_AT_LEAST, 2 * len(self._buckets))
+
+
+def _is_full(level: float, then: float, demand: Demand, now: float) -> bool:
+    return level + (now - then) * demand.rate >= demand.capacity

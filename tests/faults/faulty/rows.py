@@ -102,7 +102,7 @@ ROWS = (
     Row(
         "misconfiguration",
         "Configurations with a mistake in one place",
-        "refused, with file, key path and a hint",
+        "refused, with file, key path and what is wrong there",
         50,
     ),
     Row(
