@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from faulty.expert import answer
 
 from ctd_guardrail.conversation import Conversation, Message
 from ctd_guardrail.errors import (
@@ -102,6 +103,27 @@ async def test_every_fault_is_its_error_and_never_a_score(
     assert "canary" not in str(raised.value)
     assert raised.value.__cause__ is None
     assert len(judge.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("Retry-After: 7\r\n", 7.0),
+        ("Retry-After: Wed, 21 Oct 2015 07:28:00 GMT\r\n", 0.0),
+        ("Retry-After: -5\r\n", None),
+        ("Retry-After: soon\r\n", None),
+        ("Retry-After: 99999999999999\r\n", None),
+        ("", None),
+    ],
+)
+async def test_when_to_come_again_is_read_where_the_expert_says_so(
+    judges: Any, header: str, seconds: float | None
+) -> None:
+    judge = judges.start(answer({}, status=429, headers=header))
+    with pytest.raises(ExpertUnavailableError) as raised:
+        await _score(judge.base_url)
+    assert raised.value.is_transient
+    assert raised.value.retry_after_s == seconds
 
 
 async def test_a_refused_connection_is_unavailable(judges: Any) -> None:
