@@ -128,7 +128,7 @@ async def test_an_outage_blocks_every_request_and_is_counted_by_its_cause(
     assert by_reason == Counter({reason: each * list(OUTAGES.values()).count(reason) for reason in OUTAGES.values()})
     assert counts.failures == counts.delegated == counts.expert_attempts == len(requests)
     assert llm.inference_count == 0
-    record("expert_outage", told.count(UNAVAILABLE), len(requests))
+    record(f"outage_in_{'parallel' if parallel else 'sequence'}", told.count(UNAVAILABLE), len(requests))
 
 
 async def test_a_cancellation_anywhere_inside_opens_no_gate(

@@ -26,12 +26,18 @@ class Row:
 
 ROWS = (
     Row(
-        "expert_outage",
+        "outage_in_sequence",
         "The expert is down: refused, no such host, TLS, HTTP 401, 429, 500 and 503, hang, slow drip, cut body, bad "
         "JSON, wrong schema",
-        "inside NeMo Guardrails, rails one after another and in parallel: each request is answered, blocked under "
-        "`on_failure: block`, counted as a failure with its cause, and the main LLM is not called",
-        24_000,
+        "inside NeMo Guardrails each request is answered, blocked under `on_failure: block`, counted as a failure with "
+        "its cause, and the main LLM is not called",
+        12_000,
+    ),
+    Row(
+        "outage_in_parallel",
+        "The same, with `rails.input.parallel`",
+        "the same",
+        12_000,
     ),
     Row(
         "inner_cancellation",
@@ -74,24 +80,6 @@ ROWS = (
         "One of ten tenants sends twenty times as much as all others together",
         "with caps of each principal, every request of the other nine gets its expert",
         3_000,
-    ),
-    Row(
-        "odd_messages",
-        "Messages that are empty, None, lists, binary, half surrogate pairs, or no messages at all",
-        "nothing is raised, and the verdict is one of the two",
-        10_000,
-    ),
-    Row(
-        "earlier_turn",
-        "An earlier turn was harmful: two user turns in a row, an answer or several between, a tool between",
-        "it stops the conversation",
-        400,
-    ),
-    Row(
-        "refused_turn",
-        "An earlier harmful turn was refused, and the user was told so",
-        "a later harmless turn passes",
-        100,
     ),
     Row(
         "canaries",
