@@ -97,8 +97,8 @@ def test_each_mistake_is_refused_where_it_stands(
         with pytest.raises(ConfigError) as caught:
             check_wiring(read_folder(tmp_path), engine=Engine.LLMRAILS)
         error = caught.value
-        # A value that should be a section may be blamed on the section, or on a key that is missing in it, and a key that
-        # tells one section from another on its absence.
+        # A value that should be a section may be blamed on the section or on a key that it lacks, and a mistyped
+        # `type` on its absence.
         places = {stands, stands.removesuffix("x")}
         is_there = any(f"{error.key}.".startswith(f"{place}.") or place.startswith(f"{error.key}.") for place in places)
         assert is_there, f"{stands}: {error}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from faulty.rows import ROWS, Row
+from faulty.rows import ROWS
 
 __all__ = ["PAGE", "Result", "read_page", "write_page"]
 
@@ -40,27 +40,20 @@ def read_page() -> dict[str, tuple[str, str, str]]:
 
 
 def write_page(results: Mapping[str, Result], *, day: dt.date) -> None:
-    """Put new results in the place of old ones; rows that were not measured this time stay as they are.
+    """Put new results in the place of old ones; rows that were not tried in full this time stay as they are.
 
     Args:
         results: By the row's key.
         day: The day of the measurement.
-
-    Raises:
-        ValueError: A row was tried less often than a full run does, or did not hold.
     """
     written = PAGE.read_text(encoding="utf-8").partition(_MARK)[0]
     known = read_page()
     lines = []
     for row in ROWS:
-        if row.key in results:
-            lines.append(f"| {row.threat} | {row.holds} | {_held(row, results[row.key])} | {day.isoformat()} |")
+        result = results.get(row.key, Result())
+        if result.of >= row.trials:
+            held = "; ".join([f"{result.held:,} of {result.of:,}", *result.figures])
+            lines.append(f"| {row.threat} | {row.holds} | {held} | {day.isoformat()} |")
         elif row.threat in known:
             lines.append(f"| {row.threat} | {row.holds} | {' | '.join(known[row.threat][1:])} |")
     PAGE.write_text(f"{written}{_MARK}\n{_HEAD}" + "".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _held(row: Row, result: Result) -> str:
-    if result.of < row.trials or result.held != result.of:
-        raise ValueError(f"{row.key}: {result.held} of {result.of} held, a full run has {row.trials}")
-    return "; ".join([f"{result.held:,} of {result.of:,}", *result.figures])
