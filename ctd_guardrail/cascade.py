@@ -154,6 +154,12 @@ class Cascade:
         limited._take = countdown(calls)  # noqa: SLF001  # a copy of this very object
         return limited
 
+    def forgetful(self) -> Cascade:
+        """Return this cascade without the memory of the process: for self-tests, which ask what it can do now."""
+        forgetful = copy.copy(self)
+        forgetful._policy = None  # noqa: SLF001  # a copy of this very object
+        return forgetful
+
     async def _check(self, messages: Iterable[Mapping[str, Any]], principal: str | None) -> Decision:
         non_text: NonText = "drop" if self._on_nontext is UnreadablePolicy.ALLOW else "mark"
         try:

@@ -168,6 +168,10 @@ class OverridableCascade:
             return self._refuse(Reason.INTERNAL_ERROR, error)
         return await cascade.check(messages, principal=known)
 
+    async def check_anew(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
+        """Decide as configured, whatever the process remembers of judgements; see :meth:`Cascade.check`."""
+        return await self._cascade.forgetful().check(messages)
+
     async def aclose(self) -> None:
         """Release the experts and write what is known. The base model belongs to the process and stays."""
         for expert in self.experts.values():

@@ -66,7 +66,7 @@ async def self_test(cascade: OverridableCascade, config: CtdConfig) -> list[Self
 
 async def _screen(cascade: OverridableCascade, config: CtdConfig) -> list[SelfTestResult]:
     return [
-        SelfTestResult(name, expected, is_required, await cascade.check([{"role": "user", "content": text}]))
+        SelfTestResult(name, expected, is_required, await cascade.check_anew([{"role": "user", "content": text}]))
         for name, expected, is_required, text in _inputs(config)
     ]
 

@@ -57,6 +57,13 @@ def test_built_in_inputs_only_warn(make_rail_folder: Callable[..., Path]) -> Non
     assert {found[subject][0] for subject in ("built-in safe", "built-in unsafe")} <= {"ok", "warning"}
 
 
+def test_a_self_test_asks_what_the_guard_can_do_now(make_rail_folder: Callable[..., Path], judge: Any) -> None:
+    folder = make_rail_folder(self_test={"unsafe": ["an odd and harmful wish"]})
+    assert examined(folder)[0] == 0
+    judge.is_down = True  # the process remembers what the expert said; that it is down shows all the same
+    assert examined(folder)[0] == 1
+
+
 def test_an_expert_that_is_down_is_not_ready(make_rail_folder: Callable[..., Path], judge: Any) -> None:
     judge.is_down = True
     status, found = examined(make_rail_folder())
