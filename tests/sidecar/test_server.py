@@ -206,9 +206,9 @@ async def test_another_base_model_is_loaded_when_the_old_one_has_gone(
     load = sidecar_service.load_guard
     seen: list[tuple[bool, bool]] = []
 
-    def watched(folder: Path) -> Any:
+    def watched(folder: Path, **options: Any) -> Any:
         seen.append((old() is None, service.is_ready))
-        return load(folder)
+        return load(folder, **options)
 
     monkeypatch.setattr(sidecar_service, "load_guard", watched)
     make_rail_folder(base_model=str(tmp_path / "new"))
