@@ -95,6 +95,7 @@ class Plan(_Section):
         experts: By name, a column of recorded scores or a section ``expert`` as in CALIBRATE.yml.
         recipes: By name, a section ``probes`` as in CALIBRATE.yml. The first is the one that the main tables show.
             Those that read every token, which takes minutes a seed, run in the settings that name them.
+        seeds: Recipes that run over the first few seeds only: over how many.
         settings: What is measured.
         delta: Error probability of each certificate.
     """
@@ -102,6 +103,7 @@ class Plan(_Section):
     base: BaseModelConfig
     experts: Annotated[dict[_Name, _Name | ExpertConfig], Field(min_length=1)]
     recipes: Annotated[dict[_Name, TrainOptions], Field(min_length=1)]
+    seeds: dict[_Name, _Count] = {}
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)]
     delta: _Share = 0.1
 
@@ -120,6 +122,10 @@ class Plan(_Section):
         if next(iter(self.recipes)) not in self.mean_recipes:
             problem, hint = "the first recipe reads every token", "Put one of `kinds: [mean]` first"
             raise PydanticCustomError("recipes", "{problem}", {"problem": problem, "hint": hint})
+        for name in self.seeds:
+            if name not in self.recipes:
+                problem, hint = f"seeds names {name}, which is no recipe", "See `recipes`"
+                raise PydanticCustomError("recipes", "{problem}", {"problem": problem, "hint": hint})
         for setting in self.settings:
             for name in setting.token_recipes:
                 if name not in self.token_recipes:

@@ -92,10 +92,11 @@ def fit_candidate(
     """
     # Brier scores decide on scales.
     measured |= options.calibrate == "auto"
-    learner = Learner.of(rows, kinds, options, seed)
-    source = learner if safety is None else Learner.of(safety, kinds, options, seed)
-    everything = np.arange(rows.pooled.values.shape[1])
-    columns = everything if probe_columns is None else probe_columns
+    columns = np.arange(rows.pooled.values.shape[1]) if probe_columns is None else probe_columns
+    labelled = rows if safety is None else safety
+    # Of the rows that it is fitted to, the safety probe's own columns say which window speaks loudest.
+    source = replace(Learner.of(labelled.columns(columns), kinds, options, seed), rows=labelled)
+    learner = source if safety is None else Learner.of(rows, kinds, options, seed)
     probe = fit_columns(source, columns, {"p": label_target(source.rows.labels)})
     if safety is not None:
         logit = mean_values([fit.predict(rows) for fit in probe])["p"]

@@ -7,7 +7,7 @@ forward pass gives them all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def fit_columns(learner: Learner, keep: IntArray, targets: Mapping[str, Target])
     """Return one fit of each kind, without extra features, that reads only these columns of the learner's rows.
 
     Args:
-        learner: Rows, kinds and seed. Windows are chosen anew, by the columns that are read.
+        learner: Rows, the window of each, kinds and seed.
         keep: Columns, ascending.
         targets: What each head is to say.
 
@@ -38,7 +38,7 @@ def fit_columns(learner: Learner, keep: IntArray, targets: Mapping[str, Target])
     width = learner.rows.pooled.values.shape[1]
     if keep.size == width:
         return learner.fit(targets, learner.no_extras())
-    narrow = Learner.of(learner.rows.columns(keep), learner.kinds, learner.options, learner.seed)
+    narrow = replace(learner, rows=learner.rows.columns(keep))
     return [_Narrowed(fit, keep, width) for fit in narrow.fit(targets, narrow.no_extras())]
 
 

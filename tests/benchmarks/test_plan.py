@@ -45,3 +45,24 @@ def test_a_safety_probe_has_one_source(tmp_path: Path, safety: str, problem: str
     )
     with pytest.raises(ConfigError, match=problem):
         load_plan(file)
+
+
+RECIPES = "recipes: {r: {}, t: {kinds: [ema]}}\n"
+
+
+@pytest.mark.parametrize(
+    ("recipes", "setting", "problem"),
+    [
+        ("recipes: {t: {kinds: [ema]}, r: {}}\n", "", "the first recipe reads every token"),
+        (RECIPES, ", token_recipes: [r]", "S names r"),
+        (RECIPES + "seeds: {q: 2}\n", "", "seeds names q"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused(tmp_path: Path, recipes: str, setting: str, problem: str) -> None:
+    file = tmp_path / "plan.yml"
+    file.write_text(
+        "base: {model: m, layers: 1}\nexperts: {e: e}\n"
+        f"{recipes}settings: [{{name: S, data: rows.jsonl, safety: {{rows: 20}}{setting}}}]\n"
+    )
+    with pytest.raises(ConfigError, match=problem):
+        load_plan(file)
