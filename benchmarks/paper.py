@@ -53,17 +53,18 @@ def run_plan(plan: Plan, settings: Sequence[Setting], options: argparse.Namespac
     with progress_bars(Console(stderr=True)) as progress, shared_fits():
         for setting in settings:
             material = load_material(plan, setting, engine, folder=options.data, cache=cache, progress=progress)
-            results = list(run_setting(plan, setting, material, seeds=options.seeds, progress=progress))
-            write_results(options.to / f"{_stem(setting)}{_ENDING}", results)
+            for results in run_setting(plan, setting, material, seeds=options.seeds, progress=progress):
+                write_results(options.to / f"{_stem(setting)}{_ENDING}", results)
     engine.close()
 
 
 def run_setting(
     plan: Plan, setting: Setting, material: Material, *, seeds: int, progress: Progress
-) -> Iterator[Result]:
-    """Yield a result for every expert and recipe, and for the first recipe with a refitted safety probe.
+) -> Iterator[list[Result]]:
+    """Yield results for every expert and recipe, and for the first recipe with a refitted safety probe.
 
-    A recipe runs over all seeds, or over as many as the plan says.
+    They come after each seed, of all seeds so far, so that a run that is stopped has not run for nothing. A recipe runs
+    over all seeds, or over as many as the plan says.
     """
     first, *others = plan.mean_recipes
     variants = [(first, False), (first, True), *((recipe, False) for recipe in (*others, *setting.token_recipes))]
@@ -79,9 +80,12 @@ def run_setting(
             outcome = evaluate_scores(scored, delta=plan.delta, seed=seed, with_paper=with_paper)
             outcomes.setdefault((expert, recipe, refit), []).append(outcome)
         progress.advance(bar)
-    for (expert, recipe, refit), of_seeds in outcomes.items():
-        name = setting.refit if refit else setting.name
-        yield Result.of_seeds(name or "", expert, recipe, of_seeds, refit_of=setting.name if refit else None)
+        yield [_result(setting, *key, of_seeds) for key, of_seeds in outcomes.items()]
+
+
+def _result(setting: Setting, expert: str, recipe: str, refit: bool, of_seeds: Sequence[Outcome]) -> Result:  # noqa: FBT001  # a key
+    name = setting.refit if refit else setting.name
+    return Result.of_seeds(name or "", expert, recipe, of_seeds, refit_of=setting.name if refit else None)
 
 
 def _chosen(plan: Plan, names: Sequence[str] | None) -> list[Setting]:
