@@ -236,12 +236,10 @@ def padding(bench: Bench, *, count: int) -> str:
     return f"padded / real tokens, 64 clients: {computed / sum(map(bench.tokens, requests)):.3f}"
 
 
-def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> str:
-    """Return a Markdown table of latencies by number of clients, in this process and over HTTP."""
-    lines = [
-        "| clients | forward of so many, ms | in process p50 / p99, ms | p50, in forwards | over HTTP p50 / p99, ms |",
-        "|---" * 5 + "|",
-    ]
+def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> Iterator[str]:
+    """Yield the lines of a Markdown table of latencies by number of clients, in this process and over HTTP."""
+    yield "| clients | forward of so many, ms | in process p50 / p99, ms | p50, in forwards | over HTTP p50 / p99, ms |"
+    yield "|---" * 5 + "|"
     fresh = texts()
     with tempfile.TemporaryDirectory() as path, load.judge(0.0) as judge:
         folder = load.write_folder(Path(path), model=model, layer=layer, judge=judge, timeout_s=5.0)
@@ -254,7 +252,7 @@ def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> str:
             asyncio.run(traffic.closed_loop(door, itertools.islice(numbers, 50), clients=4))
             for clients in CLIENTS:
                 count = max(100, per_client * clients)
-                half = max(2, 120 // clients)
+                half = max(1, 60 // clients)
                 lots = [[bench.windows(text) for text in itertools.islice(fresh, clients)] for _ in range(2 * half)]
                 forward = [bench.bare(lot) for lot in lots[:half]]
                 served = asyncio.run(bench.closed(list(itertools.islice(fresh, count)), clients=clients))
@@ -262,13 +260,12 @@ def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> str:
                 http = asyncio.run(traffic.closed_loop(door, itertools.islice(numbers, count), clients=clients))
                 one, inside = statistics.median(forward), [each.seconds for each in served]
                 p50, p99 = (float(np.percentile(inside, share)) for share in (50, 99))
-                lines.append(
+                if http.lost:
+                    raise AssertionError(http.lost)
+                yield (
                     f"| {clients} | {1e3 * one:.1f} | {1e3 * p50:.1f} / {1e3 * p99:.1f} | {p50 / one:.2f} "
                     f"| {http.percentile(0.5):.1f} / {http.percentile(0.99):.1f} |"
                 )
-                if http.lost:
-                    raise AssertionError(http.lost)
-    return "\n".join(lines)
 
 
 class Constants:
@@ -301,8 +298,8 @@ class Constants:
         return simulate.Costs(host / 2, host / 2, max(0.0, float(base)), float(slope), _BUDGET)
 
 
-def compare(model: str, layer: int, *, loads: Sequence[float], segments: int, seconds: float) -> str:
-    """Return a Markdown table of this machine, measured and simulated on the same arrivals.
+def compare(model: str, layer: int, *, loads: Sequence[float], segments: int, seconds: float) -> Iterator[str]:
+    """Yield the lines of a Markdown table of this machine, measured and simulated on the same arrivals.
 
     Constants are measured in turns with the segments of a load: what else the machine does changes within minutes.
     """
@@ -313,7 +310,8 @@ def compare(model: str, layer: int, *, loads: Sequence[float], segments: int, se
     rate = len(requests) / bench.bare([bench.windows(text) for text in requests])
     columns = ["load", "requests a second", "a, ms a batch", "b, ms a token", "event loop, ms"]
     columns += ["p50 ms: measured / simulated", "p99 ms", "p50 ms, delegated", "throughput"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
     for share in loads:
         constants = Constants(Bench.build(model, layer, alpha=0.0), fresh)
         runs = []
@@ -335,11 +333,10 @@ def compare(model: str, layer: int, *, loads: Sequence[float], segments: int, se
         ]
         ends = np.sum([pair[3] for pair in pairs], axis=0)
         throughput = " / ".join(f"{measured.size / end:.1f}" for end in ends)
-        lines.append(
+        yield (
             f"| {share:g} | {share * rate:.1f} | {1e3 * costs.batch_s:.1f} | {1e3 * costs.token_s:.3f} "
             f"| {1e3 * (costs.before_s + costs.after_s):.1f} | {' | '.join(cells)} | {throughput} |"
         )
-    return "\n".join(lines)
 
 
 Replayed = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], tuple[float, float]]
@@ -375,7 +372,8 @@ def main() -> None:
     bench.bare([bench.windows(text) for text in itertools.islice(texts(), 200)])
     print(saturated(bench, rounds=options.rounds, count=options.texts), flush=True)
     print(padding(bench, count=options.texts), flush=True)
-    print(latencies(bench, model=options.model, layer=options.layer, per_client=options.per_client), flush=True)
+    for line in latencies(bench, model=options.model, layer=options.layer, per_client=options.per_client):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -247,10 +247,10 @@ def main() -> None:
 def _compare(options: argparse.Namespace) -> None:
     import serving  # noqa: PLC0415  # loads models
 
-    table = serving.compare(
+    for line in serving.compare(
         options.model, options.layer, loads=options.loads, segments=options.segments, seconds=options.seconds
-    )
-    print(table)
+    ):
+        print(line, flush=True)
 
 
 def _extrapolate(options: argparse.Namespace) -> None:

@@ -14,13 +14,14 @@ from rich.progress import Progress
 from calibrate.data import Dataset, read_dataset
 from calibrate.distributed import activations
 from calibrate.distributed.activations import RayWorkers
+from calibrate.distributed.cluster import connect
 from calibrate.distributed.config import RayConfig
 from calibrate.features import chunks, collect_tokens, pool_activations, tokens
 from calibrate.features.chunks import read_chunk
 from ctd_guardrail.activations.engine import ActivationEngine
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.errors import ActivationError, DataError
+from ctd_guardrail.errors import ActivationError, ConfigError, DataError
 
 
 @pytest.fixture
@@ -67,6 +68,15 @@ def test_pooled_rows_are_equal_and_the_plain_loop_goes_on_from_them(
         np.testing.assert_array_equal(rows.values, plain.values)
         np.testing.assert_array_equal(rows.lengths, plain.lengths)
         np.testing.assert_array_equal(rows.windows, plain.windows)
+
+
+@pytest.mark.parametrize("config", [{"actors": 64}, {"gpus_per_actor": 0.5}], ids=str)
+def test_actors_that_no_machine_has_room_for_are_refused(run_on: RayConfig, config: dict[str, Any]) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"run_on\.actors: .* do not fit"),
+        connect(run_on.model_copy(update=config)),
+    ):
+        pytest.fail("there is no such cluster")
 
 
 @pytest.fixture
