@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from ctd_guardrail.activations import engine as engines
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
+from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.truncated import TruncatedModel
@@ -86,17 +87,47 @@ class SlowExpert:
         """Do nothing."""
 
 
+class ClockSource(HuggingFaceSource):
+    """The base model's tokeniser in front of a device that takes the time it is told to, whatever else is running.
+
+    Activations are random, and the same for the same tokens.
+
+    Args:
+        spec: Of the base model.
+        batch_s: Seconds of a batch.
+        token_s: Seconds of each token.
+    """
+
+    def __init__(self, spec: ActivationSpec, *, batch_s: float, token_s: float) -> None:
+        super().__init__(spec, device="cpu")
+        self._batch_s = batch_s
+        self._token_s = token_s
+
+    def activations(self, windows: Sequence[tuple[int, ...]]) -> Ragged:
+        """Wait, and return one vector a window for all of its tokens."""
+        end = time.perf_counter() + self._batch_s + self._token_s * sum(map(len, windows))
+        rows = []
+        for window in windows:
+            generator = torch.Generator().manual_seed(sum(window))
+            row = torch.randn(1, self.fingerprint.hidden_size, generator=generator)
+            rows.append(row.expand(len(window), -1))
+        time.sleep(max(0.0, end - time.perf_counter()))
+        return Ragged(torch.cat(rows), tuple(map(len, windows)))
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """A request that was served.
 
     Attributes:
         text: What was asked.
-        seconds: From when it was due to its verdict.
+        at: When, on the clock of :func:`time.perf_counter`.
+        seconds: From then to its verdict.
         decision: The verdict.
     """
 
     text: str
+    at: float
     seconds: float
     decision: Decision
 
@@ -116,9 +147,20 @@ class Bench:
     batches: list[tuple[int, int, float]] = field(default_factory=list)
 
     @classmethod
-    def build(cls, model: str, layer: int, *, alpha: float) -> Bench:
-        """Load the base model and put a guard around it that delegates about a share alpha."""
-        source = HuggingFaceSource(ActivationSpec(model=model, layers=(layer,), site="residual"), device="cpu")
+    def build(cls, model: str, layer: int, *, alpha: float, clock: tuple[float, float] | None = None) -> Bench:
+        """Load the base model and put a guard around it that delegates about a share alpha.
+
+        Args:
+            model: Base model.
+            layer: Its layer.
+            alpha: Share that is delegated.
+            clock: Seconds of a batch and of a token, for a device that takes just these; None: the base model's own.
+        """
+        spec = ActivationSpec(model=model, layers=(layer,), site="residual")
+        if clock is None:
+            source = HuggingFaceSource(spec, device="cpu")
+        else:
+            source = ClockSource(spec, batch_s=clock[0], token_s=clock[1])
         batches: list[tuple[int, int, float]] = []
         run = engines._time_batch  # noqa: SLF001  # what the device thread does, to be timed
 
@@ -168,27 +210,28 @@ class Bench:
         self.source.activations(batch)
         return time.perf_counter() - start
 
-    async def _ask(self, text: str, due: float) -> Served:
+    async def _ask(self, text: str) -> Served:
+        at = time.perf_counter()
         decision = await self.cascade.check([{"role": "user", "content": text}])
-        return Served(text, time.perf_counter() - due, decision)
+        return Served(text, at, time.perf_counter() - at, decision)
 
     async def closed(self, requests: Sequence[str], *, clients: int) -> list[Served]:
         """Let so many clients ask one text after the other."""
         todo, served = iter(requests), []
 
         async def client() -> None:
-            served.extend([await self._ask(text, time.perf_counter()) for text in todo])
+            served.extend([await self._ask(text) for text in todo])
 
         await asyncio.gather(*(client() for _ in range(clients)))
         return served
 
     async def open(self, requests: Sequence[str], at: NDArray[np.float64]) -> list[Served]:
-        """Ask at these times, whatever the guard does."""
+        """Ask at these times, or as soon after them as the machine wakes up, whatever the guard does."""
         start = time.perf_counter()
         tasks = []
         for text, due in zip(requests, at.tolist(), strict=True):
             await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
-            tasks.append(asyncio.create_task(self._ask(text, start + due)))
+            tasks.append(asyncio.create_task(self._ask(text)))
         return list(await asyncio.gather(*tasks))
 
 
@@ -298,14 +341,22 @@ class Constants:
         return simulate.Costs(host / 2, host / 2, max(0.0, float(base)), float(slope), _BUDGET)
 
 
-def compare(model: str, layer: int, *, loads: Sequence[float], segments: int, seconds: float) -> Iterator[str]:
+def compare(
+    model: str,
+    layer: int,
+    *,
+    loads: Sequence[float],
+    segments: int,
+    seconds: float,
+    clock: tuple[float, float] | None = None,
+) -> Iterator[str]:
     """Yield the lines of a Markdown table of this machine, measured and simulated on the same arrivals.
 
     Constants are measured in turns with the segments of a load: what else the machine does changes within minutes.
     """
     torch.set_num_threads(1)
     fresh = texts()
-    bench = Bench.build(model, layer, alpha=0.1)
+    bench = Bench.build(model, layer, alpha=0.1, clock=clock)
     requests = list(itertools.islice(fresh, 400))
     rate = len(requests) / bench.bare([bench.windows(text) for text in requests])
     columns = ["load", "requests a second", "a, ms a batch", "b, ms a token", "event loop, ms"]
@@ -313,16 +364,16 @@ def compare(model: str, layer: int, *, loads: Sequence[float], segments: int, se
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
     for share in loads:
-        constants = Constants(Bench.build(model, layer, alpha=0.0), fresh)
+        constants = Constants(Bench.build(model, layer, alpha=0.0, clock=clock), fresh)
         runs = []
         for segment in range(segments):
             constants.measure()
             drawn = simulate.poisson(share * rate, max(1, int(share * rate * seconds)), seed=segment)
             served = asyncio.run(bench.open(list(itertools.islice(fresh, drawn.at.size)), drawn.at))
-            runs.append((drawn.at, served))
+            runs.append(served)
         constants.measure()
         costs = constants.costs()
-        pairs = [replay(bench, at, served, costs) for at, served in runs]
+        pairs = [replay(bench, served, costs) for served in runs]
         delegated, measured, simulated = (
             np.concatenate(column) for column in zip(*(p[:3] for p in pairs), strict=True)
         )
@@ -342,8 +393,14 @@ def compare(model: str, layer: int, *, loads: Sequence[float], segments: int, se
 Replayed = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], tuple[float, float]]
 
 
-def replay(bench: Bench, at: NDArray[np.float64], served: Sequence[Served], costs: simulate.Costs) -> Replayed:
-    """Simulate what was measured: which were delegated, their latencies measured and simulated, and both ends."""
+def replay(bench: Bench, served: Sequence[Served], costs: simulate.Costs) -> Replayed:
+    """Simulate the arrivals that were measured.
+
+    Returns:
+        Which were delegated, latencies measured and simulated, and when the last verdict was there in each.
+    """
+    at = np.array([each.at for each in served])
+    at -= at.min()
     delegated = np.array([each.decision.route is Route.EXPERT for each in served])
     tokens = np.array([bench.tokens(each.text) for each in served])
     answers = np.array([expert_seconds(Conversation.from_text(each.text).digest()) for each in served])

@@ -230,6 +230,13 @@ def main() -> None:
     comparing.add_argument("--loads", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8], help="of the saturated rate")
     comparing.add_argument("--segments", type=int, default=6, help="of each load, with constants measured in between")
     comparing.add_argument("--seconds", type=float, default=4.0, help="of each segment")
+    comparing.add_argument(
+        "--clock-ms",
+        type=float,
+        nargs=2,
+        metavar=("BATCH", "TOKEN"),
+        help="a device that takes just this long, for a machine on which others work too",
+    )
     further = commands.add_parser("extrapolate", help="replicas and devices that are not here")
     further.set_defaults(run=_extrapolate)
     further.add_argument("--rate", type=float, default=1e9 / 86_400, help="requests a second")
@@ -248,7 +255,12 @@ def _compare(options: argparse.Namespace) -> None:
     import serving  # noqa: PLC0415  # loads models
 
     for line in serving.compare(
-        options.model, options.layer, loads=options.loads, segments=options.segments, seconds=options.seconds
+        options.model,
+        options.layer,
+        loads=options.loads,
+        segments=options.segments,
+        seconds=options.seconds,
+        clock=None if options.clock_ms is None else (options.clock_ms[0] / 1e3, options.clock_ms[1] / 1e3),
     ):
         print(line, flush=True)
 
