@@ -136,9 +136,11 @@ def test_a_killed_run_goes_on_and_ends_in_the_plain_loops_own_policy(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
     )
-    row_judge.wait_for(15)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        row_judge.wait_for(15)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     # Its actors end when they notice.
     before = -1
     while before < len(row_judge.asked):
