@@ -74,9 +74,9 @@ async def test_an_earlier_turn_is_part_of_what_is_screened(make_rail_folder: Cal
     cascade = next(cell.cell_contents for cell in action.__closure__ if hasattr(cell.cell_contents, "check"))
     check = cascade.check
 
-    async def spy(messages: Any, *_: Any) -> Any:
+    async def spy(messages: Any, *_: Any, **options: Any) -> Any:
         seen.extend(messages)
-        return await check(messages)
+        return await check(messages, **options)
 
     cascade.check = spy
     history = [
