@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS
 from trial import SPLITS, Outcome
 
+from calibrate.cache import write_atomically
 from calibrate.evaluate import ALPHAS
 
 __all__ = ["Index", "Result", "read_results", "write_results"]
@@ -138,8 +139,7 @@ class Index:
 def write_results(file: Path, results: Sequence[Result]) -> None:
     """Write results to a gzip file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(file, "wt", encoding="utf-8") as stream:
-        json.dump([result.to_dict() for result in results], stream)
+    write_atomically(file, gzip.compress(json.dumps([result.to_dict() for result in results]).encode()))
 
 
 def read_results(file: Path) -> list[Result]:
