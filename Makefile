@@ -1,6 +1,6 @@
 # make demo   the whole method on a laptop: data, expert, calibration, and messages through NeMo Guardrails
 # make test   the tests
-# Both create .venv and install what they need. Other targets: make lint, make test-hosts, make test-statistics,
+# Both create .venv and install what they need. Other targets: make lint, make test-hosts, make test-slow,
 # make test-faults, make fuzz, make lock, make operate, make clean.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ HOSTS := 0.24.0
 # A file's tests share servers and policies, so they stay in one process.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo test test-hosts test-statistics test-faults fuzz lock operate lint clean
+.PHONY: demo test test-hosts test-slow test-faults fuzz lock operate lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,8 +37,9 @@ test-hosts: $(VENV)/.dev $(HOSTS:%=$(VENV)/hosts/%)
 $(VENV)/hosts/%: $(VENV)/.dev
 	$(PIP) --no-deps --target $@ nemoguardrails==$*
 
-test-statistics: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/statistics -m "slow or not slow"
+# The statistics in full, and what else is too slow for every day.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 # Writes its figures to docs/reliability.md; takes about ten minutes.
 test-faults: $(VENV)/.dev

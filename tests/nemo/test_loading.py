@@ -128,11 +128,12 @@ async def test_on_a_running_loop_another_base_model_blocks_every_input(
 
 
 def test_apps_of_one_configuration_share_a_guard_that_goes_with_the_last_of_them(
-    make_rail_folder: Callable[..., Path],
+    make_rail_folder: Callable[..., Path], tiny_bert: Path, tmp_path: Path
 ) -> None:
-    folder = make_rail_folder()
+    model = str(shutil.copytree(tiny_bert, tmp_path / "base"))  # a model that no other test holds
+    folder = make_rail_folder(base_model=model)
     first, second = app_for(folder), app_for(folder)
-    other = app_for(make_rail_folder(alpha=0.3))
+    other = app_for(make_rail_folder(base_model=model, alpha=0.3))
     guard = weakref.ref(guard_of(first))
     assert guard_of(second) is guard()
     assert guard_of(other) is not guard()
