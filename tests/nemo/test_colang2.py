@@ -53,9 +53,9 @@ def seen_by(app: LLMRails) -> list[dict[str, Any]]:
     guard = next(cell.cell_contents for cell in action.__closure__ if hasattr(cell.cell_contents, "check"))
     check = guard.check
 
-    async def spy(messages: Any, *_: Any) -> Any:
+    async def spy(messages: Any, *_: Any, **options: Any) -> Any:
         seen[:] = messages
-        return await check(messages)
+        return await check(messages, **options)
 
     guard.check = spy
     return seen

@@ -84,7 +84,7 @@ MISTAKES = [
     changed("on_fail", "Did you mean `on_failure`?", "on_fail: block"),
     changed("onFailure", "Did you mean `on_failure`?", "onFailure: block"),
     changed("allow_override", "Did you mean `allow_overrides`?", "allow_override: [alpha]"),
-    changed("cap.per", "Did you mean `per_s`?", "cap: {calls: 1, per: 60}"),
+    changed("cap.pers", "Did you mean `per_s`?", "cap: {calls: 1, pers: 60}"),
     changed("self_test.unsave", "Did you mean `unsafe`?", "self_test: {unsave: [x]}"),
     changed("costs.mised", "Did you mean `missed`?", "costs: {mised: 1}"),
     changed("surprise", "Known keys here", "surprise: 1"),

@@ -55,7 +55,7 @@ def make_policy(rail_policy: Path) -> Callable[..., Policy]:
         manifest = written.manifest.model_copy(
             update={
                 "calibration": written.manifest.calibration.model_copy(update={"rows": n}),
-                "data": [DataRecord(file="<i>rows</i>|.jsonl", sha256="ab" * 32, rows=1000)],
+                "data": [DataRecord(file="<i>rows<b>|.jsonl", sha256="ab" * 32, rows=1000)],
                 "training": training,
                 **changes,
             }
