@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="what to measure")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompts", type=int, default=48, help="conversations of each round")
-    parser.add_argument("--texts", type=int, nargs="+", default=[1_000, 10_000], help="how many texts growth goes to")
+    parser.add_argument("--texts", type=int, nargs="+", default=[1_000, 10_000], help="how many texts are read")
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"this machine has no {options.device}; run it with --device cpu")
@@ -185,7 +185,7 @@ def measure_batcher(bases: Sequence[BaseModel], options: argparse.Namespace) -> 
 
 
 def measure_growth(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
-    """Measure the cost of a token in longer texts, and throughput and memory over more of them."""
+    """Measure the cost of a token in longer texts."""
     watch = Stopwatch(options.device)
     lengths = (16, 32, 64, 128, 256, 512, 1024, 2048)
     llama = bases[1]
@@ -201,14 +201,23 @@ def measure_growth(bases: Sequence[BaseModel], options: argparse.Namespace) -> I
     flat = (cost - attention * np.array(lengths)) / fixed
     for n, each, whole in zip(lengths, flat, cost / cost[0], strict=True):
         yield f"Llama: cost of a token in {n} less attention; with it", "1 ±.10; ", f"{each:.3f}; {whole:.2f}"
-    engine = ActivationEngine(bases[0].source(1))
+
+
+def measure_texts(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
+    """Measure throughput and memory over more and more texts.
+
+    On a model so small that all there is beside the forward pass weighs as much as it does: what grows would show.
+    """
+    watch = Stopwatch(options.device)
+    folder = Path(bases[1].path) / "small"
+    small = random_llama(folder, options.device, num_hidden_layers=1, hidden_size=64, intermediate_size=128)
+    engine = ActivationEngine(small.source(1))
     rates: list[float] = []
     for count in options.texts:
-        seconds = watch.seconds(lambda count=count: _read(engine, bases[0], count))
-        rates.append(count / seconds)
+        rates.append(count / _seconds_to_read(engine, small, count, watch))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         yield (
-            f"MiniLM, 1 block: {count:,} texts of 20 tokens, throughput / first; peak memory",
+            f"Llama, 1 block of width 64: {count:,} texts of {_SHORT} tokens, throughput / first; peak memory",
             "flat",
             f"{rates[-1] / rates[0]:.2f}; {memory:.0f} MiB",
         )
@@ -229,6 +238,7 @@ PARTS: Final = {
     "drift": measure_drift,
     "batcher": measure_batcher,
     "growth": measure_growth,
+    "texts": measure_texts,
     "device": measure_device,
 }
 
@@ -312,11 +322,13 @@ async def _clients(
     return waits, forwards
 
 
-def _read(engine: ActivationEngine, base: BaseModel, count: int) -> None:
+def _seconds_to_read(engine: ActivationEngine, base: BaseModel, count: int, watch: Stopwatch) -> float:
     """Read so many texts as calibration does: in chunks, of which only the pooled rows are kept."""
+    seconds = 0.0
     for start in range(0, count, _CHUNK):
-        lengths = np.full(min(_CHUNK, count - start), _SHORT)
-        engine.run_many(base.conversations(lengths, seed=start), segment_mean)
+        chunk = base.conversations(np.full(min(_CHUNK, count - start), _SHORT), seed=start)
+        seconds += watch.seconds(lambda chunk=chunk: engine.run_many(chunk, segment_mean))
+    return seconds
 
 
 if __name__ == "__main__":
