@@ -192,9 +192,18 @@ async def cpu_ms(app: App, requests: Sequence[list[dict[str, Any]]], *, at_once:
     return 1000 * used / len(requests)
 
 
-async def measure(built: Sequence[App], *, rounds: int, requests: int, at_once: int) -> dict[App, list[float]]:
-    """Return, for each app, its CPU time for a request in every round; the apps take turns."""
-    fresh = conversations()
+async def measure(
+    built: Sequence[App], fresh: Iterator[list[dict[str, Any]]], *, rounds: int, requests: int, at_once: int
+) -> dict[App, list[float]]:
+    """Return, for each app, its CPU time for a request in every round; the apps take turns.
+
+    Args:
+        built: The apps.
+        fresh: Conversations that none of them has seen.
+        rounds: How often each has its turn.
+        requests: Of each turn.
+        at_once: Requests under way at a time.
+    """
     for app in built:
         await cpu_ms(app, list(itertools.islice(fresh, requests)), at_once=at_once)
     times: dict[App, list[float]] = {app: [] for app in built}
@@ -220,8 +229,9 @@ def table(times: dict[App, list[float]]) -> str:
 
 async def _report(built: Sequence[App], *, rounds: int, requests: int, all_at_once: Sequence[int]) -> None:
     # On one event loop: an app of IORails answers on the loop of its first request only.
+    fresh = conversations()
     for at_once in all_at_once:
-        times = await measure(built, rounds=rounds, requests=requests, at_once=at_once)
+        times = await measure(built, fresh, rounds=rounds, requests=requests, at_once=at_once)
         print(f"CPU milliseconds for a request, {at_once} at once\n\n{table(times)}\n", flush=True)
 
 
