@@ -239,13 +239,12 @@ class History:
         self._context = context
         self._messages: list[Message] = []
         self._digest = _Digest()
+        self._hashed = 0
 
     def add(self, turn: Turn) -> None:
         """Let later units show this turn, where they show any."""
         if self._context is Context.CONVERSATION:
-            messages = (*turn.question, *turn.answer)
-            self._messages.extend(messages)
-            self._digest = self._digest.with_messages(messages)
+            self._messages.extend((*turn.question, *turn.answer))
 
     def unit(self, turn: Turn) -> Conversation:
         """Return what is judged of a turn."""
@@ -253,6 +252,10 @@ class History:
 
     def digest(self, turn: Turn) -> str:
         """Return the digest of the turn's unit, without hashing the history again."""
+        # Not when a turn is added: nothing comes after the last one.
+        if self._hashed < len(self._messages):
+            self._digest = self._digest.with_messages(self._messages[self._hashed :])
+            self._hashed = len(self._messages)
         return self._digest.with_messages(turn.question).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -24,6 +25,10 @@ from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ActivationError, ConfigError
 
 __all__ = ["HuggingFaceSource", "hash_weights", "open_tokenizer", "pick_device", "quiet_transformers"]
+
+# Packed batches have any number of tokens, and oneDNN keeps the code that it makes for each of the last 1,024 shapes:
+# hundreds of megabytes. Fewer make nothing slower. It reads this once, when torch first multiplies on the CPU.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 _LARGEST_WINDOW: Final = 4096
 _WEIGHT_SAMPLE: Final = 1024
