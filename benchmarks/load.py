@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -138,8 +139,8 @@ def server(door: str, folder: Path) -> Iterator[Server]:
         module = "nemoguardrails" if door == "llmrails" else "ctd_guardrail.nemo"
         command = [sys.executable, "-m", module, "server", f"--port={port}", "--disable-chat-ui", f"--config={folder}"]
         environment["NEMO_GUARDRAILS_IORAILS_ENGINE"] = "1" if door == "iorails" else "0"
-        opened = Door(f"{address}/v1/checks", _checks_body, _read_checks)
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:  # noqa: S603  # likewise
+        opened = Door(f"{address}/v1/checks", partial(_checks_body, config=folder.name), _read_checks)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603  # likewise
         _wait(f"{address}/health/ready" if door == "sidecar" else f"{address}/v1/rails/configs", process)
         yield Server(process.pid, opened, stats)
         process.send_signal(signal.SIGINT)
@@ -164,8 +165,8 @@ def _read_sidecar(reply: Any) -> Answer:
     return Answer(reply["verdict"], reply["route"], reply["reason"])
 
 
-def _checks_body(message: str) -> dict[str, Any]:
-    return _sidecar_body(message) | {"model": "unused"}
+def _checks_body(message: str, *, config: str) -> dict[str, Any]:
+    return _sidecar_body(message) | {"model": "gpt-4o-mini", "guardrails": {"config_id": config}}
 
 
 def _read_checks(reply: Any) -> Answer:
