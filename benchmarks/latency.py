@@ -40,6 +40,7 @@ from ctd_guardrail.probes.probes import Probes
 __all__ = ["App", "apps", "conversations"]
 
 RAILS: Final = ("nothing", "rail", "probes", "forward")
+_SCORES: Final = torch.tensor([[0.1, -0.4]])
 _TEXT: Final = "How do I find the process that listens on port {}, and how do I kill it if it does not answer any more?"
 
 
@@ -60,7 +61,8 @@ class FreeSource:
     def __post_init__(self) -> None:
         tokens = 32
         self._windows = (tuple(range(tokens)),)
-        self._values = torch.zeros(tokens, self.fingerprint.hidden_size * len(self.spec.layers))
+        values = torch.zeros(tokens, self.fingerprint.hidden_size * len(self.spec.layers))
+        self._one = Ragged(values, (tokens,))
 
     def tokenize(self, conversation: Conversation) -> Windows:
         """Return one window."""
@@ -70,8 +72,9 @@ class FreeSource:
     def activations(self, windows: Sequence[tuple[int, ...]]) -> Ragged:
         """Return zeros."""
         self.batches.append(len(windows))
-        values = self._values if len(windows) == 1 else self._values.repeat(len(windows), 1)
-        return Ragged(values, tuple(len(window) for window in windows))
+        if len(windows) == 1:
+            return self._one
+        return Ragged(self._one.values.repeat(len(windows), 1), self._one.lengths * len(windows))
 
 
 class FreeProbes(Probes):
@@ -79,7 +82,7 @@ class FreeProbes(Probes):
 
     def __call__(self, tokens: Ragged) -> torch.Tensor:
         """Return the same scores for every window."""
-        return torch.tensor([[0.1, -0.4]]).expand(len(tokens.lengths), 2)
+        return _SCORES if len(tokens.lengths) == 1 else _SCORES.expand(len(tokens.lengths), 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

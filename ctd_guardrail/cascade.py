@@ -178,7 +178,8 @@ class Cascade:
         return self._rollout.mode(conversation, principal)
 
     async def _walk(self, conversation: Conversation, request: Request) -> Decision:
-        history, timings = History(self._context), Timings()
+        history = History(self._context)
+        timings: Timings | None = None
         characters = _CHARACTERS_PER_TOKEN * self._engine.spec.max_tokens
         decision: Decision | None = None
         for turn in conversation.turns():
@@ -189,7 +190,7 @@ class Cascade:
                     unit = history.unit(turn)
                     characters -= unit.length
                     decision = await self._decide(unit, digest, _obstacle(turn, characters), request)
-                    timings += decision.timings
+                    timings = decision.timings if timings is None else timings + decision.timings
                     self._remember(turn, digest, decision)
                 if decision.verdict is Verdict.BLOCK:
                     if not self._is_settled(turn, decision):
@@ -198,8 +199,11 @@ class Cascade:
                     decision = None
                     continue
             history.add(turn)
-        # One that was remembered may have been made in the other mode.
-        return replace(decision or self._allow_blank(request), mode=request.mode, timings=timings)
+        decision = decision or self._allow_blank(request)
+        if decision.mode is request.mode and decision.timings is timings:
+            return decision
+        # One that was remembered took no time now, and may have been made in the other mode.
+        return replace(decision, mode=request.mode, timings=timings or Timings())
 
     def _recall(self, turn: Turn, digest: str) -> Decision | None:
         # The note in the place of other content is no description of it.
@@ -253,7 +257,7 @@ class Cascade:
                 raise obstacle
             reading = await self._engine.run(unit, self._probes)
             screening.waited(reading.queue_ms, reading.forward_ms)
-            p, d = (float(score) for score in over_windows(reading.rows))
+            p, d = over_windows(reading.rows).tolist()
         except InputError as error:
             if self._policy_for(error) is not UnreadablePolicy.EXPERT:
                 raise

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -225,7 +225,7 @@ class Conversation:
 
     def digest(self) -> str:
         """Return a SHA-256 of roles and texts, in hexadecimal: the key under which results are cached."""
-        return _Digest().with_messages(self.messages).hexdigest()
+        return _Digest().ending_with(self.messages)
 
 
 class History:
@@ -254,9 +254,9 @@ class History:
         """Return the digest of the turn's unit, without hashing the history again."""
         # Not when a turn is added: nothing comes after the last one.
         if self._hashed < len(self._messages):
-            self._digest = self._digest.with_messages(self._messages[self._hashed :])
+            self._digest.add(self._messages[self._hashed :])
             self._hashed = len(self._messages)
-        return self._digest.with_messages(turn.question).hexdigest()
+        return self._digest.ending_with(turn.question)
 
 
 class _Digest:
@@ -264,21 +264,23 @@ class _Digest:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256(b"[")
-        self._separator = b""
+        self._separator = ""
 
-    def with_messages(self, messages: Iterable[Message]) -> _Digest:
-        longer = _Digest()
-        longer._hash, longer._separator = self._hash.copy(), self._separator
-        for message in messages:
-            longer._hash.update(longer._separator)
-            longer._hash.update(json.dumps([message.role, message.content]).encode("ascii"))
-            longer._separator = b", "
-        return longer
+    def add(self, messages: Sequence[Message]) -> None:
+        """Let these messages be a part of all later results."""
+        if messages:
+            self._hash.update(self._json(messages).encode("ascii"))
+            self._separator = ", "
 
-    def hexdigest(self) -> str:
-        closed = self._hash.copy()
-        closed.update(b"]")
-        return closed.hexdigest()
+    def ending_with(self, messages: Sequence[Message]) -> str:
+        """Return the hash with these messages at the end, in hexadecimal. They are no part of later ones."""
+        ended = self._hash.copy()
+        ended.update(f"{self._json(messages)}]".encode("ascii"))
+        return ended.hexdigest()
+
+    def _json(self, messages: Sequence[Message]) -> str:
+        items = json.dumps([[message.role, message.content] for message in messages])[1:-1]
+        return f"{self._separator}{items}" if items else ""
 
 
 def _split(messages: tuple[Message, ...]) -> Turn:

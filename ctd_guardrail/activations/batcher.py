@@ -77,7 +77,11 @@ class MicroBatcher(Generic[T, R]):
         self._max_batch_cost = max_batch_cost
         self._max_queue = max_queue
         self._queue: FairQueue[_Ticket[T, R]] = FairQueue()
-        self._wakeup = threading.Condition()
+        self._lock = threading.Lock()
+        # Held while the thread has work. A condition would wake it only to wait for the lock.
+        self._work = threading.Lock()
+        self._work.acquire()
+        self._is_idle = False
         self._closed = False
         # A daemon, so that a forgotten batcher cannot keep the interpreter alive; the exit hook still lets it finish
         # its batch, because a thread that dies inside a kernel can crash the process.
@@ -132,10 +136,12 @@ class MicroBatcher(Generic[T, R]):
 
     def close(self) -> None:
         """Finish the running batch, fail what is still queued, and stop the thread."""
-        with self._wakeup:
+        with self._lock:
             self._closed = True
             abandoned = self._queue.clear()
-            self._wakeup.notify()
+            is_idle, self._is_idle = self._is_idle, False
+        if is_idle:
+            self._work.release()
         # An exception, not a cancellation: hosts take a cancelled waiter for a cancelled request and go on.
         error = OverloadedError("the base model is shutting down")
         _deliver([(ticket, error) for ticket in abandoned if ticket.start()])
@@ -144,7 +150,7 @@ class MicroBatcher(Generic[T, R]):
 
     def _push(self, tickets: Sequence[_Ticket[T, R]]) -> None:
         costs = [self._cost(ticket.item) for ticket in tickets]
-        with self._wakeup:
+        with self._lock:
             if self._closed:
                 raise OverloadedError("the base model is shutting down")
             # More items than the queue holds are let in while nobody waits: else they could never be.
@@ -155,7 +161,9 @@ class MicroBatcher(Generic[T, R]):
                 )
             for ticket, cost in zip(tickets, costs, strict=True):
                 self._queue.push(ticket, cost)
-            self._wakeup.notify()
+            is_idle, self._is_idle = self._is_idle, False
+        if is_idle:
+            self._work.release()
 
     def _loop(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -165,12 +173,15 @@ class MicroBatcher(Generic[T, R]):
             del batch
 
     def _next_batch(self) -> list[_Ticket[T, R]] | None:
-        with self._wakeup:
-            while not self._queue and not self._closed:
-                self._wakeup.wait()
-            if self._closed:
-                return None
-            batch = self._queue.take(self._max_batch_cost)
+        while True:
+            with self._lock:
+                if self._closed:
+                    return None
+                if self._queue:
+                    batch = self._queue.take(self._max_batch_cost)
+                    break
+                self._is_idle = True
+            self._work.acquire()
         return [ticket for ticket in batch if ticket.start()]
 
     def _run_batch(self, batch: Sequence[_Ticket[T, R]]) -> None:

@@ -156,7 +156,8 @@ def _run_batch(source: ActivationSource, items: Sequence[_Item]) -> list[torch.T
     tokens = source.activations([item.window for item in items])
     heads = list(dict.fromkeys(item.head for item in items))
     if len(heads) == 1:
-        return list(heads[0](tokens).cpu().split([item.rows for item in items]))
+        rows = heads[0](tokens).cpu()
+        return [rows] if len(items) == 1 else list(rows.split([item.rows for item in items]))
     # Policies that share a base model share its forward pass; each head sees its own windows.
     windows = tokens.values.split(tokens.lengths)
     results: dict[int, torch.Tensor] = {}

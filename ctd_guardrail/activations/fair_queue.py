@@ -46,6 +46,9 @@ class FairQueue(Generic[T]):
 
         Its costs sum to at most the budget, or it is one item that costs more by itself.
         """
+        if len(self._waiting) == 1:
+            self._is_turn_of_arrival = True
+            return self.clear()
         batch: list[tuple[int, int, T]] = []
         spent = 0
         orders = (self._oldest(), self._cheapest()) if self._is_turn_of_arrival else (self._cheapest(),)

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 _EVERY_S: Final = 0.2
 _CAPACITY: Final = 65_536
+_LONGEST_TURN_S: Final = 0.0005
 
 
 class Periodic(Protocol):
@@ -80,11 +81,14 @@ class Relay:
             is_last: Whether the process ends.
         """
         with self._lock:
+            offered = time.perf_counter()
             for _ in range(len(self._calls)):
                 call, arguments = self._calls.popleft()
                 self._run(call, *arguments)
-                # A thread that computes keeps the interpreter for 5 ms unless it offers it.
-                time.sleep(0)
+                # A thread that computes keeps the interpreter for 5 ms unless it offers it; and each offer costs.
+                if time.perf_counter() - offered > _LONGEST_TURN_S:
+                    time.sleep(0)
+                    offered = time.perf_counter()
             for periodic in list(self._periodic):
                 self._run(periodic.tick, is_last=is_last)
 
