@@ -17,12 +17,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from ctd_guardrail.activations.fair_queue import FairQueue
 from ctd_guardrail.errors import OverloadedError
 
 __all__ = ["MicroBatcher"]
+
+# Each result that is handed over wakes a task, which runs for .1 to .5 ms.
+_AT_ONCE: Final = 4
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -204,9 +207,12 @@ def _deliver(outcomes: Sequence[tuple[_Ticket[T, R], R | BaseException]]) -> Non
     for loop, settled in by_loop.items():
         # A loop that has closed has nobody who waits.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_settle, settled)
+            loop.call_soon_threadsafe(_settle, loop, settled)
 
 
-def _settle(outcomes: Sequence[tuple[_Ticket[T, R], R | BaseException]]) -> None:
-    for ticket, outcome in outcomes:
+def _settle(loop: AbstractEventLoop, outcomes: Sequence[tuple[_Ticket[T, R], R | BaseException]]) -> None:
+    """Hand over some results now and the others in the loop's next turn, so that nothing waits for all of a batch."""
+    for ticket, outcome in outcomes[:_AT_ONCE]:
         ticket.settle(outcome)
+    if len(outcomes) > _AT_ONCE:
+        loop.call_soon(_settle, loop, outcomes[_AT_ONCE:])

@@ -1,6 +1,7 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
@@ -64,6 +65,27 @@ async def test_an_event_loop_is_woken_once_for_a_batch(
     device.gate.set()
     assert await asyncio.gather(*tasks) == [2, 4, 6]
     assert len(woken) == 1
+
+
+async def test_what_else_is_due_comes_between_the_results_of_a_batch(
+    batcher: MicroBatcher[int, int], device: Device
+) -> None:
+    device.hold(batcher)
+    turn = 0
+    handed_over: list[int] = []
+
+    async def wait() -> None:
+        await batcher(1)
+        handed_over.append(turn)
+
+    tasks = [asyncio.create_task(wait()) for _ in range(8)]
+    await asyncio.sleep(0)
+    device.gate.set()
+    while not all(task.done() for task in tasks):
+        turn += 1
+        await asyncio.sleep(0)
+    assert device.batches == [[0], [1] * 8]
+    assert max(Counter(handed_over).values()) == 4
 
 
 async def test_several_items_are_queued_at_once_or_not_at_all(batcher: MicroBatcher[int, int], device: Device) -> None:
