@@ -1,86 +1,26 @@
 """The process as an orchestrator sees it: start, signals, end."""
 
 import asyncio
-import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
+from faulty.sidecar import sidecar_process
 from typer.testing import CliRunner
 
 from ctd_guardrail.cli import app
 from ctd_guardrail.sidecar import service as sidecar_service
 
-ROOT = Path(__file__).parents[2]
-
-
-class Process:
-    def __init__(self, folder: Path, log: Path, *arguments: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "ctd_guardrail.cli",
-            "serve",
-            "--config",
-            str(folder),
-            "--port",
-            "0",
-            *arguments,
-        ]
-        self._log = log
-        with log.open("wb") as file:
-            self.popen = subprocess.Popen(  # noqa: S603  # fixed words
-                command, cwd=ROOT, stderr=file, stdout=file
-            )
-        self.wait_for(lambda: re.search(r"listening on (\S+)", self.log) or self.popen.poll() is not None)
-        found = re.search(r"listening on (\S+)", self.log)
-        self.url = found[1] if found else ""
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 90) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.log
-            time.sleep(0.02)
-
-    def status(self) -> int | None:
-        try:
-            return httpx.get(f"{self.url}/health/ready").status_code
-        except httpx.TransportError:
-            return None
-
-    def check(self, text: str) -> dict[str, Any]:
-        return dict(httpx.post(f"{self.url}/v1/check", json={"text": text}, timeout=30).json())
-
-
-@contextmanager
-def process(folder: Path, log: Path, *arguments: str) -> Iterator[Process]:
-    running = Process(folder, log, *arguments)
-    try:
-        yield running
-    finally:
-        if running.popen.poll() is None:
-            running.popen.kill()
-        running.popen.wait(30)
-
 
 def test_ready_reload_drain(make_rail_folder: Callable[..., Path], judge: Any, tmp_path: Path) -> None:
     folder = make_rail_folder(on_failure="block")
-    with process(folder, tmp_path / "log", "--drain-delay", "1", "--drain-deadline", "20") as server:
+    with sidecar_process(folder, tmp_path / "log", "--drain-delay", "1", "--drain-deadline", "20") as server:
         server.wait_for(lambda: server.status() == 200)
         judge.is_down = True
         assert server.check("an odd question")["verdict"] == "block"

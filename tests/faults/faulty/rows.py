@@ -100,6 +100,12 @@ ROWS = (
         50,
     ),
     Row(
+        "killed_sidecar",
+        "The sidecar is killed (`kill -9`) under load, eight clients at a time",
+        "no half answer; monitors and audit log are whole, know all up to the last save, and the next process goes on",
+        20,
+    ),
+    Row(
         "hostile_artefact",
         "A policy folder from a stranger: pickle, .pt, zip bomb, ../, links, 4 GB header, overlaps, NaN, wrong hash",
         "refused, nothing in it runs, and memory grows by less than 64 MiB",

@@ -1,10 +1,15 @@
-"""A sidecar on loopback, with a real server on a thread of its own."""
+"""A sidecar on loopback: on a thread of this process, or in a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,9 @@ from ctd_guardrail.sidecar import server as sidecar_server
 from ctd_guardrail.sidecar.service import Service
 from ctd_guardrail.sidecar.settings import ServeSettings
 
-__all__ = ["Sidecar"]
+__all__ = ["Sidecar", "SidecarProcess", "sidecar_process"]
+
+ROOT = Path(__file__).parents[3]
 
 
 class Sidecar:
@@ -58,3 +65,58 @@ class Sidecar:
         self._server.should_exit = True
         self._thread.join(30)
         assert not self._thread.is_alive()
+
+
+class SidecarProcess:
+    """`ctd-guardrail serve`."""
+
+    def __init__(self, folder: Path, log: Path, *arguments: str) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "ctd_guardrail.cli",
+            "serve",
+            "--config",
+            str(folder),
+            "--port",
+            "0",
+            *arguments,
+        ]
+        self._log = log
+        with log.open("wb") as file:
+            self.popen = subprocess.Popen(  # noqa: S603  # fixed words
+                command, cwd=ROOT, stderr=file, stdout=file
+            )
+        self.wait_for(lambda: re.search(r"listening on (\S+)", self.log) or self.popen.poll() is not None)
+        found = re.search(r"listening on (\S+)", self.log)
+        self.url = found[1] if found else ""
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 90) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.log
+            time.sleep(0.02)
+
+    def status(self) -> int | None:
+        try:
+            return httpx.get(f"{self.url}/health/ready").status_code
+        except httpx.TransportError:
+            return None
+
+    def check(self, text: str) -> dict[str, Any]:
+        return dict(httpx.post(f"{self.url}/v1/check", json={"text": text}, timeout=30).json())
+
+
+@contextmanager
+def sidecar_process(folder: Path, log: Path, *arguments: str) -> Iterator[SidecarProcess]:
+    running = SidecarProcess(folder, log, *arguments)
+    try:
+        yield running
+    finally:
+        if running.popen.poll() is None:
+            running.popen.kill()
+        running.popen.wait(30)
