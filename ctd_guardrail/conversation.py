@@ -262,13 +262,16 @@ class History:
 class _Digest:
     """A hash of messages that can be continued: of the canonical JSON list of their roles and texts."""
 
+    _BEGUN: Final = hashlib.sha256(b"[")  # a copy costs less than a new one
+
     def __init__(self) -> None:
-        self._hash = hashlib.sha256(b"[")
+        self._hash = self._BEGUN
         self._separator = ""
 
     def add(self, messages: Sequence[Message]) -> None:
         """Let these messages be a part of all later results."""
         if messages:
+            self._hash = self._hash.copy()
             self._hash.update(self._json(messages).encode("ascii"))
             self._separator = ", "
 
@@ -279,7 +282,8 @@ class _Digest:
         return ended.hexdigest()
 
     def _json(self, messages: Sequence[Message]) -> str:
-        items = json.dumps([[message.role, message.content] for message in messages])[1:-1]
+        # As `json.dumps` writes the list; text by text it takes a third of the time.
+        items = ", ".join(f'["{message.role}", {json.dumps(message.content)}]' for message in messages)
         return f"{self._separator}{items}" if items else ""
 
 

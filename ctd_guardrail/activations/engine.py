@@ -151,13 +151,13 @@ def _time_batch(source: ActivationSource, items: Sequence[_Item]) -> list[_Done]
     return [_Done(rows, batch) for rows in results]
 
 
-@torch.inference_mode()
 def _run_batch(source: ActivationSource, items: Sequence[_Item]) -> list[torch.Tensor]:
     tokens = source.activations([item.window for item in items])
+    if len(items) == 1:
+        return [items[0].head(tokens).cpu()]
     heads = list(dict.fromkeys(item.head for item in items))
     if len(heads) == 1:
-        rows = heads[0](tokens).cpu()
-        return [rows] if len(items) == 1 else list(rows.split([item.rows for item in items]))
+        return list(heads[0](tokens).cpu().split([item.rows for item in items]))
     # Policies that share a base model share its forward pass; each head sees its own windows.
     windows = tokens.values.split(tokens.lengths)
     results: dict[int, torch.Tensor] = {}
@@ -170,8 +170,9 @@ def _run_batch(source: ActivationSource, items: Sequence[_Item]) -> list[torch.T
 
 
 def _to_numpy(parts: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).float().numpy()
-    return rows
+    rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    array: NDArray[np.float32] = (rows if rows.dtype is torch.float32 else rows.float()).numpy()
+    return array
 
 
 def _values(tokens: Ragged) -> torch.Tensor:

@@ -6,8 +6,7 @@ conversation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
@@ -20,14 +19,11 @@ __all__ = ["check_span", "describe", "expert_span"]
 _TRACER = trace.get_tracer(METER)
 
 
-@contextmanager
-def _current(name: str) -> Iterator[Span]:
+def _current(name: str) -> AbstractContextManager[Span]:
     span = _TRACER.start_span(name)
     if not span.is_recording():
-        yield span
-        return
-    with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-        yield span
+        return nullcontext(span)
+    return trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False)
 
 
 def check_span() -> AbstractContextManager[Span]:
