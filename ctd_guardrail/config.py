@@ -88,7 +88,7 @@ class CtdConfig(BaseModel):
         horizon: Number of inputs that ``guarantee: next`` speaks of.
         criterion: Which of the certified thresholds is used. ``budget`` uses the budget up; the others take the one
             with the best AUROC, accuracy, Brier score or cost on the labelled calibration rows, which may delegate
-            less.
+            less, and next to nothing where no gain is clear.
         costs: Prices for ``criterion: cost``.
         tie_key_env: Name of the environment variable with a secret of 16 to 64 bytes. With it, inputs that tie with
             lambda are drawn by a keyed hash of their text instead of all staying with the probe.

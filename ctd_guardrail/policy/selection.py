@@ -4,10 +4,18 @@ A certificate for lambda holds for every larger threshold by the same event, so 
 best on the labelled calibration rows may be chosen at no cost: no correction, no second split. The labels only choose;
 a bad choice wastes budget and cannot overspend it. It is what stops an expert that is worse than the probe on the rows
 that d ranks lowest: without it, the budget would be spent on doing harm.
+
+The best of many thresholds looks better than it is. Where the expert is worth nothing it still looks worth something,
+and delegation by it does harm on fresh rows. So the best threshold is taken only if the same rows show that it beats
+delegating none of them: its gain has to exceed two standard errors of the paired difference, for AUROC those of
+DeLong, DeLong and Clarke-Pearson (1988). It is the same preference for the plain choice within the noise as the
+one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984, section 3.4.3); it takes two, because the best of
+many passes more easily than one alone would.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +31,8 @@ __all__ = ["Choice", "Costs", "Criterion", "auroc_error", "best_threshold"]
 
 # The AUROC of each candidate takes a pass over all scores: that many at most are looked at, evenly spaced in rank.
 _AUROC_CANDIDATES: Final = 200
+# So many a gain has to exceed.
+_STANDARD_ERRORS: Final = 2.0
 
 FloatArray = NDArray[np.float64]
 
@@ -67,7 +77,7 @@ class Choice:
         threshold: lambda, at least the certificate's.
         exceedances: Number of calibration rows above it.
         risk: The criterion as a risk on the calibration rows: 1 - AUROC, error rate, Brier score or mean cost. It was
-            minimised on these very rows and so flatters the choice; report performance on fresh rows.
+            chosen on these very rows and so flatters the choice; report performance on fresh rows.
     """
 
     threshold: float
@@ -87,6 +97,9 @@ def best_threshold(
     costs: Costs | None = None,
 ) -> Choice:
     """Return the certified threshold with the lowest risk; among equals, the largest, which asks the expert least.
+
+    Where its gain over delegating no calibration row is within the noise, return the largest threshold, which
+    delegates none.
 
     Args:
         certificate: For the scores ``d`` or for others, such as unlabelled traffic; only its threshold is used.
@@ -115,6 +128,8 @@ def best_threshold(
         pick = np.unique(np.linspace(0, above.size - 1, min(above.size, _AUROC_CANDIDATES)).round().astype(np.intp))
         thresholds, above = thresholds[pick], above[pick]
         risks = _auroc_errors(above.tolist(), probe, expert, label)
+        best = _lowest(risks)
+        changes = _placement_changes(int(above[best]), probe, expert, label)
     else:
         before = _losses(criterion, probe, label, tau, costs or Costs())
         after = _losses(criterion, expert, label, tau, costs or Costs())
@@ -122,8 +137,11 @@ def best_threshold(
             after = after + (costs or Costs()).call
         change = np.concatenate([np.zeros(1), np.cumsum(after - before)])
         risks = (before.sum() + change[above]) / d.size
-    # Sums that differ by rounding alone are equal risks.
-    best = int(np.flatnonzero(risks <= risks.min() + 1e-12)[0])
+        best = _lowest(risks)
+        changes = [np.where(np.arange(d.size) < above[best], after - before, 0.0)]
+    # The first threshold delegates nothing.
+    if criterion is not Criterion.BUDGET and risks[0] - risks[best] <= _STANDARD_ERRORS * _standard_error(changes):
+        best = 0
     return Choice(float(thresholds[best]), int(above[best]), float(risks[best]))
 
 
@@ -166,6 +184,36 @@ def _auroc_errors(above: Sequence[int], probe: FloatArray, expert: FloatArray, l
         right = np.cumsum(rest) - rest / 2
         errors[i] = 1.0 - float(harm @ right) / pairs
     return errors
+
+
+def _lowest(risks: FloatArray) -> int:
+    """Return the place of the lowest risk, the first among equals; sums that differ by rounding alone are equal."""
+    return int(np.flatnonzero(risks <= risks.min() + 1e-12)[0])
+
+
+def _placement_changes(above: int, probe: FloatArray, expert: FloatArray, label: FloatArray) -> list[FloatArray]:
+    """Return by how much delegating the first rows moves each unsafe and each safe row's placement."""
+    merged = np.append(expert[:above], probe[above:])
+    return [after - before for after, before in zip(_placements(merged, label), _placements(probe, label), strict=True)]
+
+
+def _placements(score: FloatArray, label: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the share of the other label's rows that each unsafe and each safe row is in the right order with."""
+    unsafe = label > 0.5  # noqa: PLR2004 - labels are 0 and 1
+    harm, rest = np.sort(score[unsafe]), np.sort(score[~unsafe])
+
+    def below(values: FloatArray, others: FloatArray) -> FloatArray:
+        ranks = np.searchsorted(others, values, side="left") + np.searchsorted(others, values, side="right")
+        return ranks / (2.0 * others.size)
+
+    return below(score[unsafe], rest), 1.0 - below(score[~unsafe], harm)
+
+
+def _standard_error(samples: Sequence[FloatArray]) -> float:
+    """Return the standard error of a sum of means of independent samples; infinite where a sample has one row."""
+    if any(sample.size == 1 for sample in samples):
+        return math.inf
+    return math.sqrt(sum(float(sample.var(ddof=1)) / sample.size for sample in samples))
 
 
 def _losses(criterion: Criterion, score: FloatArray, label: FloatArray, tau: float, costs: Costs) -> FloatArray:

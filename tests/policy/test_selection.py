@@ -39,15 +39,33 @@ def _risk(criterion: Criterion, columns: dict[str, np.ndarray], threshold: float
     return float((wrong * weight + delegated * costs.call).mean())
 
 
+def _standard_error(criterion: Criterion, columns: dict[str, np.ndarray], threshold: float, costs: Costs) -> float:
+    """Of the gain over no delegation, from the definitions: every row by itself, every pair of rows for AUROC."""
+    delegated, label = columns["d"] > threshold, columns["label"]
+    scores = [columns["probe"], np.where(delegated, columns["expert"], columns["probe"])]
+    if criterion is Criterion.AUROC:
+        pairs = [score[label == 1][:, None] - score[label == 0] for score in scores]
+        right = [(gap > 0) + (gap == 0) / 2 for gap in pairs]
+        change = right[1] - right[0]
+        return math.sqrt(sum(change.mean(axis=axis).var(ddof=1) / change.shape[1 - axis] for axis in (0, 1)))
+    rows = [{name: column[[i]] for name, column in columns.items()} for i in range(label.size)]
+    risks = [[_risk(criterion, row, t, costs) for row in rows] for t in (math.inf, threshold)]
+    return float(np.std(np.subtract(*risks), ddof=1)) / math.sqrt(label.size)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     n=st.integers(40, 120),
     seed=st.integers(0, 2**32 - 1),
     levels=st.sampled_from([3, 20, 10**6]),
     criterion=st.sampled_from([Criterion.AUROC, Criterion.ACCURACY, Criterion.BRIER, Criterion.COST]),
+    skill=st.sampled_from([0.0, 0.1, 0.4]),
 )
-def test_no_certified_threshold_does_better(n: int, seed: int, levels: int, criterion: Criterion) -> None:
+def test_the_best_certified_threshold_is_taken_where_its_gain_is_no_chance(
+    n: int, seed: int, levels: int, criterion: Criterion, skill: float
+) -> None:
     columns = _columns(n, seed, levels)
+    columns["expert"] = (1 - skill) * columns["expert"] + skill * columns["label"]
     costs = Costs(missed=3.0, false_alarm=0.5, call=0.1)
     certificate = certify(sort_scores(columns["d"]), 0.3, 0.1)
     choice = best_threshold(certificate, criterion, **columns, costs=costs)
@@ -55,10 +73,13 @@ def test_no_certified_threshold_does_better(n: int, seed: int, levels: int, crit
     assert choice.exceedances == (columns["d"] > choice.threshold).sum() <= certificate.k
     assert choice.risk == pytest.approx(_risk(criterion, columns, choice.threshold, costs), abs=1e-12)
     rivals = [t for t in [*columns["d"], certificate.threshold] if t >= certificate.threshold]
-    best = min(_risk(criterion, columns, t, costs) for t in rivals)
-    assert choice.risk == pytest.approx(best, abs=1e-12)
+    risks = {t: _risk(criterion, columns, t, costs) for t in rivals}
     # Among equals the one that asks the expert least.
-    assert not any(t > choice.threshold and _risk(criterion, columns, t, costs) <= best + 1e-13 for t in rivals)
+    best = max(t for t, risk in risks.items() if risk <= min(risks.values()) + 1e-12)
+    gain = risks[max(rivals)] - risks[best]
+    needed = 2.0 * _standard_error(criterion, columns, best, costs)
+    if abs(gain - needed) > 1e-9:
+        assert choice.threshold == (best if gain > needed else max(rivals))
 
 
 def test_an_expert_that_only_does_harm_is_not_asked() -> None:
@@ -71,6 +92,30 @@ def test_an_expert_that_only_does_harm_is_not_asked() -> None:
         assert choice.exceedances == 0
     spent = best_threshold(certificate, Criterion.BUDGET, d=d, probe=probe, expert=1 - probe, label=label)
     assert spent.threshold == certificate.threshold
+
+
+@pytest.mark.parametrize("criterion", [Criterion.AUROC, Criterion.ACCURACY, Criterion.BRIER])
+def test_an_expert_of_no_use_is_seldom_asked_and_a_good_one_always(criterion: Criterion) -> None:
+    rng = np.random.default_rng(0)
+    asked = {0.0: 0, 0.5: 0}
+    for _ in range(60):
+        label = (rng.random(600) < 0.4).astype(np.float64)
+        probe, noise = np.clip(rng.normal(0.35 + 0.3 * label, 0.2, (2, 600)), 0, 1)
+        certificate = certify(np.sort(d := rng.random(600)), 0.5, 0.1)
+        for skill in asked:
+            expert = (1 - skill) * noise + skill * label
+            choice = best_threshold(certificate, criterion, d=d, probe=probe, expert=expert, label=label)
+            asked[skill] += choice.exceedances > 0
+    # The largest of many gains passes more often than one time in forty.
+    assert asked[0.0] < 12
+    assert asked[0.5] == 60
+
+
+def test_two_rows_show_nothing() -> None:
+    certificate = certify(np.arange(1000.0), 0.3, 0.1)
+    columns = {"probe": np.array([0.4, 0.6]), "expert": np.array([0.9, 0.1]), "label": np.array([1.0, 0.0])}
+    choice = best_threshold(certificate, Criterion.AUROC, d=np.array([2000.0, 3000.0]), **columns)
+    assert choice.exceedances == 0
 
 
 def test_a_certificate_from_other_scores_bounds_the_choice() -> None:
