@@ -1,7 +1,7 @@
 """Equal fits computed once.
 
-With several experts and recipes on the same rows, training repeats the same logistic regressions, which take most of
-its time: they read activations and labels, and no expert. Settings whose safety probe has the same source share it too.
+With several experts and recipes on the same rows, training repeats the same regressions, which take most of its
+time: many read activations and labels, and no expert. Settings whose safety probe has the same source share it too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from calibrate.pooled import PooledRows
 from calibrate.train.logistic import fit_logistic
+from calibrate.train.ridge import fit_ridge
 from calibrate.train.rows import TrainingRows
 from calibrate.train.targets import Target
 from calibrate.train.tokens import fit_tokens
@@ -29,6 +30,7 @@ Result = TypeVar("Result")
 # Where training looks the functions up.
 _USES: Final[dict[str, Callable[..., Any]]] = {
     "calibrate.train.linear.fit_logistic": fit_logistic,
+    "calibrate.train.linear.fit_ridge": fit_ridge,
     "calibrate.train.windows.fit_logistic": fit_logistic,
     "calibrate.train.learner.choose_windows": choose_windows,
     "calibrate.train.learner.fit_tokens": fit_tokens,

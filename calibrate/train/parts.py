@@ -41,7 +41,7 @@ class Part:
         return self._rescale(np.full(self.bias.size, factor), np.zeros_like(self.bias))
 
     def rescaled(self, slope: float, offset: float, heads: Sequence[Output]) -> Part:
-        """Return the part whose named heads x are ``slope x + offset``; ``slope`` is positive."""
+        """Return the part whose named heads x are ``slope x + offset``; ``slope`` is not negative."""
         named = np.isin(self.component.outputs, heads)
         return self._rescale(np.where(named, slope, 1.0), np.where(named, offset, 0.0))
 

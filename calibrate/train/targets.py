@@ -23,7 +23,7 @@ from calibrate.options import Delegation
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.probes.spec import DelegationCosts
 
-__all__ = ["Target", "delegation_targets", "label_target"]
+__all__ = ["Target", "delegation_targets", "label_target", "share_target"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -59,8 +59,13 @@ class Target:
 
 
 def label_target(labels: FloatArray) -> Target:
-    """Return the target of the safety probe, and of eta: P(y=1|x)."""
+    """Return the target of the safety probe, and one of eta: the logit of P(y=1|x)."""
     return Target("logistic", labels, np.ones_like(labels))
+
+
+def share_target(labels: FloatArray) -> Target:
+    """Return the other target of a linear eta: P(y=1|x) itself, up to a scale."""
+    return Target("squared", labels, np.ones_like(labels))
 
 
 def delegation_targets(

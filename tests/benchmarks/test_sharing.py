@@ -3,7 +3,7 @@ import torch
 from sharing import shared_fits
 
 from calibrate.pooled import PooledRows
-from calibrate.train import learner, linear, logistic, train_probes
+from calibrate.train import learner, linear, logistic, ridge, train_probes
 from calibrate.train.descent import Schedule
 from calibrate.train.rows import TrainingRows
 from calibrate.train.targets import label_target
@@ -33,7 +33,9 @@ def test_an_equal_fit_is_computed_once() -> None:
         first = linear.fit_logistic(features, labels, clusters, seed=0, weights=np.ones_like(labels))
         assert linear.fit_logistic(features.copy(), labels, clusters, seed=0, weights=np.ones_like(labels)) is first
         assert linear.fit_logistic(features, labels, clusters, seed=1, weights=np.ones_like(labels)) is not first
-    assert linear.fit_logistic is logistic.fit_logistic
+        assert linear.fit_ridge(features.copy(), labels, clusters) is linear.fit_ridge(features, labels, clusters)
+        assert linear.fit_ridge(features, 1 - labels, clusters) is not linear.fit_ridge(features, labels, clusters)
+    assert (linear.fit_logistic, linear.fit_ridge) == (logistic.fit_logistic, ridge.fit_ridge)
 
 
 def test_equal_fits_to_tokens_are_shared_between_experts_and_no_others() -> None:

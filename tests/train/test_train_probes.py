@@ -88,6 +88,32 @@ def test_eta_learns_from_rows_of_the_safety_probe_that_are_of_the_same_traffic()
     assert np.abs(d - best).mean() < error_alone
 
 
+def swapped_source(seed: int) -> SafetyRows:
+    """Return rows whose label is on another activation."""
+    source = world(400, seed)
+    return SafetyRows(source.pooled[:, ::-1].copy(), source.labels, source.clusters)
+
+
+def test_eta_is_a_ridge_where_it_rises_in_a_line_and_logistic_where_it_is_nearly_a_step() -> None:
+    rows, uniform = world(3000, 0), np.random.default_rng(0).random(3000)
+    x = rows.pooled[:, 0]
+    records = []
+    for eta in (np.clip(0.5 + 0.2 * x, 0, 1), expit(12.0 * x)):
+        columns = rows.pooled, (uniform < eta).astype(float), rows.expert, rows.clusters
+        trained = train_probes(*columns, seed=0, safety=swapped_source(2))
+        records.append(trained.record["delegation"]["eta"])
+    assert ["penalty" in record for record in records] == [True, False]
+    assert ["C" in record for record in records] == [False, True]
+
+
+def test_eta_of_labels_that_nothing_tells_apart_is_the_share_of_unsafe_rows() -> None:
+    rows = world(300, 0)
+    labels = (np.arange(300) % 5 == 0).astype(float)
+    columns = np.ones_like(rows.pooled), labels, rows.expert, rows.clusters
+    trained = train_probes(*columns, seed=0, safety=swapped_source(2))
+    assert trained.record["delegation"]["eta"]["scale"] == {"slope": 0.0, "offset": pytest.approx(logit(0.2))}
+
+
 def test_eta_is_as_sure_as_its_held_out_ranking_deserves() -> None:
     # Few rows and many dimensions: the penalty that ranks best leaves logits too small.
     rows, others = world(300, 0, width=100), world(100, 2, width=100)
