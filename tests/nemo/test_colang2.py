@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
-
-REFUSED = "I'm sorry, I can't respond to that."
-UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
-ANSWER = "the main LLM's answer"
+from words import ANSWER, REFUSED, UNAVAILABLE
 
 MAIN = """
 import core

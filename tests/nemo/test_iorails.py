@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,12 @@ from nemoguardrails import Guardrails, RailsConfig
 from nemoguardrails.guardrails import compiled_rail
 from nemoguardrails.guardrails.iorails import IORails
 from nemoguardrails.manifests import default_rail_catalog, registry
+from words import ANSWER, BROKEN, REFUSED
 
 from ctd_guardrail.errors import ConfigError, HostError, InfeasibleBudgetError
 from ctd_guardrail.nemo import iorails
 
-REFUSED = "I'm sorry, I can't respond to that."
-BROKEN = "I'm sorry, an internal error has occurred."
-ANSWER = "the main LLM's answer"
-
-
-@pytest.fixture(autouse=True)
-def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
-    catalog, hooks = registry._catalog, compiled_rail._LOCAL_BACKEND_CHECKS
-    iorails.install()
-    yield
-    registry._catalog = catalog
-    hooks.pop("ctd_guardrail", None)
+pytestmark = pytest.mark.usefixtures("installed_in_iorails")
 
 
 @pytest.fixture

@@ -13,10 +13,7 @@ from hosts import refused_start
 from nemoguardrails import Guardrails, LLMRails, RailsConfig
 from nemoguardrails.rails.llm.options import GenerationResponse
 from nemoguardrails.testing import FakeLLMModel
-
-REFUSED = "I'm sorry, I can't respond to that."
-UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
-ANSWER = "the main LLM's answer"
+from words import ANSWER, REFUSED, UNAVAILABLE
 
 
 def app_for(folder: Path) -> tuple[LLMRails, FakeLLMModel]:

@@ -14,15 +14,12 @@ import pytest
 from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
+from words import ANSWER, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import ActivationError, InfeasibleBudgetError
 from ctd_guardrail.nemo.loading import LoadingGuard
 from ctd_guardrail.overrides import OverridableCascade
-
-REFUSED = "I'm sorry, I can't respond to that."
-UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
-ANSWER = "the main LLM's answer"
 
 
 def user(text: str) -> list[dict[str, Any]]:

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
-
-ANSWER = "the main LLM's answer"
-UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
+from words import ANSWER, UNAVAILABLE
 
 
 def conversation(overrides: object) -> list[dict[str, Any]]:

@@ -2,36 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
-from nemoguardrails.guardrails import compiled_rail
 from nemoguardrails.guardrails.iorails import IORails
-from nemoguardrails.manifests import registry
 from nemoguardrails.testing import FakeLLMModel
+from words import ANSWER, BROKEN, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.experts.openai import OpenAIExpert
 from ctd_guardrail.nemo import iorails
 from ctd_guardrail.nemo.action import screen
 
-REFUSED = "I'm sorry, I can't respond to that."
-UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
-BROKEN = "I'm sorry, an internal error has occurred."
-ANSWER = "the main LLM's answer"
-
-
-@pytest.fixture(autouse=True)
-def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
-    catalog, hooks = registry._catalog, compiled_rail._LOCAL_BACKEND_CHECKS
-    iorails.install()
-    yield
-    registry._catalog = catalog
-    hooks.pop("ctd_guardrail", None)
+pytestmark = pytest.mark.usefixtures("installed_in_iorails")
 
 
 @pytest.fixture

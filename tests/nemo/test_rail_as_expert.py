@@ -1,7 +1,7 @@
 """A rail of NeMo's own as the expert, on both engines."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,30 +9,17 @@ from typing import Any
 import pytest
 from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
-from nemoguardrails.guardrails import compiled_rail
 from nemoguardrails.guardrails.iorails import IORails
-from nemoguardrails.manifests import registry
+from words import ANSWER, BROKEN, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.memory import JUDGED
-from ctd_guardrail.nemo import iorails
 
-REFUSED = "I'm sorry, I can't respond to that."
-UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
-BROKEN = "I'm sorry, an internal error has occurred."
-ANSWER = "the main LLM's answer"
 FLOW = "content safety check input $model=content_safety"
 TASK = "content_safety_check_input $model=content_safety"
 
 
-@pytest.fixture(autouse=True)
-def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
-    catalog, hooks = registry._catalog, compiled_rail._LOCAL_BACKEND_CHECKS
-    iorails.install()
-    yield
-    registry._catalog = catalog
-    hooks.pop("ctd_guardrail", None)
+pytestmark = pytest.mark.usefixtures("installed_in_iorails")
 
 
 @pytest.fixture

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
+from words import ANSWER, UNAVAILABLE
 
 from ctd_guardrail.memory import JUDGED
 from ctd_guardrail.nemo.folder import read_folder
 from ctd_guardrail.nemo.wiring import ConfigError, Engine, check_wiring
 
-ANSWER = "the main LLM's answer"
-UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
 EACH = {"cap": {"calls": 2, "per_s": 3600, "per": "principal"}, "principal": {"variable": "tenant"}}
 
 

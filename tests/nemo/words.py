@@ -1,0 +1,10 @@
+"""What the users of an app read in these tests."""
+
+from typing import Final
+
+__all__ = ["ANSWER", "BROKEN", "REFUSED", "UNAVAILABLE"]
+
+ANSWER: Final = "the main LLM's answer"
+REFUSED: Final = "I'm sorry, I can't respond to that."
+UNAVAILABLE: Final = "I'm sorry, I can't check messages right now. Please try again later."
+BROKEN: Final = "I'm sorry, an internal error has occurred."
