@@ -128,8 +128,7 @@ def judge(share: float) -> Iterator[str]:
 @contextlib.contextmanager
 def server(door: str, folder: Path) -> Iterator[Server]:
     """Run a server in a process of its own until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
+    port = free_port()
     address, environment = f"http://127.0.0.1:{port}", dict(os.environ)
     stats = folder / "delays.json" if door == "sidecar" else None
     if door == "sidecar":
@@ -141,20 +140,28 @@ def server(door: str, folder: Path) -> Iterator[Server]:
         environment["NEMO_GUARDRAILS_IORAILS_ENGINE"] = "1" if door == "iorails" else "0"
         opened = Door(f"{address}/v1/checks", partial(_checks_body, config=folder.name), _read_checks)
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603  # likewise
-        _wait(f"{address}/health/ready" if door == "sidecar" else f"{address}/v1/rails/configs", process)
+        wait(f"{address}/health/ready" if door == "sidecar" else f"{address}/v1/rails/configs", process)
         yield Server(process.pid, opened, stats)
         process.send_signal(signal.SIGINT)
         process.wait(60)
 
 
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port: int = reserved.getsockname()[1]
+    return port
+
+
+def wait(url: str, process: subprocess.Popen[bytes], *, log: Path | None = None) -> None:
+    """Wait until an address answers with success; the log says why it does not."""
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(url).is_success:
                 return
         time.sleep(0.1)
-    raise RuntimeError(f"no server at {url}")
+    raise SystemExit(f"nothing answers at {url}\n{'' if log is None else log.read_text(encoding='utf-8')}")
 
 
 def _sidecar_body(message: str) -> dict[str, Any]:

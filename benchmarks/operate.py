@@ -19,7 +19,6 @@ import math
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from typing import Any, Final
 
 import httpx
 import yaml
-from load import CALIBRATION, judge, write_folder
+from load import CALIBRATION, free_port, judge, wait, write_folder
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from traffic import Answer, Door, open_loop, tickets
@@ -64,29 +63,11 @@ def process(command: list[str], log: Path, health: str, **environment: str) -> I
         subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=file) as running,  # noqa: S603
     ):
         try:
-            wait(health, running, log)
+            wait(health, running, log=log)
             yield running
         finally:
             running.terminate()
             running.wait(60)
-
-
-def wait(url: str, running: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until an address answers with success."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end and running.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url).is_success:
-                return
-        time.sleep(0.1)
-    raise SystemExit(f"nothing answers at {url}:\n{log.read_text(encoding='utf-8')}")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port: int = reserved.getsockname()[1]
-    return port
 
 
 def prometheus_config(folder: Path, sidecar_port: int, token: str) -> Path:
