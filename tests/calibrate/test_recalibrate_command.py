@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from faulty.policies import write_plain_policy
 from typer.testing import CliRunner
 
 from calibrate.cli import app
-from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.policy.budget import max_exceedances
 from ctd_guardrail.policy.spending import spent_delta
-from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
+from ctd_guardrail.policy.store import CalibrationScores, read_policy
 
 N = 400
 
@@ -34,29 +33,9 @@ def _run(policy: Path, scores: Path, *options: str) -> tuple[Result, dict[str, A
 def policy(tmp_path: Path) -> Path:
     folder = tmp_path / "policy"
     rng = np.random.default_rng(0)
-    write_policy(
-        folder,
-        {
-            "created_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
-            "versions": {},
-            "activations": ActivationSpec(model="m", layers=(1,), site="residual"),
-            "fingerprint": Fingerprint(
-                architecture="BertModel",
-                hidden_size=3,
-                window=128,
-                weights_sha256="a" * 64,
-                tokenizer_sha256="b" * 64,
-                template_sha256="c" * 64,
-            ),
-            "expert": "judge",
-            "calibration": {"rows": N, "alpha": 0.1, "delta": 0.05, "seed": 0},
-            "data": [],
-            "training": {},
-            "evaluation": {},
-        },
-        {"bias": np.zeros(4, np.float32), "0.weight": np.ones((4, 3), np.float32)},
-        CalibrationScores.from_rows(d=rng.normal(size=N), p=rng.random(N), expert=rng.random(N), label=np.ones(N)),
-    )
+    scores = CalibrationScores.from_rows(d=rng.normal(size=N), p=rng.random(N), expert=rng.random(N), label=np.ones(N))
+    calibration = {"rows": N, "alpha": 0.1, "delta": 0.05, "seed": 0}
+    write_plain_policy(folder, rows=N, scores=scores, expert="judge", calibration=calibration)
     return folder
 
 

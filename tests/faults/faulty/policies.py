@@ -14,8 +14,8 @@ from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
 __all__ = ["write_plain_policy"]
 
 
-def write_plain_policy(folder: Path, *, rows: int, **changes: Any) -> Policy:
-    """Write a policy on a model of width 3; keyword arguments change its manifest."""
+def write_plain_policy(folder: Path, *, rows: int, scores: CalibrationScores | None = None, **changes: Any) -> Policy:
+    """Write a policy on a model of width 3, with evenly spaced scores or these; other arguments change its manifest."""
     fields: dict[str, Any] = {
         "created_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
         "versions": {},
@@ -35,5 +35,5 @@ def write_plain_policy(folder: Path, *, rows: int, **changes: Any) -> Policy:
         "evaluation": {},
     }
     probe = {"bias": np.ones(4, np.float32), "0.weight": np.ones((4, 3), np.float32)}
-    scores = CalibrationScores(np.linspace(-1, 1, rows), np.linspace(0, 1, rows))
+    scores = scores or CalibrationScores(np.linspace(-1, 1, rows), np.linspace(0, 1, rows))
     return write_policy(folder, fields | changes, probe, scores)
