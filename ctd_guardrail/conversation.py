@@ -282,7 +282,7 @@ class _Digest:
         return ended.hexdigest()
 
     def _json(self, messages: Sequence[Message]) -> str:
-        # As `json.dumps` writes the list; text by text it takes a third of the time.
+        # As `json.dumps` writes the list, and faster: a text by itself takes its short way.
         items = ", ".join(f'["{message.role}", {json.dumps(message.content)}]' for message in messages)
         return f"{self._separator}{items}" if items else ""
 

@@ -24,7 +24,7 @@ from ctd_guardrail.errors import OverloadedError
 
 __all__ = ["MicroBatcher"]
 
-# Each result that is handed over wakes a task, which runs for .1 to .5 ms.
+# Each result that is handed over wakes a task, which has the rest of its request to do.
 _AT_ONCE: Final = 4
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class MicroBatcher(Generic[T, R]):
         self._max_queue = max_queue
         self._queue: FairQueue[_Ticket[T, R]] = FairQueue()
         self._lock = threading.Lock()
-        # Held while the thread has work. A condition would wake it only to wait for the lock.
+        # Let go of to wake the thread when it is idle. A condition would wake it only to wait for the other lock.
         self._work = threading.Lock()
         self._work.acquire()
         self._is_idle = False

@@ -50,7 +50,7 @@ def _read(events: Iterable[object] | None) -> ChatMessages:
     messages: ChatMessages = []
     for event in events or ():
         # Colang 2.x puts its own objects between the events of the outside world.
-        if isinstance(event, (dict, Mapping)):
+        if isinstance(event, Mapping):
             messages += [message for message in _messages_of(event) if message not in messages[-1:]]
     return messages
 
