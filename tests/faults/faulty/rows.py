@@ -102,7 +102,8 @@ ROWS = (
     Row(
         "killed_sidecar",
         "The sidecar is killed (`kill -9`) under load, eight clients at a time",
-        "no half answer; monitors and audit log are whole, know all up to the last save, and the next process goes on",
+        "no half answer; monitors and audit log are whole, know all that was answered before the last but one save, "
+        "and the next goes on",
         20,
     ),
     Row(
