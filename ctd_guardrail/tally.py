@@ -24,6 +24,7 @@ class TallySnapshot:
             ``block`` took the guard's place.
         recalled: Turns that had been judged before; they are not among the decisions.
         shadow: Decisions whose verdict did not count.
+        unscreened_calls: Calls of the main LLM for which the guard had given no verdict.
     """
 
     decisions: dict[tuple[Verdict, Route, Reason], int]
@@ -32,6 +33,7 @@ class TallySnapshot:
     bypasses: dict[tuple[Reason, FailurePolicy, Verdict], int]
     recalled: int = 0
     shadow: int = 0
+    unscreened_calls: int = 0
 
     @property
     def total(self) -> int:
@@ -106,6 +108,17 @@ class Tally:
         if self._observer is not None:
             self._observer.recalled()
 
+    def count_unscreened_call(self, door: str) -> None:
+        """Count a call of the main LLM for which the guard had given no verdict.
+
+        Args:
+            door: Where the call was made: a word of :data:`ctd_guardrail.observability.metrics.DOORS`.
+        """
+        with self._totals.lock:
+            self._totals.unscreened_calls += 1
+        if self._observer is not None:
+            self._observer.unscreened(door)
+
     def snapshot(self) -> TallySnapshot:
         """Return the counts so far."""
         with self._totals.lock:
@@ -116,6 +129,7 @@ class Tally:
                 bypasses=dict(self._totals.bypasses),
                 recalled=self._totals.recalled,
                 shadow=self._totals.shadow,
+                unscreened_calls=self._totals.unscreened_calls,
             )
 
 
@@ -128,3 +142,4 @@ class _Totals:
         self.expert_tokens = 0
         self.recalled = 0
         self.shadow = 0
+        self.unscreened_calls = 0

@@ -67,6 +67,8 @@ class Seen:
 
     def recalled(self) -> None: ...
 
+    def unscreened(self, door: str) -> None: ...
+
 
 def guard(p: float, d: float, judge: Judge, seen: Seen, share: float = ALWAYS, **options: Any) -> Cascade:
     return Cascade(

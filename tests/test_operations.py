@@ -17,7 +17,7 @@ OPERATIONS = Path(__file__).parents[1] / "docs" / "operations"
 DASHBOARD = json.loads((OPERATIONS / "dashboard.json").read_text())
 RULES = [rule for group in yaml.safe_load((OPERATIONS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 RUNBOOK = (OPERATIONS / "runbook.md").read_text()
-LABELS = {"guard", "policy", "verdict", "route", "reason", "mode", "on_failure", "bound", "alarm", "status"}
+LABELS = {"guard", "policy", "verdict", "route", "reason", "mode", "on_failure", "bound", "alarm", "status", "door"}
 
 
 class NamingMeter:

@@ -23,6 +23,9 @@ class Recorder:
     def recalled(self) -> None:
         self.seen.append(())
 
+    def unscreened(self, door: str) -> None:
+        self.seen.append((door,))
+
 
 def test_an_observer_is_told_of_all_that_is_counted() -> None:
     recorder = Recorder()
@@ -34,8 +37,18 @@ def test_an_observer_is_told_of_all_that_is_counted() -> None:
     tally.count_audit(missed=True)
     tally.count_expert_attempts(2, 30)
     tally.count_recalled()
-    assert recorder.seen == [(decision, "digest"), (decision, None), (0.5, True, False), (True,), (2, 30), ()]
-    assert (tally.snapshot().total, tally.snapshot().expert_attempts, tally.snapshot().recalled) == (2, 2, 1)
+    tally.count_unscreened_call("llmrails")
+    assert recorder.seen == [
+        (decision, "digest"),
+        (decision, None),
+        (0.5, True, False),
+        (True,),
+        (2, 30),
+        (),
+        ("llmrails",),
+    ]
+    counts = tally.snapshot()
+    assert (counts.total, counts.expert_attempts, counts.recalled, counts.unscreened_calls) == (2, 2, 1, 1)
 
 
 def test_a_tally_that_tells_somebody_else_adds_to_the_same_counters() -> None:

@@ -15,15 +15,21 @@ from opentelemetry import metrics
 
 from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
 from ctd_guardrail.observability.sink import Observation
+from ctd_guardrail.observability.totals import Totals
 
-__all__ = ["METER", "Metrics", "default_meter"]
+__all__ = ["DOORS", "METER", "Metrics", "default_meter"]
 
 METER: Final = "ctd_guardrail"
 
+DOORS: Final = ("llmrails", "iorails", "sidecar", "other")
+"""Where calls of the main LLM are seen; any other word is counted as ``other``."""
+
+_GUARD: Final = ("guard", "policy")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class _Instruments(NamedTuple):
+    unscreened: Totals
     decisions: metrics.Counter
     bypasses: metrics.Counter
     recalled: metrics.Counter
@@ -42,7 +48,15 @@ def _instruments(meter: metrics.Meter) -> _Instruments:
             name, unit="s", description=description, explicit_bucket_boundaries_advisory=_SECONDS
         )
 
+    def totals(name: str, description: str, *attributes: str) -> Totals:
+        counted = Totals(*_GUARD, *attributes)
+        meter.create_observable_counter(name, [counted.observe], description=description)
+        return counted
+
     return _Instruments(
+        unscreened=totals(
+            "ctd.unscreened_calls", "Calls of the main LLM for which the guard had given no verdict.", "door"
+        ),
         decisions=meter.create_counter("ctd.decisions", description="Decisions by verdict, route, reason and mode."),
         bypasses=meter.create_counter(
             "ctd.bypasses",
@@ -62,13 +76,15 @@ class Metrics:
     """Counts and times the decisions of guards that share a configuration.
 
     Args:
-        labels: What tells them from others.
+        labels: What tells them from others: ``guard`` and ``policy``.
         meter: Where instruments are made; None: in the process's meter provider.
     """
 
     def __init__(self, labels: Mapping[str, str], *, meter: metrics.Meter | None = None) -> None:
         self._instruments = _instruments(default_meter() if meter is None else meter)
         self._labels = dict(labels)
+        self._guard = tuple(labels[name] for name in _GUARD)
+        self._instruments.unscreened.expect((*self._guard, door) for door in DOORS)
         self._routes = {route: {**labels, "route": route.value} for route in Route}
         self._attributes: dict[tuple[Verdict, Route, Reason, Mode], dict[str, str]] = {}
         self._counts: Counter[tuple[Verdict, Route, Reason, Mode]] = Counter()
@@ -91,6 +107,10 @@ class Metrics:
     def recalled(self) -> None:
         """Count a turn that had been judged before."""
         self._instruments.recalled.add(1, self._labels)
+
+    def unscreened(self, door: str) -> None:
+        """Count a call of the main LLM without a verdict. On any thread."""
+        self._instruments.unscreened.add(1, *self._guard, door if door in DOORS else DOORS[-1])
 
     def tick(self) -> None:
         """Hand over what was counted: instruments of an SDK take 20 us a call, whatever they add."""

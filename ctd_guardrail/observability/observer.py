@@ -10,7 +10,7 @@ __all__ = ["Observer"]
 
 
 class Observer(Protocol):
-    """Told of scores, decisions, audits, calls of the expert, and turns that had been judged before.
+    """Told of scores, decisions, audits, calls of the expert, turns judged before, and unscreened main-LLM calls.
 
     It is called on the request's own thread, between the decision and the answer, from several event loops and threads
     at once. It returns at once and raises nothing.
@@ -54,4 +54,12 @@ class Observer(Protocol):
 
     def recalled(self) -> None:
         """Take a turn that had been judged before and was not judged again."""
+        ...
+
+    def unscreened(self, door: str) -> None:
+        """Take a call of the main LLM for which the guard had given no verdict.
+
+        Args:
+            door: Where the call was made.
+        """
         ...

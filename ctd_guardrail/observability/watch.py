@@ -103,6 +103,10 @@ class Watch:
         for sink in self._sinks:
             sink.recalled()
 
+    def count_unscreened(self, door: str) -> None:
+        """Count a call of the main LLM without a verdict. On any thread: the relay may drop what waits."""
+        self._metrics.unscreened(door)
+
     def tick(self, *, is_last: bool) -> None:
         """Do what is due. On the relay's thread."""
         self._metrics.tick()
@@ -152,6 +156,10 @@ class WatchObserver:
         """Hand over a turn that had been judged before."""
         if REQUEST_ID.get() is not SELF_TEST:
             RELAY.put(self.watch.take_recalled)
+
+    def unscreened(self, door: str) -> None:
+        """Count a call of the main LLM without a verdict, at once."""
+        self.watch.count_unscreened(door)
 
 
 class _Registry:

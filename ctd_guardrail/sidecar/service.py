@@ -238,6 +238,7 @@ class Service:
             "expert_attempts": counts.expert_attempts,
             "expert_tokens": counts.expert_tokens,
             "recalled": counts.recalled,
+            "unscreened_calls": counts.unscreened_calls,
             "refused": {str(status): count for status, count in sorted(self.refused.items())},
             "running": self.running,
             "reloads": self.reloads,

@@ -5,7 +5,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Timings, Verdict
-from ctd_guardrail.observability.metrics import Metrics
+from ctd_guardrail.observability.metrics import DOORS, Metrics
 from ctd_guardrail.observability.sink import Observation
 
 LABELS = {"guard": "config", "policy": "0123456789ab"}
@@ -87,6 +87,20 @@ def test_times_are_seconds_of_those_who_took_part(metrics: Metrics, reader: InMe
         "expert": 1,
         "probe": 1,
     }
+
+
+def test_calls_of_the_main_model_without_a_verdict_are_counted_from_zero(
+    metrics: Metrics, reader: InMemoryMetricReader
+) -> None:
+    def totals() -> dict[str, int]:
+        found = points(reader)["ctd.unscreened_calls"]
+        assert all(LABELS.items() <= dict(point.attributes).items() for point in found)
+        return {point.attributes["door"]: point.value for point in found}
+
+    assert totals() == dict.fromkeys(DOORS, 0)
+    metrics.unscreened("iorails")
+    metrics.unscreened("a word of some caller")
+    assert totals() == {**dict.fromkeys(DOORS, 0), "iorails": 1, "other": 1}
 
 
 def test_calls_tokens_and_recalled_turns_are_counted(metrics: Metrics, reader: InMemoryMetricReader) -> None:

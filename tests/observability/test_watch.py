@@ -19,6 +19,7 @@ from ctd_guardrail.guards.audit_floor import budget_beside_audit
 from ctd_guardrail.memory import JUDGED
 from ctd_guardrail.nemo.folder import read_folder
 from ctd_guardrail.observability.gauges import register_gauges
+from ctd_guardrail.observability.metrics import DOORS, Metrics
 from ctd_guardrail.observability.relay import RELAY
 from ctd_guardrail.selftest import self_test
 from ctd_guardrail.standalone import StandaloneGuard, load_guard
@@ -174,6 +175,21 @@ def test_audited_inputs_reach_the_expert_and_the_floor(make_rail_folder: Callabl
     assert watch.kept.monitors.audit is not None
     assert watch.kept.monitors.audit.audits == watch.count.delegated == audited
     assert 0 < audited < 40
+
+
+def test_a_call_without_a_verdict_reaches_the_metrics_of_its_guard(make_rail_folder: Callable[..., Path]) -> None:
+    guard = load_guard(make_rail_folder(), in_service=True)
+    watch = guard.cascade.watch
+    assert watch is not None
+    watch._metrics = Metrics(watch.facts.labels, meter=MeterProvider([reader := InMemoryMetricReader()]).get_meter("t"))
+    guard.cascade.tally.count_unscreened_call("llmrails")
+    data = reader.get_metrics_data()
+    assert data is not None
+    metrics: Any = data.resource_metrics[0].scope_metrics[0].metrics
+    (counted,) = [metric for metric in metrics if metric.name == "ctd.unscreened_calls"]
+    totals = {point.attributes["door"]: point.value for point in counted.data.data_points}
+    assert totals == {**dict.fromkeys(DOORS, 0), "llmrails": 1}
+    assert guard.cascade.tally.snapshot().unscreened_calls == 1
 
 
 def test_gauges_say_what_the_budget_is_and_what_became_of_it(make_rail_folder: Callable[..., Path]) -> None:

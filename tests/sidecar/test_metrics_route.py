@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.observability.metrics import DOORS
 from ctd_guardrail.sidecar.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,7 @@ def test_the_exposition_shows_what_was_decided_and_asks_for_the_token(serve: htt
     assert sum(sample.value for sample in decisions) == 3
     assert {"guard", "policy", "mode", "reason", "route", "verdict"} == set(decisions[0].labels)
     assert families["ctd_ready"].samples[0].value == 1
+    assert [sample.value for sample in families["ctd_unscreened_calls"].samples] == [0] * len(DOORS)
     assert families["ctd_rate_inputs"].samples[0].value == 3
     assert {sample.labels["alarm"] for sample in families["ctd_alarm_raised"].samples} >= {"rate", "score_drift"}
     assert "secret" not in answer.text
