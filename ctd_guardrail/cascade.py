@@ -14,26 +14,32 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from ctd_guardrail.conversation import Context, Conversation, History, NonText, Turn
-from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Timings, UnreadablePolicy, Verdict
-from ctd_guardrail.errors import (
-    ActivationError,
-    ExpertVerdictError,
-    InputError,
-    NonTextError,
-    OverlongError,
+from ctd_guardrail.conversation import Context, Conversation, NonText
+from ctd_guardrail.decision import (
+    Decision,
+    FailurePolicy,
+    HistoryPolicy,
+    Mode,
+    Reason,
+    RefusedTurns,
+    Route,
+    UnreadablePolicy,
+    Verdict,
 )
+from ctd_guardrail.dialogue import Dialogue, note_answer
+from ctd_guardrail.errors import ActivationError, ExpertVerdictError, InputError, OverlongError
 from ctd_guardrail.experts.guarded import GuardedExpert, Spend, countdown, unlimited
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.failures import FailurePolicies, policy_for
-from ctd_guardrail.memory import JUDGED
+from ctd_guardrail.message_text import size_of
 from ctd_guardrail.observability.tracing import check_span, describe, expert_span
 from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.windows import over_windows
-from ctd_guardrail.refusals import Refusals
+from ctd_guardrail.refusals import Receipts, Refusals
 from ctd_guardrail.rollout import Rollout
 from ctd_guardrail.screening import Request, Screening, reason_of
 from ctd_guardrail.tally import Tally
@@ -52,8 +58,8 @@ _CHARACTERS_PER_TOKEN: Final = 32
 
 _COIN: Final = 1 << 53
 
-# About the content, although the guard could not read it: a user may have been told that it is refused.
-_UNREADABLE: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG})
+# Above this many characters, reading an answer takes too long for an event loop.
+_LONGEST_NOTED: Final = 16_384
 
 
 class Cascade:
@@ -74,7 +80,10 @@ class Cascade:
         on_overlong: What to do with a unit that has more tokens than the policy allows.
         mode: Whether verdicts count.
         context: What a unit shows beside the user's turn.
+        history: What to do with the assistant's messages that no unit shows.
+        refused_turns: What to do with an earlier turn that was refused.
         refusals: The answers by which the app refuses.
+        receipts: Signs refusals; None: only the memory of the process proves one.
         policy: Hash of all that judgements depend on beside the unit. With it they are remembered for the process;
             None: each turn is judged at each request.
         tally: Counts decisions; None: counters of its own.
@@ -99,7 +108,10 @@ class Cascade:
         on_overlong: UnreadablePolicy = UnreadablePolicy.BLOCK,
         mode: Mode = Mode.ENFORCE,
         context: Context = Context.CONVERSATION,
+        history: HistoryPolicy = HistoryPolicy.SCREEN,
+        refused_turns: RefusedTurns = RefusedTurns.FORGIVE,
         refusals: Refusals | None = None,
+        receipts: Receipts | None = None,
         policy: str | None = None,
         tally: Tally | None = None,
         rollout: Rollout | None = None,
@@ -119,30 +131,56 @@ class Cascade:
         self._on_nontext = on_nontext
         self._on_overlong = on_overlong
         self._mode = mode
-        self._context = context
-        self._refusals = refusals or Refusals()
-        self._policy = policy
+        self._dialogue = Dialogue(
+            context=context,
+            refusals=refusals or Refusals(),
+            policy=policy,
+            history=history,
+            refused_turns=refused_turns,
+            receipts=receipts,
+        )
         self.tally = tally or Tally()
         self._rollout = rollout
         self._audit_share = audit_share
 
-    async def check(self, messages: Iterable[Mapping[str, Any]], *, principal: str | None = None) -> Decision:
+    async def check(
+        self, messages: Iterable[Mapping[str, Any]], *, principal: str | None = None, asides: Iterable[str] = ()
+    ) -> Decision:
         """Decide about a conversation: about every turn of the user that has not been judged before.
 
-        An earlier turn that was refused and answered with a refusal stops nothing, and no later turn is seen with it.
+        An earlier turn that this guard has refused before, and that a refusal answers, stops no later turn, and no
+        later turn is seen with it.
 
         Args:
             messages: Chat messages in the OpenAI form, oldest first, the input to screen last.
             principal: On whose behalf, for caps of each principal; None: unknown.
+            asides: Texts of others that the main LLM will read beside the conversation, such as system messages of
+                a client. Each is judged by itself, before the conversation; no answer settles one that is refused.
 
         Returns:
-            The decision about the first turn that stops the conversation, else about the last; also where something
+            The decision about the first part that stops the request, else about the last turn; also where something
             went wrong. The only exception that leaves this method is the cancellation of the calling task itself.
         """
         with check_span() as span:
-            decision = await self._check(messages, principal)
+            decision = await self._check(messages, principal, asides)
             describe(span, decision)
         return decision
+
+    @staticmethod
+    def note_answer(answer: str | Mapping[str, Any]) -> None:
+        """Note an answer of the main LLM, so that it is not judged apart when a client sends it back as history.
+
+        Only a hash is kept, for the process. An answer of more than 16,384 characters is not noted.
+
+        Args:
+            answer: Its text, or the whole message where it has tool calls.
+
+        Raises:
+            InputError: The message holds content that is not text.
+        """
+        message = {"content": answer} if isinstance(answer, str) else answer
+        if size_of(message) <= _LONGEST_NOTED:
+            note_answer(Conversation.from_messages([{**message, "role": "assistant"}]))
 
     async def aclose(self) -> None:
         """Release the expert. The base model belongs to the process and stays."""
@@ -157,78 +195,46 @@ class Cascade:
     def forgetful(self) -> Cascade:
         """Return this cascade without the memory of the process: for self-tests, which ask what it can do now."""
         forgetful = copy.copy(self)
-        forgetful._policy = None  # noqa: SLF001  # a copy of this very object
+        forgetful._dialogue = replace(self._dialogue, policy=None, receipts=None)  # noqa: SLF001  # as above
         return forgetful
 
-    async def _check(self, messages: Iterable[Mapping[str, Any]], principal: str | None) -> Decision:
+    async def _check(
+        self, messages: Iterable[Mapping[str, Any]], principal: str | None, asides: Iterable[str]
+    ) -> Decision:
         non_text: NonText = "drop" if self._on_nontext is UnreadablePolicy.ALLOW else "mark"
         try:
             conversation = await Conversation.read(messages, non_text=non_text)
+            apart = await Conversation.read_texts(asides)
             mode = self._mode_for(conversation, principal)
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
             screening = Screening(self._mode)
             self._fail(screening, reason_of(error), type(error).__name__)
             return self._count(screening)
         deadline = None if self._deadline_s is None else asyncio.get_running_loop().time() + self._deadline_s
-        return await self._walk(conversation, Request(principal, deadline, mode))
+        request = Request(principal, deadline, mode)
+        decision = await self._dialogue.judge(
+            conversation,
+            apart,
+            partial(self._decide, request=request),
+            tally=self.tally,
+            characters=_CHARACTERS_PER_TOKEN * self._engine.spec.max_tokens,
+        )
+        # One that was remembered may have been made in the other mode.
+        return self._allow_blank(request) if decision is None else replace(decision, mode=mode)
 
     def _mode_for(self, conversation: Conversation, principal: str | None) -> Mode:
         if self._rollout is None or self._mode is Mode.SHADOW:
             return self._mode
         return self._rollout.mode(conversation, principal)
 
-    async def _walk(self, conversation: Conversation, request: Request) -> Decision:
-        history = History(self._context)
-        timings: Timings | None = None
-        characters = _CHARACTERS_PER_TOKEN * self._engine.spec.max_tokens
-        decision: Decision | None = None
-        for turn in conversation.turns():
-            if not turn.is_blank:
-                digest = history.digest(turn)
-                decision = self._recall(turn, digest)
-                if decision is None:
-                    unit = history.unit(turn)
-                    characters -= unit.length
-                    decision = await self._decide(unit, digest, _obstacle(turn, characters), request)
-                    timings = decision.timings if timings is None else timings + decision.timings
-                    self._remember(turn, digest, decision)
-                if decision.verdict is Verdict.BLOCK:
-                    if not self._is_settled(turn, decision):
-                        break
-                    # It stops nothing any more, and does not speak for the turns after it.
-                    decision = None
-                    continue
-            history.add(turn)
-        decision = decision or self._allow_blank(request)
-        if decision.mode is request.mode and decision.timings is timings:
-            return decision
-        # One that was remembered took no time now, and may have been made in the other mode.
-        return replace(decision, mode=request.mode, timings=timings or Timings())
-
-    def _recall(self, turn: Turn, digest: str) -> Decision | None:
-        # The note in the place of other content is no description of it.
-        if self._policy is None or not turn.is_text:
-            return None
-        decision = JUDGED.get(self._policy, digest)
-        if decision is not None:
-            self.tally.count_recalled()
-        return decision
-
-    def _remember(self, turn: Turn, digest: str, decision: Decision) -> None:
-        if self._policy is not None and turn.is_text:
-            JUDGED.put(self._policy, digest, decision)
-
-    def _is_settled(self, turn: Turn, decision: Decision) -> bool:
-        """Return whether the user was told that this turn is refused."""
-        about_content = not decision.reason.is_failure or decision.reason in _UNREADABLE
-        return about_content and self._refusals.answer(turn)
-
     def _allow_blank(self, request: Request) -> Decision:
         screening = Screening(request.mode)
         screening.conclude(Verdict.ALLOW, Reason.BLANK)
         return self._count(screening)
 
-    async def _decide(self, unit: Conversation, digest: str, obstacle: InputError | None, request: Request) -> Decision:
+    async def _decide(
+        self, unit: Conversation, digest: str, obstacle: InputError | None, *, request: Request
+    ) -> Decision:
         screening = Screening(request.mode)
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
@@ -345,12 +351,3 @@ class Cascade:
         decision = screening.decision()
         self.tally.count(decision, digest)
         return decision
-
-
-def _obstacle(turn: Turn, characters: int) -> InputError | None:
-    """Return why the base model cannot read a turn's unit, as far as that is known before it tries."""
-    if not turn.is_text:
-        return NonTextError("a message holds content that is not text")
-    if characters < 0:
-        return OverlongError("the conversation holds too many turns that were not judged before")
-    return None

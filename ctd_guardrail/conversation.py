@@ -1,11 +1,12 @@
 """What is screened: a conversation as plain text messages.
 
 Online (events of a guardrails engine, HTTP bodies) and offline (rows of a data file) conversations pass through
-:meth:`Conversation.from_messages`, so that the probes see the same characters in both. Two rules decide what
+:meth:`Conversation.from_messages`, so that the probes see the same characters in both. Three rules decide what
 they see:
 
 - System prompts are the operator's own words and the same for every user: they are left out.
 - Tool results are text that the operator did not write: they are screened as if a user had said them.
+- The name of a speaker and the tool calls of a message belong to its text (:mod:`ctd_guardrail.message_text`).
 
 Texts are brought to the form that is judged (:mod:`ctd_guardrail.normalise`); the main LLM gets them as they were.
 
@@ -18,15 +19,16 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Final, Literal
 
 from ctd_guardrail.errors import InputError, NonTextError
+from ctd_guardrail.message_text import size_of, texts_of
 from ctd_guardrail.normalise import normalise
 
-__all__ = ["Context", "Conversation", "History", "Message", "NonText", "Role", "Turn"]
+__all__ = ["RECEIPT", "Context", "Conversation", "History", "Message", "NonText", "Role", "Turn"]
 
 Role = Literal["user", "assistant"]
 
@@ -46,6 +48,9 @@ _ROLES: Final[Mapping[str, Role | None]] = {
 
 NonText = Literal["refuse", "drop", "mark"]
 """What to do with content that is not text: raise, leave it out, or put a note in its place."""
+
+RECEIPT: Final = "ctd_receipt"
+"""Key of a message's ``metadata`` that holds the receipt of a refusal."""
 
 _MARK: Final = "[content that is not text]"
 _FRAME: Final = 16
@@ -68,11 +73,13 @@ class Message:
         role: Who speaks.
         content: The text, normalised.
         is_text: Whether that is all of it. False where a note stands for content that is not text.
+        receipt: What an assistant's message shows to prove that this guard gave it; None: nothing.
     """
 
     role: Role
     content: str
     is_text: bool = True
+    receipt: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,15 @@ class Turn:
     def is_text(self) -> bool:
         """Whether the question is text alone."""
         return all(message.is_text for message in self.question)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the user says something in it."""
+        return any(message.role == "user" and message.content.strip() for message in self.question)
+
+    def ended(self) -> Turn:
+        """Return the last turn of a conversation with what follows the user's messages as its answer."""
+        return _split((*self.question, *self.answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +140,8 @@ class Conversation:
             non_text: What to do with parts that are an image, audio, a file, or anything else that is not text.
 
         Returns:
-            The conversation, without system prompts and without turns that have no content at all.
+            The conversation, without system prompts and without turns that have no text at all. The name of the
+            speaker, and the names and arguments of tool calls, are lines of a message's text.
 
         Raises:
             NonTextError: There is such a part, and ``non_text`` is ``refuse``.
@@ -143,23 +160,39 @@ class Conversation:
             role = _ROLES[name]
             if role is None:
                 continue
-            texts = _texts_of(message.get("content"))
+            texts = texts_of(message)
             if texts is not None:
                 if None in texts and non_text == "refuse":
                     raise NonTextError(
                         f"message {number} holds content that is not text",
                         hint="The probes read text only; on_nontext decides what happens to such a message",
                     )
-                turns.append(_join(role, texts, non_text))
+                turns.append(replace(_join(role, texts, non_text), receipt=_receipt_of(message)))
         return cls(tuple(turns))
 
     @classmethod
     async def read(cls, messages: Iterable[Mapping[str, Any]], *, non_text: NonText = "refuse") -> Conversation:
         """Return :meth:`from_messages` without blocking the event loop for long texts."""
         listed = list(messages)
-        if sum(map(_size, listed)) <= _INLINE_CHARACTERS:
+        if sum(map(size_of, listed)) <= _INLINE_CHARACTERS:
             return cls.from_messages(listed, non_text=non_text)
         return await asyncio.to_thread(cls.from_messages, listed, non_text=non_text)
+
+    @classmethod
+    async def read_texts(cls, texts: Iterable[str]) -> tuple[Conversation, ...]:
+        """Return :meth:`from_text` of each text, without blocking the event loop for long ones.
+
+        Raises:
+            InputError: One of them is not a text.
+        """
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if not all(isinstance(text, str) for text in listed):
+            raise InputError("a text beside the conversation is not a text", hint="Pass strings")
+
+        def read() -> tuple[Conversation, ...]:
+            return tuple(map(cls.from_text, listed))
+
+        return read() if sum(map(len, listed)) <= _INLINE_CHARACTERS else await asyncio.to_thread(read)
 
     @property
     def is_blank(self) -> bool:
@@ -293,32 +326,14 @@ def _split(messages: tuple[Message, ...]) -> Turn:
     return Turn(messages[:end], messages[end:])
 
 
+def _receipt_of(message: Mapping[str, Any]) -> str | None:
+    metadata = message.get("metadata")
+    receipt = metadata.get(RECEIPT) if isinstance(metadata, Mapping) else None
+    return receipt if isinstance(receipt, str) else None
+
+
 def _join(role: Role, texts: list[str | None], non_text: NonText) -> Message:
     if non_text == "drop":
         return Message(role, normalise("\n".join(text for text in texts if text is not None)))
     content = "\n".join(_MARK if text is None else text for text in texts)
     return Message(role, normalise(content), is_text=None not in texts)
-
-
-def _size(message: object) -> int:
-    """Return the number of characters of a message, whatever it is."""
-    texts = _texts_of(message.get("content")) if isinstance(message, Mapping) else None
-    return sum(len(text) for text in texts or () if text is not None)
-
-
-def _texts_of(content: object) -> list[str | None] | None:
-    """Return the text of each part of a message's content, None for other parts, or None where it has no content."""
-    if content is None:
-        return None
-    if isinstance(content, str):
-        return [content]
-    return [_text_of(part) for part in content] if isinstance(content, list) else [None]
-
-
-def _text_of(part: object) -> str | None:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        text: str = part["text"]
-        return text
-    return None

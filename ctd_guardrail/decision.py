@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["Decision", "FailurePolicy", "Mode", "Reason", "Route", "Timings", "UnreadablePolicy", "Verdict"]
+__all__ = [
+    "Decision",
+    "FailurePolicy",
+    "HistoryPolicy",
+    "Mode",
+    "Reason",
+    "RefusedTurns",
+    "Route",
+    "Timings",
+    "UnreadablePolicy",
+    "Verdict",
+]
 
 
 class Verdict(StrEnum):
@@ -95,6 +106,27 @@ class UnreadablePolicy(StrEnum):
     EXPERT = "expert"
 
 
+class HistoryPolicy(StrEnum):
+    """What to do with the assistant's messages in the history that a client sends.
+
+    ``screen`` judges each that no unit shows; ``trust`` does not: the app keeps the history itself.
+    """
+
+    SCREEN = "screen"
+    TRUST = "trust"
+
+
+class RefusedTurns(StrEnum):
+    """What to do with an earlier turn that was refused.
+
+    ``forgive`` lets the conversation go on behind a refusal that this guard gave; ``strict`` stops it as long as the
+    turn is part of it.
+    """
+
+    FORGIVE = "forgive"
+    STRICT = "strict"
+
+
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Wall-clock milliseconds of one decision.
@@ -139,6 +171,7 @@ class Decision:
         timings: How long it took.
         on_failure: The failure policy that chose the verdict; None where the guard did its work, or where the failure
             policy has no say.
+        receipt: Proof that this guard refused this turn, where it has a key for receipts; None elsewhere.
     """
 
     verdict: Verdict
@@ -150,6 +183,7 @@ class Decision:
     mode: Mode = Mode.ENFORCE
     timings: Timings = field(default_factory=Timings)
     on_failure: FailurePolicy | None = None
+    receipt: str | None = None
 
     @property
     def is_bypass(self) -> bool:

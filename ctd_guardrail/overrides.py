@@ -139,7 +139,12 @@ class OverridableCascade:
         return self._config.principal
 
     async def check(
-        self, messages: Iterable[Mapping[str, Any]], overrides: object = None, *, principal: object = None
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        overrides: object = None,
+        *,
+        principal: object = None,
+        asides: Iterable[str] = (),
     ) -> Decision:
         """Decide about a conversation.
 
@@ -147,6 +152,7 @@ class OverridableCascade:
             messages: Chat messages in the OpenAI form, oldest first, the input to screen last.
             overrides: Settings for this request alone, a mapping as the caller wrote it; None: as configured.
             principal: On whose behalf, a word or a number as the caller wrote it; anything else: unknown.
+            asides: Texts of others beside the conversation; see :meth:`Cascade.check`.
 
         Returns:
             The decision, also where something went wrong; as :meth:`Cascade.check`, this raises nothing but the
@@ -154,7 +160,7 @@ class OverridableCascade:
         """
         known = _principal(principal)
         if overrides is None:
-            return await self._cascade.check(messages, principal=known)
+            return await self._cascade.check(messages, principal=known, asides=asides)
         try:
             cascade = await self._get(overrides)
         except (OverrideError, ConfigError, InfeasibleBudgetError) as error:
@@ -166,7 +172,11 @@ class OverridableCascade:
             return self._refuse(Reason.INTERNAL_ERROR, error)
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
             return self._refuse(Reason.INTERNAL_ERROR, error)
-        return await cascade.check(messages, principal=known)
+        return await cascade.check(messages, principal=known, asides=asides)
+
+    def note_answer(self, answer: str | Mapping[str, Any]) -> None:
+        """Note an answer of the main LLM; see :meth:`Cascade.note_answer`."""
+        self._cascade.note_answer(answer)
 
     async def check_anew(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
         """Decide as configured, whatever the process remembers of judgements; see :meth:`Cascade.check`."""

@@ -40,9 +40,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _nothing_judged_before() -> None:
     # What one test has judged must not answer for another.
-    from ctd_guardrail.memory import JUDGED
+    from ctd_guardrail.memory import JUDGED, SAID
 
     JUDGED.clear()
+    SAID.clear()
 
 
 @pytest.fixture(scope="session")

@@ -105,12 +105,11 @@ async def test_two_turns_without_an_answer_between_are_one(context: Context) -> 
 
 
 @pytest.mark.parametrize("context", list(Context))
-@pytest.mark.parametrize("knows", [False, True], ids=["after a restart", "in the same process"])
-async def test_a_turn_that_was_refused_and_answered_stops_and_poisons_nothing(context: Context, *, knows: bool) -> None:
+async def test_a_turn_that_was_refused_and_answered_stops_and_poisons_nothing(context: Context) -> None:
     guard = Guard(context=context)
-    if knows:
-        assert (await guard.check("harmful")).verdict is Verdict.BLOCK
     turns = ["fine", "yes", "harmful", REFUSAL.upper() + " ", "fine again"]
+    assert (await guard.check(*turns)).verdict is Verdict.BLOCK, "the guard has not refused it yet"
+    assert (await guard.check(*turns[:3])).verdict is Verdict.BLOCK
     decision = await guard.check(*turns)
     assert (decision.verdict, decision.reason) == (Verdict.ALLOW, Reason.PROBE_SAFE)
     last = "user: fine\nassistant: yes\nuser: fine again" if context is Context.CONVERSATION else "fine again"
@@ -127,8 +126,9 @@ async def test_a_forged_answer_does_not_settle_a_refused_turn(answer: str) -> No
 
 async def test_an_app_has_its_own_words_for_a_refusal() -> None:
     turns = ["harmful", "Not here.", "fine"]
-    assert (await Guard().check(*turns)).verdict is Verdict.BLOCK
-    assert (await Guard(refusals=Refusals(["Not  HERE."])).check(*turns)).verdict is Verdict.ALLOW
+    for guard, verdict in ((Guard(), Verdict.BLOCK), (Guard(refusals=Refusals(["Not  HERE."])), Verdict.ALLOW)):
+        await guard.check("harmful")
+        assert (await guard.check(*turns)).verdict is verdict
 
 
 async def test_a_retry_of_what_was_refused_is_refused_without_work() -> None:
@@ -196,7 +196,7 @@ async def test_the_memory_is_bounded_and_forgets_what_was_not_used() -> None:
 
 async def test_nothing_but_hashes_is_remembered() -> None:
     await Guard().check("canary")
-    assert "canary" not in repr(JUDGED._decisions)
+    assert "canary" not in repr(JUDGED._decisions._entries)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,9 @@ async def test_a_blank_turn_costs_nothing(content: Any, turns: int) -> None:
 
 async def test_a_blank_turn_does_not_hide_an_earlier_one() -> None:
     assert (await Guard().check("harmful", "sure", "")).verdict is Verdict.BLOCK
-    assert (await Guard().check("harmful", REFUSAL, "")).reason is Reason.BLANK
+    guard = Guard()
+    for _ in range(3):
+        assert (await guard.check("harmful", REFUSAL, "")).reason is Reason.PROBE_UNSAFE
 
 
 async def test_tool_results_are_screened_and_system_prompts_are_not() -> None:
@@ -257,10 +259,12 @@ async def test_other_content_than_text_is_blocked_or_left_out_or_the_experts() -
     assert (await delegated.check(IMAGE)).reason is Reason.EXPERT_UNAVAILABLE
 
 
-async def test_an_image_that_was_refused_does_not_end_the_conversation() -> None:
+@pytest.mark.parametrize("unreadable", [IMAGE, "fine " * 300], ids=["an image", "overlong"])
+async def test_what_could_not_be_read_is_settled_by_no_answer(unreadable: Any) -> None:
     guard = Guard()
-    assert (await guard.check(IMAGE, REFUSAL, "fine")).verdict is Verdict.ALLOW
-    assert (await guard.check(IMAGE, "what a picture", "fine")).verdict is Verdict.BLOCK
+    assert (await guard.check(unreadable)).verdict is Verdict.BLOCK
+    for answer in (REFUSAL, "I see."):
+        assert (await guard.check(unreadable, answer, "fine")).verdict is Verdict.BLOCK
 
 
 async def test_overlong_input_is_blocked_or_the_experts() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import CtdError
 from ctd_guardrail.guards.config import PrincipalConfig
@@ -55,7 +56,12 @@ class LoadingGuard:
         return self._loaded.result().tally if self._loaded.done() and not self.has_failed else self._unready
 
     async def check(
-        self, messages: Iterable[Mapping[str, Any]], overrides: object = None, *, principal: object = None
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        overrides: object = None,
+        *,
+        principal: object = None,
+        asides: Iterable[str] = (),
     ) -> Decision:
         """Decide about a conversation as soon as the models are loaded; see :meth:`OverridableCascade.check`."""
         try:
@@ -64,7 +70,11 @@ class LoadingGuard:
             decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=Reason.NOT_READY, mode=self._mode)
             self._unready.count(decision)
             return decision
-        return await guard.check(messages, overrides, principal=principal)
+        return await guard.check(messages, overrides, principal=principal, asides=asides)
+
+    def note_answer(self, answer: str | Mapping[str, Any]) -> None:
+        """Note an answer of the main LLM; see :meth:`Cascade.note_answer`."""
+        Cascade.note_answer(answer)
 
 
 def _run(load: Callable[[], OverridableCascade], loaded: Future[OverridableCascade]) -> None:

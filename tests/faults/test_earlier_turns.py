@@ -67,10 +67,13 @@ async def test_a_refused_turn_does_not_stop_a_later_benign_one(
     trials: Callable[..., int], record: Callable[..., None], context: Context
 ) -> None:
     total = trials(full=50, reduced=5)
-    guard = word_guard(context=context)
+    guard = word_guard(context=context, policy="words")
     held = 0
     for i in range(total):
         turns = [("user", f"harmful wish {i}"), ("assistant", DEFAULT_REFUSALS[0]), ("user", f"question {i}")]
-        messages = messages_from_events(events(turns), {"user_message": turns[-1][1]})
-        held += (await guard.check(messages)).verdict is Verdict.ALLOW
+        verdicts = []
+        for asked in (turns[:1], turns):
+            messages = messages_from_events(events(asked), {"user_message": asked[-1][1]})
+            verdicts.append((await guard.check(messages)).verdict)
+        held += verdicts == [Verdict.BLOCK, Verdict.ALLOW]
     record("refused_turn", held, total)

@@ -29,7 +29,7 @@ def user(text: str) -> list[dict[str, Any]]:
 class Allowing:
     """Stands for a cascade that allows everything."""
 
-    async def check(self, messages: Any, overrides: object = None, *, principal: str | None = None) -> Decision:
+    async def check(self, messages: Any, overrides: object = None, **known: object) -> Decision:
         return Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE)
 
 

@@ -24,8 +24,12 @@ class WordReader:
 
     spec = ActivationSpec(model="words", layers=(1,))
 
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
     async def run(self, conversation: Conversation, head: Any) -> Reading:
         text = conversation.plain_text()
+        self.seen.append(text)
         scores = np.array([[0.9 if HARM in text else 0.1, 0.5 if DOUBT in text else -0.5]])
         return Reading(scores, queue_ms=0.0, forward_ms=0.0)
 
@@ -51,10 +55,12 @@ def word_guard(
     context: Context = Context.CONVERSATION,
     unreadable: UnreadablePolicy = UnreadablePolicy.BLOCK,
     judge: WordJudge | None = None,
+    reader: WordReader | None = None,
+    **settings: Any,
 ) -> Cascade:
-    """Return a guard of these parts."""
+    """Return a guard of these parts. One whose `policy` has a name remembers what it judged."""
     return Cascade(
-        engine=WordReader(),
+        engine=reader or WordReader(),
         probes=None,  # type: ignore[arg-type]
         rule=ThresholdRule(0.0),
         decision_threshold=0.5,
@@ -63,4 +69,5 @@ def word_guard(
         context=context,
         on_nontext=unreadable,
         on_overlong=unreadable,
+        **settings,
     )

@@ -1,0 +1,116 @@
+"""All text of one chat message: its content, and what else of it a model reads.
+
+A main LLM reads the name of a speaker, and the names and arguments of tool calls, as it reads the content. Each of
+these texts is joined to the content, on lines of its own, in the order in which chat templates write them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+__all__ = ["size_of", "texts_of"]
+
+_SPOKEN_BEFORE: Final = ("name", "reasoning_content", "reasoning")
+_CALLS: Final = ("tool_calls", "function_call")
+# Machines make a call's identifier and kind. What is not of this form is text.
+_LABELS: Final = frozenset({"id", "type", "index"})
+_LABEL: Final = re.compile(r"[A-Za-z0-9_.:-]{0,64}")
+# Keys whose values speak for themselves: `arguments` of OpenAI, `args` of NeMo Guardrails and LangChain.
+_PARTS: Final = frozenset({"name", "arguments", "args", "input"})
+_WRAPPERS: Final = frozenset({"function", "custom"})
+
+
+def texts_of(message: Mapping[str, Any]) -> list[str | None] | None:
+    """Return the texts of a message; None in the place of each part that is not text.
+
+    Args:
+        message: A chat message in the form of OpenAI or of NeMo Guardrails.
+
+    Returns:
+        The texts, or None where the message has no content at all.
+    """
+    before = [text for key in _SPOKEN_BEFORE for text in _strings(message.get(key))]
+    if not _is_label(message.get("tool_call_id", "")):
+        before += _strings(message["tool_call_id"])
+    content = _content_of(message.get("content"))
+    after = list(_strings(message.get("refusal")))
+    for key in _CALLS:
+        calls = message.get(key)
+        after += [text for call in (calls if isinstance(calls, list) else [calls]) for text in _texts_of_call(call)]
+    if content is None and not before and not after:
+        return None
+    return [*before, *(content or ()), *after]
+
+
+def size_of(message: object) -> int:
+    """Return the number of characters of a message, whatever it is."""
+    texts = texts_of(message) if isinstance(message, Mapping) else None
+    return sum(len(text) for text in texts or () if text is not None)
+
+
+def _content_of(content: object) -> list[str | None] | None:
+    if content is None:
+        return None
+    if isinstance(content, str):
+        return [content]
+    return [_text_of(part) for part in content] if isinstance(content, list) else [None]
+
+
+def _text_of(part: object) -> str | None:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        text: str = part["text"]
+        return text
+    return None
+
+
+def _texts_of_call(call: object, *, is_whole: bool = True) -> Iterator[str | None]:
+    if not isinstance(call, Mapping):
+        yield from _strings(call)
+        return
+    for key, value in call.items():
+        if is_whole and key in _WRAPPERS:
+            yield from _texts_of_call(value, is_whole=False)
+        elif key in _PARTS:
+            yield from _strings(_parsed(value) if isinstance(value, str) and key != "name" else value)
+        elif not (key in _LABELS and _is_label(value)):
+            yield from _strings([key, value])
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and _LABEL.fullmatch(value) is not None)
+
+
+def _parsed(text: str) -> object:
+    """Return what JSON says: chat templates take it apart, and an escape in it hides letters from a probe."""
+    try:
+        # Pairs: of two equal keys a mapping would show one.
+        return json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _strings(value: object) -> Iterator[str | None]:
+    """Yield every key and value inside, however deep, in their order; None for what JSON cannot hold."""
+    # A stack and no recursion: the sender chooses the depth.
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Mapping):
+            waiting.extend(reversed([inner for pair in each.items() for inner in pair]))
+        elif isinstance(each, list | tuple):
+            waiting.extend(reversed(each))
+        elif isinstance(each, str):
+            if each.strip():
+                yield each
+        elif isinstance(each, float | bool):
+            yield str(each)
+        elif isinstance(each, int):
+            # Python refuses to write out whole numbers of more than some thousand digits in base 10.
+            yield str(each) if abs(each) < 1 << 64 else hex(each)
+        elif each is not None:
+            yield None
