@@ -113,6 +113,9 @@ class CtdConfig(BaseModel):
         base_model: Another place of the same base model (id or path); its fingerprint is checked.
         device: Torch device of the base model; several with commas between them; or ``auto``.
         allow_overrides: Names of the settings that a single request may change; none by default.
+        client_options: What to do with a request that switches the rail off, or that steers the host by its own
+            variables or events. ``allow``: what such a request sends reaches the main LLM without a verdict.
+        system_messages: Who writes the system messages of a request: ``screen`` for the client, ``trust`` for the app.
         self_test: Inputs whose verdicts are known, for ``ctd-guardrail doctor`` and the readiness of the sidecar.
         rollout: Enforce for a share of the conversations; None: for all.
         monitor: Alarms on rate and scores, audits, and what survives a restart; None: nothing is watched.
@@ -147,6 +150,8 @@ class CtdConfig(BaseModel):
     base_model: Annotated[str, Field(min_length=1)] | None = None
     device: Annotated[str, Field(min_length=1)] = "auto"
     allow_overrides: tuple[OverrideName, ...] = ()
+    client_options: Literal["refuse", "allow"] = "refuse"
+    system_messages: Literal["screen", "trust"] = "screen"
     self_test: SelfTestConfig = SelfTestConfig()
     rollout: RolloutConfig | None = None
     monitor: MonitorConfig | None = None

@@ -129,12 +129,14 @@ class LoopbackJudge:
         calls: Number of calls to the judges.
         answers: Number of calls to the main LLMs, the models `gpt-...`.
         answered_models: Names of the main LLMs that were called, in order.
+        answered_bodies: The bodies of these calls.
         is_down: Whether judges answer with HTTP 503.
     """
 
     def __init__(self) -> None:
         self.calls = 0
         self.answered_models: list[str] = []
+        self.answered_bodies: list[str] = []
         self.is_down = False
         judge = self
         counting = threading.Lock()
@@ -147,6 +149,7 @@ class LoopbackJudge:
                 request = json.loads(body)
                 if request["model"].startswith("gpt-"):
                     judge.answered_models.append(request["model"])
+                    judge.answered_bodies.append(json.dumps(request, ensure_ascii=False))
                     self.answer(is_streamed=request.get("stream", False))
                     return
                 with counting:

@@ -3,64 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 from nemoguardrails.actions import action
 from nemoguardrails.actions.rail_outcome import RailOutcome
 
 from ctd_guardrail.decision import Decision, Reason
 from ctd_guardrail.nemo.catalog import ACTION_NAME
-from ctd_guardrail.nemo.guards import Guard
-from ctd_guardrail.nemo.messages import messages_from_events
+from ctd_guardrail.nemo.client import ClientRequest, read_safely
+from ctd_guardrail.nemo.gate import Gate, current_request, enter
 
-__all__ = ["ACTION_NAME", "OVERRIDES", "make_action", "screen", "to_outcome"]
-
-OVERRIDES: Final = "ctd"
-"""The context variable of a request that holds its overrides."""
+__all__ = ["ACTION_NAME", "make_action", "screen", "to_outcome"]
 
 
-def make_action(guard: Guard) -> Callable[..., Awaitable[RailOutcome]]:
+def make_action(gate: Gate) -> Callable[..., Awaitable[RailOutcome]]:
     """Return the action that a Colang runtime calls for every input."""
 
     # A system action runs in this process even where an actions server is configured.
     @action(name=ACTION_NAME, is_system_action=True)
     async def ctd_check_input(events: list[Any] | None = None, context: dict[str, Any] | None = None) -> RailOutcome:
         variables = context or {}
-        where = guard.principal
-        principal = None if where is None or where.variable is None else variables.get(where.variable)
-        return await screen(
-            guard, lambda: messages_from_events(events, context), variables.get(OVERRIDES), principal=principal
-        )
+
+        def client() -> ClientRequest:
+            # No door of the host was used. The runtime's own variables stand beside the client's here, and none
+            # of them is judged: where they reach the main LLM, the runtime has put them there.
+            read = ClientRequest.from_events(events or (), trusts_system=gate.trusts_system)
+            return ClientRequest(read.messages, read.asides, variables=variables)
+
+        return await screen(gate, client, user_message=variables.get("user_message"))
 
     return ctd_check_input
 
 
-async def screen(
-    guard: Guard | None,
-    messages: Callable[[], list[dict[str, Any]]],
-    overrides: object = None,
-    *,
-    principal: object = None,
-) -> RailOutcome:
-    """Return a guard's outcome for what a host hands over.
+async def screen(gate: Gate | None, client: Callable[[], ClientRequest], *, user_message: object = None) -> RailOutcome:
+    """Return the outcome for the request under way.
 
     Nothing leaves an action but the cancellation of its task: NeMo logs an exception together with the user's text
     and its own keys.
 
     Args:
-        guard: The guard; None, where a host asks for a configuration that was never prepared.
-        messages: Reads the messages.
-        overrides: Settings for this request alone, as it states them.
-        principal: On whose behalf, as the request states it.
+        gate: The gate; None, where a host asks for a configuration that was never prepared.
+        client: Reads what the client sends, where no door has done so.
+        user_message: The last user turn as earlier rails have left it.
     """
-    if guard is None:
+    if gate is None:
         return RailOutcome.failure(reason=Reason.INTERNAL_ERROR.value)
-    try:
-        read = messages()
-    except Exception:  # noqa: BLE001  # see above
-        # None is no message: the guard fails it, counts it, and blocks.
-        read = [None]  # type: ignore[list-item]
-    return to_outcome(await guard.check(read, overrides, principal=principal))
+    request = current_request(gate)
+    if request is None:
+        request = gate.opened(read_safely(client))
+        enter(request)
+    return to_outcome(await gate.judge(request, user_message=user_message))
 
 
 def to_outcome(decision: Decision) -> RailOutcome:

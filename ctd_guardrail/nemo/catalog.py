@@ -32,7 +32,7 @@ from nemoguardrails.manifests import (
 from ctd_guardrail.errors import HostError
 from ctd_guardrail.nemo.folder import FLOW
 
-__all__ = ["ACTION_NAME", "install"]
+__all__ = ["ACTION_NAME", "changed", "install"]
 
 ACTION_NAME: Final = "ctd_check_input"
 
@@ -84,18 +84,19 @@ def install(prepare: Callable[[RailsConfig], object]) -> None:
 
     hooks: Any = getattr(compiled_rail, "_LOCAL_BACKEND_CHECKS", None)
     if not isinstance(hooks, dict) or not hasattr(registry, "_catalog"):
-        raise _changed()
+        raise changed("keeps its rail catalog")
     hooks[_NAME] = is_local
     catalog = default_rail_catalog()
     if _NAME not in catalog.records:
         record = RailManifestRecord(manifest=_RAIL, source=_SOURCE)
         setattr(registry, "_catalog", RailCatalog([*catalog.records.values(), record]))  # noqa: B010  # private, see above
     if default_rail_catalog().owner_for_flow(FLOW) != _NAME:
-        raise _changed()
+        raise changed("keeps its rail catalog")
 
 
-def _changed() -> HostError:
+def changed(what: str) -> HostError:
+    """Return the error for a version of NeMo Guardrails that does something in another way."""
     return HostError(
-        f"NeMo Guardrails {version('nemoguardrails')} keeps its rail catalog in another way than 0.24",
+        f"NeMo Guardrails {version('nemoguardrails')} {what} in another way than 0.24",
         hint="Use its LLMRails engine or the sidecar, or a version of ctd-guardrail that knows it",
     )

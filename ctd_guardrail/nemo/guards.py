@@ -7,6 +7,7 @@ import hashlib
 import re
 import weakref
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from ctd_guardrail.experts.rail import RailCollaborators
 
-__all__ = ["Guard", "config_folder", "guard_for"]
+__all__ = ["Guard", "config_folder", "guard_for", "refusals_of", "section_of"]
 
 Guard = OverridableCascade | LoadingGuard
 
@@ -54,8 +55,9 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Guard:
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
     """
-    section = _section(config)
-    folder, refusals = config_folder(config), _refusals(config)
+    section = section_of(config)
+    folder = config_folder(config)
+    refusals = tuple(chain.from_iterable(refusals_of(config)))
     if any(isinstance(expert, RailExpertConfig) for expert in (section.expert, *section.experts.values())):
         return _start(prepare(section, folder=folder, rail_collaborators=collaborators, refusals=refusals), section)
     key = (str(folder.resolve()), section.model_dump_json(), _policy_digest(folder / section.policy), refusals)
@@ -82,7 +84,12 @@ def config_folder(config: RailsConfig) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _section(config: RailsConfig) -> CtdConfig:
+def section_of(config: RailsConfig) -> CtdConfig:
+    """Return the section ``custom_data.ctd`` of a configuration.
+
+    Raises:
+        ConfigError: It is missing or malformed.
+    """
     section = config.custom_data.get("ctd")
     if section is None:
         raise ConfigError(
@@ -95,14 +102,13 @@ def _section(config: RailsConfig) -> CtdConfig:
     return with_judge_prompt(parse_section(section), prompts, file=config.config_path)
 
 
-def _refusals(config: RailsConfig) -> tuple[str, ...]:
-    """Return what the app's bot says where this rail blocks."""
+def refusals_of(config: RailsConfig) -> tuple[tuple[str, ...], ...]:
+    """Return what the app's bot says where this rail blocks: where it refuses, and where the guard is unavailable."""
     if config.colang_version == "1.0":
-        return tuple(text for name in _BOT_MESSAGES for text in config.bot_messages.get(name, ()))
+        return tuple(tuple(config.bot_messages.get(name, ())) for name in _BOT_MESSAGES)
     # Colang 2.x keeps its messages in flows.
-    names = {f"bot {name}" for name in _BOT_MESSAGES}
-    sources = [getattr(flow, "source_code", "") for flow in config.flows if getattr(flow, "name", "") in names]
-    return tuple(text for source in sources for text in _SAID.findall(source or ""))
+    sources = {getattr(flow, "name", ""): getattr(flow, "source_code", "") for flow in config.flows}
+    return tuple(tuple(_SAID.findall(sources.get(f"bot {name}") or "")) for name in _BOT_MESSAGES)
 
 
 def _policy_digest(policy: Path) -> str:

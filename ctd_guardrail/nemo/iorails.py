@@ -1,39 +1,64 @@
-"""The rail on NeMo's IORails engine: the action that its catalog names, and the guard of each configuration."""
+"""The rail on NeMo's IORails engine: the action that its catalog names, and the gate of each engine.
+
+IORails runs its input rails for every request whose options do not say otherwise, and shows them the turns before the
+last one of the user. The gate sees all messages of the request where the rails begin and where the model is called.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Final, cast
 
 from nemoguardrails import RailsConfig
 from nemoguardrails.actions import action
 from nemoguardrails.actions.rail_outcome import RailOutcome
+from nemoguardrails.guardrails.iorails import IORails
 from nemoguardrails.llm.taskmanager import LLMTaskManager
+from nemoguardrails.rails.llm.options import RailsResult, RailStatus, RailType
+from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
 from ctd_guardrail.experts.rail import RailCollaborators
 from ctd_guardrail.nemo import catalog
 from ctd_guardrail.nemo.action import ACTION_NAME, screen
-from ctd_guardrail.nemo.guards import Guard, guard_for
-from ctd_guardrail.nemo.messages import messages_from_iorails
+from ctd_guardrail.nemo.client import ClientRequest, asks_about_input, read_safely
+from ctd_guardrail.nemo.folder import FLOW
+from ctd_guardrail.nemo.gate import Gate, OpenRequest, current_request, enter
+from ctd_guardrail.nemo.guards import guard_for, refusals_of, section_of
+from ctd_guardrail.nemo.messages import messages_from_events
 
 __all__ = ["ctd_check_input", "install"]
 
 # IORails hands a rail its configuration, and makes a copy of it for each synchronous call. Keyed by the object, for
 # a configuration has no hash of its own; an entry goes when its configuration goes.
-_GUARDS: Final[dict[int, Guard]] = {}
+_GATES: Final[dict[int, Gate]] = {}
 
 _llms: ContextVar[Mapping[str, Any]] = ContextVar("ctd_iorails_llms")
+_MAIN: Final = "main"
 
 
 def install() -> None:
     """Make ``ctd check input`` known to the IORails engine of this process. Calling it again changes nothing.
 
     Raises:
-        HostError: This version of NeMo Guardrails keeps its catalog in another way.
+        HostError: This version of NeMo Guardrails keeps its catalog, or calls its models, in another way.
     """
     catalog.install(_prepare)
+    if getattr(IORails.__init__, "ctd_gate", False):
+        return
+    begin = IORails.__init__
+
+    @wraps(begin)
+    def __init__(self: IORails, config: RailsConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        begin(self, config, *args, **kwargs)
+        gate = _GATES.get(id(config))
+        if gate is not None:
+            _guard_doors(self, gate)
+
+    __init__.ctd_gate = True  # type: ignore[attr-defined]
+    setattr(IORails, "__init__", __init__)  # noqa: B010  # there is no hook for an engine that has been built
 
 
 @action(name=ACTION_NAME, is_system_action=True)
@@ -43,14 +68,147 @@ async def ctd_check_input(
     events: list[Any] | None = None,
     llms: Mapping[str, Any] | None = None,
 ) -> RailOutcome:
-    """Screen the conversation up to the user turn under check."""
+    """Screen the request under way, with the user turn under check as earlier rails have left it."""
     _llms.set(llms or {})
-    return await screen(_GUARDS.get(id(config)), lambda: messages_from_iorails(events, user_message))
+
+    def client() -> ClientRequest:
+        return ClientRequest([*messages_from_events(events), {"role": "user", "content": user_message}])
+
+    return await screen(_GATES.get(id(config)), client, user_message=user_message or None)
 
 
 def _prepare(config: RailsConfig) -> None:
-    """Build the guard of a configuration, once."""
-    if id(config) not in _GUARDS:
+    """Build the gate of a configuration, once."""
+    if id(config) not in _GATES:
         collaborators = RailCollaborators(config=config, llms=_llms.get, llm_task_manager=LLMTaskManager(config))
-        _GUARDS[id(config)] = guard_for(config, collaborators)
-        weakref.finalize(config, _GUARDS.pop, id(config), None)
+        _GATES[id(config)] = Gate(
+            guard_for(config, collaborators), section_of(config), refusals=refusals_of(config), operator_texts=tuple
+        )
+        weakref.finalize(config, _GATES.pop, id(config), None)
+
+
+def _guard_doors(engine: Any, gate: Gate) -> None:
+    """Put the gate in front of an engine's rails and of its main model."""
+    try:
+        doors = _Doors(engine, gate)
+        engine.rails_manager.is_input_safe = doors.is_input_safe
+        engine.engine_registry.model_call = doors.model_call
+        engine.engine_registry.stream_model_call = doors.stream_model_call
+        engine.check_async = doors.check_async
+        if doors.main is not None:
+            doors.main.generate_from_messages = doors.generate_from_messages
+            doors.main.stream_from_messages = doors.stream_from_messages
+    except AttributeError as error:
+        raise catalog.changed("calls its models") from error
+
+
+class _Doors:
+    """The guarded methods of one engine.
+
+    Args:
+        engine: The engine, with its methods as they were.
+        gate: Its gate.
+
+    Attributes:
+        main: The main model; None where the configuration has none.
+    """
+
+    def __init__(self, engine: Any, gate: Gate) -> None:
+        self._gate = gate
+        self._flows: list[str] = engine.rails_manager.input_flows
+        self._is_input_safe = engine.rails_manager.is_input_safe
+        self._check = engine.check_async
+        self._model_call = engine.engine_registry.model_call
+        self._stream_model_call = engine.engine_registry.stream_model_call
+        self.main = engine.engine_registry.llms.get(_MAIN)
+        if self.main is not None:
+            self._generate = self.main.generate_from_messages
+            self._stream = self.main.stream_from_messages
+        # Rails and model may run beside each other, and get the same list: it tells that the request is the same.
+        self._under_way: weakref.WeakValueDictionary[int, OpenRequest] = weakref.WeakValueDictionary()
+
+    async def is_input_safe(self, messages: list[dict[str, Any]], *, enabled: bool | list[str] = True) -> Any:
+        """As ``RailsManager.is_input_safe``, with the whole request known to the rail, which no option switches off."""
+        is_enabled = enabled is True or (enabled is not False and FLOW in enabled)
+        client = self._read(messages)
+        if not is_enabled:
+            client = client.refusing("an option that switches the input rail off")
+        request = self._request(messages, client)
+        if not is_enabled and not request.is_waived:
+            enabled = [FLOW]
+        return await self._is_input_safe(messages, enabled=enabled)
+
+    async def model_call(self, model_type: str, messages: list[dict[str, Any]], **kwargs: Any) -> Any:
+        """As ``EngineRegistry.model_call``, in the request that these messages are of."""
+        if model_type == _MAIN:
+            self._enter(messages, kwargs)
+        return await self._model_call(model_type, messages, **kwargs)
+
+    async def stream_model_call(
+        self, model_type: str, messages: list[dict[str, Any]], **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """As ``EngineRegistry.stream_model_call``, in the request that these messages are of."""
+        if model_type == _MAIN:
+            self._enter(messages, kwargs)
+        async for chunk in self._stream_model_call(model_type, messages, **kwargs):
+            yield chunk
+
+    async def generate_from_messages(self, messages: list[dict[str, Any]], **kwargs: Any) -> LLMResponse:
+        """As ``ModelEngine.generate_from_messages``, where the gate admits the messages."""
+        if not await self._gate.admits(messages):
+            return LLMResponse(content=self._gate.words())
+        response: LLMResponse = await self._generate(messages, **kwargs)
+        self._gate.note_answer(response.content, response.tool_calls)
+        return response
+
+    async def stream_from_messages(
+        self, messages: list[dict[str, Any]], **kwargs: Any
+    ) -> AsyncIterator[LLMResponseChunk]:
+        """As ``ModelEngine.stream_from_messages``, where the gate admits the messages."""
+        if not await self._gate.admits(messages):
+            yield LLMResponseChunk(delta_content=self._gate.words())
+            return
+        said: list[str] = []
+        async for chunk in self._stream(messages, **kwargs):
+            said.append(chunk.delta_content or "")
+            yield chunk
+        self._gate.note_answer("".join(said))
+
+    async def check_async(
+        self, messages: list[dict[str, Any]], rail_types: list[RailType] | None = None
+    ) -> RailsResult:
+        """As ``IORails.check_async``, also for input in which the engine finds no text of a user's."""
+        if not asks_about_input(messages, rail_types):
+            return cast("RailsResult", await self._check(messages, rail_types))
+        client = self._read(messages)
+        request = self._request(messages, client)  # the rails find it by its messages
+        decision = await self._gate.judge(request)
+        result: RailsResult = await self._check(messages, rail_types)
+        if decision.is_blocking and result.status is not RailStatus.BLOCKED:
+            return RailsResult(status=RailStatus.BLOCKED, content=self._gate.words(decision), rail=FLOW)
+        return result
+
+    def _read(self, messages: list[dict[str, Any]], params: Mapping[str, Any] | None = None) -> ClientRequest:
+        trusts_system = self._gate.trusts_system
+        return read_safely(
+            lambda: ClientRequest.from_messages(messages, llm_params=params, trusts_system=trusts_system)
+        )
+
+    def _enter(self, messages: list[dict[str, Any]], params: Mapping[str, Any]) -> None:
+        """Make the request of these messages the current one, with the parameters of the call."""
+        client = self._read(messages, params)
+        request = self._request(messages, client)
+        # The rails are not shown the parameters of the call.
+        request.late = tuple(text for text in client.asides if text not in request.client.asides)
+
+    def _request(self, messages: list[dict[str, Any]], client: ClientRequest) -> OpenRequest:
+        """Return the request that these messages are of, and make it the current one."""
+        listed, current = self._under_way.get(id(messages)), current_request(self._gate)
+        if listed is not None and listed.source is messages:
+            request = listed
+        elif current is not None and current.verdict_on(client.messages) is not None:
+            request = current
+        else:
+            request = self._under_way[id(messages)] = self._gate.opened(client, source=messages)
+        enter(request)
+        return request

@@ -9,50 +9,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["messages_from_events", "messages_from_iorails"]
+__all__ = ["ChatMessages", "messages_from_events", "with_rewritten"]
 
 ChatMessages = list[dict[str, Any]]
 
 
-def messages_from_events(events: Iterable[object] | None, context: Mapping[str, Any] | None) -> ChatMessages:
-    """Return the conversation that is about to reach the main LLM, oldest turn first.
+def messages_from_events(events: Iterable[object] | None) -> ChatMessages:
+    """Return the dialogue that a history of events tells, oldest turn first.
 
     Args:
-        events: The history of a Colang 1.0 or 2.x runtime.
-        context: The runtime's variables. Earlier rails may have rewritten ``user_message``; what they made of it is
-            what the main LLM gets, so it replaces the last user turn.
+        events: The history of a Colang 1.0 or 2.x runtime, or of IORails.
     """
-    messages = _read(events)
-    current = (context or {}).get("user_message")
-    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    if any(messages[i]["content"] == current for i in users):
-        return messages
-    if len(users) > 1 and users[-1] - users[-2] == 1:
-        # Of several turns that wait, any may be the one that was rewritten: none is left out.
-        return [*messages, {"role": "user", "content": current}]
-    if users and current is not None:
-        messages[users[-1]] = {"role": "user", "content": current}
-        return messages
-    return messages if users else [*messages, {"role": "user", "content": current}]
-
-
-def messages_from_iorails(events: Iterable[object] | None, user_message: object) -> ChatMessages:
-    """Return the conversation up to the turn under check.
-
-    Args:
-        events: The turns before it, as IORails shows them: tool results and all that follows the turn are left out.
-        user_message: The turn under check.
-    """
-    return [*_read(events), {"role": "user", "content": user_message}]
-
-
-def _read(events: Iterable[object] | None) -> ChatMessages:
     messages: ChatMessages = []
     for event in events or ():
         # Colang 2.x puts its own objects between the events of the outside world.
         if isinstance(event, Mapping):
             messages += [message for message in _messages_of(event) if message not in messages[-1:]]
     return messages
+
+
+def with_rewritten(messages: ChatMessages, current: object) -> ChatMessages:
+    """Return a dialogue with the user turn that the main LLM gets.
+
+    Args:
+        messages: The dialogue as the client sent it.
+        current: The host's variable ``user_message``. Earlier rails may have rewritten it; then it replaces the last
+            user turn. None where the host has none.
+    """
+    users = [i for i, message in enumerate(messages) if isinstance(message, Mapping) and message.get("role") == "user"]
+    if current is None or any(messages[i].get("content") == current for i in users):
+        return messages
+    rewritten = {"role": "user", "content": current}
+    # Of several turns that wait, any may be the one that was rewritten: none is left out.
+    if not users or (len(users) > 1 and users[-1] - users[-2] == 1):
+        return [*messages, rewritten]
+    return [*messages[: users[-1]], {**messages[users[-1]], **rewritten}, *messages[users[-1] + 1 :]]
 
 
 def _messages_of(event: Mapping[str, Any]) -> ChatMessages:
@@ -63,8 +54,10 @@ def _messages_of(event: Mapping[str, Any]) -> ChatMessages:
             # The utterance over again, or what the rails of its turn made of it.
             return [{"role": "user", "content": event.get("text")}]
         case "UserToolMessages":
-            tools = event.get("tool_messages") or ()
-            return [{"role": "tool", "content": tool.get("content")} for tool in tools]
+            tools = [tool for tool in event.get("tool_messages") or () if isinstance(tool, Mapping)]
+            return [{"role": "tool", "content": tool.get("content"), "name": tool.get("name")} for tool in tools]
+        case "BotToolCalls":
+            return [{"role": "assistant", "content": None, "tool_calls": event.get("tool_calls")}]
         case "StartUtteranceBotAction":
             return [{"role": "assistant", "content": event.get("script")}]
     return []

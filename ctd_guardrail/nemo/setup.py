@@ -8,14 +8,16 @@ from nemoguardrails.rails.llm.llmrails import LLMRails
 
 from ctd_guardrail.experts.rail import RailCollaborators
 from ctd_guardrail.nemo.action import ACTION_NAME, make_action
-from ctd_guardrail.nemo.guards import guard_for
+from ctd_guardrail.nemo.gate import Gate
+from ctd_guardrail.nemo.guards import guard_for, refusals_of, section_of
 from ctd_guardrail.nemo.iorails import install
+from ctd_guardrail.nemo.llmrails import guard_doors, operator_texts
 
 __all__ = ["init"]
 
 
 def init(app: object) -> None:
-    """Build the guard from ``custom_data.ctd`` and register its action.
+    """Build the guard from ``custom_data.ctd``, register its action, and put it in front of the app's main LLM.
 
     A server of several configurations calls ``init`` of its own ``config.py`` with itself, before it reads any
     configuration: there the rail is made known to the IORails engine.
@@ -34,4 +36,11 @@ def init(app: object) -> None:
         return {**registered.get("llms", {}), "main": registered.get("llm")}
 
     collaborators = RailCollaborators(config=app.config, llms=llms, llm_task_manager=app.runtime.llm_task_manager)
-    app.register_action(make_action(guard_for(app.config, collaborators)), name=ACTION_NAME)
+    gate = Gate(
+        guard_for(app.config, collaborators),
+        section_of(app.config),
+        refusals=refusals_of(app.config),
+        operator_texts=lambda: operator_texts(app),
+    )
+    app.register_action(make_action(gate), name=ACTION_NAME)
+    guard_doors(app, gate)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apps import guard_of
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, REFUSED, UNAVAILABLE
@@ -45,9 +46,7 @@ def user(*texts: Any) -> list[dict[str, Any]]:
 def seen_by(app: LLMRails) -> list[dict[str, Any]]:
     """Return the list that will hold the messages of the last check."""
     seen: list[dict[str, Any]] = []
-    action = app.runtime.action_dispatcher.get_action("ctd_check_input")
-    assert action is not None
-    guard = next(cell.cell_contents for cell in action.__closure__ if hasattr(cell.cell_contents, "check"))
+    guard = guard_of(app)
     check = guard.check
 
     async def spy(messages: Any, *_: Any, **options: Any) -> Any:

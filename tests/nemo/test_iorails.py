@@ -118,13 +118,14 @@ def test_configurations_of_like_content_share_a_guard_and_others_do_not(
 ) -> None:
     config = make_config()
     engines = [IORails(config), IORails(config.model_copy(deep=True)), IORails(make_config(alpha=0.3))]
-    guards = [iorails._GUARDS[id(engine.config)] for engine in engines]
+    guards = [iorails._GATES[id(engine.config)].guard for engine in engines]
     assert guards[0] is guards[1]
     assert guards[0] is not guards[2]
-    known = len(iorails._GUARDS)
+    gc.collect()
+    known = len(iorails._GATES)
     del engines, guards, config
     gc.collect()
-    assert len(iorails._GUARDS) == known - 3
+    assert len(iorails._GATES) == known - 3
 
 
 @pytest.mark.parametrize(

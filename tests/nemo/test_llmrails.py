@@ -15,6 +15,8 @@ from nemoguardrails.rails.llm.options import GenerationResponse
 from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, REFUSED, UNAVAILABLE
 
+from ctd_guardrail.overrides import OverridableCascade
+
 
 def app_for(folder: Path) -> tuple[LLMRails, FakeLLMModel]:
     llm = FakeLLMModel(responses=[ANSWER] * 1000)
@@ -64,18 +66,18 @@ async def test_the_log_tells_route_and_reason_but_no_score(make_rail_folder: Cal
     assert rail.stop
 
 
-async def test_an_earlier_turn_is_part_of_what_is_screened(make_rail_folder: Callable[..., Path]) -> None:
-    app, _ = app_for(make_rail_folder())
+async def test_an_earlier_turn_is_part_of_what_is_screened(
+    make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
-    action = app.runtime.action_dispatcher.get_action("ctd_check_input")
-    cascade = next(cell.cell_contents for cell in action.__closure__ if hasattr(cell.cell_contents, "check"))
-    check = cascade.check
+    check = OverridableCascade.check
 
-    async def spy(messages: Any, *_: Any, **options: Any) -> Any:
+    async def spy(self: OverridableCascade, messages: Any, *values: Any, **options: Any) -> Any:
         seen.extend(messages)
-        return await check(messages, **options)
+        return await check(self, messages, *values, **options)
 
-    cascade.check = spy
+    monkeypatch.setattr(OverridableCascade, "check", spy)
+    app, _ = app_for(make_rail_folder())
     history = [
         {"role": "user", "content": "first"},
         {"role": "user", "content": "second"},
@@ -83,7 +85,7 @@ async def test_an_earlier_turn_is_part_of_what_is_screened(make_rail_folder: Cal
         {"role": "user", "content": "third"},
     ]
     await app.generate_async(messages=history)
-    assert seen == history
+    assert seen == history, "once, and all of it"
 
 
 async def test_exceptions_name_a_refusal_and_an_outage_differently(

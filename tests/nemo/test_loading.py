@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apps import guard_of
 from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
@@ -185,12 +186,6 @@ def test_asyncio_run_again_and_again(make_rail_folder: Callable[..., Path], judg
 def say(app: LLMRails, text: str) -> str:
     """Ask on an event loop of its own."""
     return str(asyncio.run(app.generate_async(messages=user(text)))["content"])
-
-
-def guard_of(app: LLMRails) -> Any:
-    action = app.runtime.action_dispatcher.get_action("ctd_check_input")
-    assert action is not None
-    return next(cell.cell_contents for cell in action.__closure__ if hasattr(cell.cell_contents, "check"))
 
 
 def engine_of(app: LLMRails) -> Any:

@@ -14,8 +14,8 @@ from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, BROKEN, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.experts.openai import OpenAIExpert
-from ctd_guardrail.nemo import iorails
 from ctd_guardrail.nemo.action import screen
+from ctd_guardrail.nemo.client import ClientRequest
 
 pytestmark = pytest.mark.usefixtures("installed_in_iorails")
 
@@ -55,11 +55,10 @@ async def test_a_cancellation_from_inside_does_not_open_the_gate(
 async def test_an_exception_on_the_way_to_the_guard_stays_inside_and_blocks(
     make_config: Callable[..., RailsConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*arguments: object) -> Any:
+    def broken(*_: object, **__: object) -> Any:
         raise RuntimeError("canary")
 
-    monkeypatch.setattr("ctd_guardrail.nemo.action.messages_from_events", broken)
-    monkeypatch.setattr(iorails, "messages_from_iorails", broken)
+    monkeypatch.setattr(ClientRequest, "from_messages", broken)
     llm = FakeLLMModel(responses=[ANSWER])
     with caplog.at_level(logging.WARNING):
         reply = await LLMRails(make_config(), llm=llm).generate_async(messages=user("canary"))
@@ -71,7 +70,7 @@ async def test_an_exception_on_the_way_to_the_guard_stays_inside_and_blocks(
 
 
 async def test_a_configuration_that_was_never_prepared_is_blocked() -> None:
-    outcome = await screen(None, lambda: user("hello"))
+    outcome = await screen(None, lambda: ClientRequest(user("hello")))
     assert outcome.is_blocked
     assert outcome.failed
 

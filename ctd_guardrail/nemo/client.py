@@ -1,0 +1,225 @@
+"""What a client sends in one request, sorted by how it reaches the main LLM.
+
+A host lets a client send more than its last message: a history, system messages, tool results, definitions of tools,
+context variables, events, a state. All of it is text of others. This module finds it; it does not judge it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from ctd_guardrail.nemo.messages import ChatMessages, messages_from_events
+
+__all__ = ["OVERRIDES", "ClientRequest", "asks_about_input", "read_safely", "texts_in"]
+
+OVERRIDES: Final = "ctd"
+"""The context variable of a request that holds its overrides."""
+
+# Roles of the host whose content is the operator's by their meaning. A client may send them all the same.
+_SYSTEM: Final = frozenset({"system", "developer"})
+# Roles that carry no words of their own, but variables and events.
+_CARRIERS: Final = frozenset({"context", "event"})
+_SPEAKERS: Final = frozenset({"user", "assistant", "tool", "function"})
+# Fields of a message that are read as dialogue, or that hold no words.
+_DIALOGUE_FIELDS: Final = frozenset(
+    {"role", "content", "name", "tool_calls", "function_call", "tool_call_id", "type", "id", "metadata"}
+)
+# Variables with which the host steers itself. One that a client sets would switch rails off.
+_HOST_VARIABLES: Final = frozenset({"config", "generation_options"})
+# Events by which the runtime runs code or notes that a rail has run. No event of the outside world has these types.
+_HOST_EVENTS: Final = frozenset(
+    {
+        "EventHistoryUpdate",
+        "InputRailFinished",
+        "InputRailsFinished",
+        "InternalSystemActionFinished",
+        "StartInputRail",
+        "StartInputRails",
+        "StartInternalSystemAction",
+        "start_flow",
+    }
+)
+# Values of JSON schemas and of request fields. They are words of the protocol, and not of the client.
+_PROTOCOL_WORDS: Final = frozenset(
+    {
+        "array", "auto", "boolean", "function", "integer", "json_object", "json_schema", "none", "null", "number",
+        "object", "required", "string", "text",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRequest:
+    """Text of others in one request.
+
+    Attributes:
+        messages: The dialogue: turns of users, tools and the assistant, oldest first.
+        asides: Texts outside the dialogue that reach the main LLM in any case: system messages and the texts of the
+            parameters of its call, such as definitions of tools.
+        loose: Texts that reach the main LLM only where the host puts them into a prompt: context variables, and
+            fields of events and of a state.
+        variables: The context variables.
+        refused_option: What the request asks the host for, and may not without the operator's leave; None: nothing.
+    """
+
+    messages: ChatMessages = field(default_factory=list)
+    asides: tuple[str, ...] = ()
+    loose: tuple[str, ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    refused_option: str | None = None
+
+    @classmethod
+    def from_messages(
+        cls,
+        messages: Iterable[object],
+        *,
+        llm_params: Mapping[str, Any] | None = None,
+        trusts_system: bool = False,
+    ) -> ClientRequest:
+        """Read chat messages and the parameters of the main LLM's call.
+
+        Args:
+            messages: Messages as the host takes them. What is no message is kept: the guard refuses it.
+            llm_params: Parameters of the call that the client sends.
+            trusts_system: Whether system messages are the operator's own.
+        """
+        dialogue: ChatMessages = []
+        asides: list[str] = []
+        loose: list[str] = []
+        variables: dict[str, Any] = {}
+        events: list[Mapping[str, Any]] = []
+        for message in messages:
+            role = message.get("role") if isinstance(message, Mapping) else None
+            if not isinstance(message, Mapping):
+                dialogue.append(message)  # type: ignore[arg-type]  # the guard fails it
+            elif role in _SYSTEM:
+                if not trusts_system:
+                    asides += texts_in({key: message.get(key) for key in ("content", "name")})
+            elif role == "context" and isinstance(message.get("content"), Mapping):
+                # What a later message gives another value reaches a host that passes messages on as they are.
+                variables.update(message["content"])
+                loose += _variable_texts(message["content"])
+            elif role == "event" and isinstance(message.get("event"), Mapping):
+                events.append(message["event"])
+            elif role in _CARRIERS:
+                loose += texts_in({key: value for key, value in message.items() if key != "role"})
+            else:
+                # The host passes roles on that it does not know. Whoever speaks, it is not the operator.
+                known = role if role in _SPEAKERS else "user"
+                dialogue.append({**message, "role": known})
+                loose += texts_in({key: value for key, value in message.items() if key not in _DIALOGUE_FIELDS})
+        asides += ["\n".join(words) for value in (llm_params or {}).values() if (words := list(_words_of(value)))]
+        return cls(messages=dialogue, asides=tuple(asides), loose=tuple(loose)).with_variables(variables).after(
+            cls.from_events(events, trusts_system=trusts_system), is_live=True
+        )  # fmt: skip
+
+    @classmethod
+    def from_events(cls, events: Iterable[object], *, trusts_system: bool = False) -> ClientRequest:
+        """Read events of a Colang runtime.
+
+        Args:
+            events: The events, oldest first.
+            trusts_system: Whether system messages are the operator's own.
+        """
+        read = [event for event in events if isinstance(event, Mapping)]
+        system = [event for event in read if event.get("type") == "SystemMessage"]
+        others = [event for event in read if event.get("type") not in {"SystemMessage", "ContextUpdate"}]
+        variables: dict[str, Any] = {}
+        loose = texts_in([{key: value for key, value in event.items() if key != "type"} for event in others])
+        for event in read:
+            data = event.get("data")
+            if event.get("type") == "ContextUpdate" and isinstance(data, Mapping):
+                variables.update(data)
+                loose += _variable_texts(data)
+        names = sorted({str(event.get("type")) for event in read} & _HOST_EVENTS)
+        request = cls(
+            messages=messages_from_events(read),
+            asides=() if trusts_system else tuple(texts_in([event.get("content") for event in system])),
+            loose=tuple(loose),
+            refused_option=f"an event of type {names[0]}" if names else None,
+        )
+        return request.with_variables(variables)
+
+    def with_variables(self, variables: Mapping[str, Any]) -> ClientRequest:
+        """Return the request with these context variables beside its own."""
+        taken = sorted(_HOST_VARIABLES & variables.keys())
+        return replace(
+            self,
+            variables={**self.variables, **variables},
+            refused_option=self.refused_option or (f"the context variable {taken[0]}" if taken else None),
+        )
+
+    def refusing(self, option: str) -> ClientRequest:
+        """Return the request with what it asks the host for, and may not without the operator's leave."""
+        return replace(self, refused_option=self.refused_option or option)
+
+    def after(self, earlier: ClientRequest, *, is_live: bool = False) -> ClientRequest:
+        """Return this request behind an earlier part of it, such as the events of a state.
+
+        Args:
+            earlier: What stands before it.
+            is_live: Whether the earlier part's options count. Those of a state were asked for in another request.
+        """
+        return replace(
+            self,
+            messages=[*earlier.messages, *self.messages],
+            asides=(*earlier.asides, *self.asides),
+            loose=(*earlier.loose, *self.loose),
+            variables={**earlier.variables, **self.variables},
+            refused_option=self.refused_option or (earlier.refused_option if is_live else None),
+        )
+
+
+def read_safely(read: Callable[[], ClientRequest]) -> ClientRequest:
+    """Return what a function reads, or a request that the guard fails, counts and blocks.
+
+    Nothing may leave a door but what the host raises itself: NeMo logs an exception together with the user's text.
+    """
+    try:
+        return read()
+    except Exception:  # noqa: BLE001  # fails closed, whatever it is
+        return ClientRequest([None])  # type: ignore[list-item]  # None is no message
+
+
+def asks_about_input(messages: Iterable[Mapping[str, Any]], rail_types: Iterable[str] | None) -> bool:
+    """Return whether a check is about input: by its own word, or because someone beside the assistant speaks.
+
+    Args:
+        messages: The messages under check.
+        rail_types: The rails that the check names; None: the host chooses by the messages.
+    """
+    if rail_types is not None:
+        return "input" in rail_types
+    return any(message.get("role") not in {"assistant", *_CARRIERS} for message in messages)
+
+
+def texts_in(value: object) -> list[str]:
+    """Return all texts inside a value of JSON, without those that are blank."""
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    if isinstance(value, Mapping):
+        return [text for item in value.values() for text in texts_in(item)]
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [text for item in value for text in texts_in(item)]
+    return []
+
+
+def _variable_texts(variables: Mapping[str, Any]) -> list[str]:
+    """Return the texts of context variables, without the guard's own settings."""
+    return texts_in({name: value for name, value in variables.items() if name != OVERRIDES})
+
+
+def _words_of(value: object) -> Iterator[str]:
+    """Yield the names and texts inside a parameter of a call, without the words of the protocol."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key == "properties" and isinstance(item, Mapping):
+                yield from (str(name) for name in item)
+            yield from _words_of(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _words_of(item)
+    elif isinstance(value, str) and value.strip() and value not in _PROTOCOL_WORDS:
+        yield value

@@ -1,0 +1,219 @@
+"""No verdict, no call: the main LLM gets nothing of a request before the guard has judged all of it.
+
+A client decides by the shape of its request which rails of the host run. So the guard does not wait to be called: the
+doors of an engine open a request here, the rail's own action gives the verdict on it where the host runs the rail,
+and the main LLM asks for the verdict before each call. Where there is none yet, it is given then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any, Final
+
+from ctd_guardrail.config import CtdConfig
+from ctd_guardrail.decision import Decision
+from ctd_guardrail.nemo.carried import Prompt, prompt_texts
+from ctd_guardrail.nemo.client import OVERRIDES, ClientRequest
+from ctd_guardrail.nemo.guards import Guard
+from ctd_guardrail.nemo.messages import ChatMessages, with_rewritten
+from ctd_guardrail.nemo.principal import principal_of
+from ctd_guardrail.refusals import DEFAULT_REFUSALS
+
+__all__ = ["Gate", "OpenRequest", "current_request", "enter", "entered"]
+
+log = logging.getLogger(__name__)
+
+# No mapping of settings: the guard refuses such overrides as it refuses all that it may not grant.
+_REFUSED_OPTION: Final = "refused option"
+
+_request: ContextVar[OpenRequest | None] = ContextVar("ctd_request", default=None)
+# The guard's own expert may be the main LLM. It is asked about the conversation, and does not answer it.
+_is_judging: ContextVar[bool] = ContextVar("ctd_is_judging", default=False)
+
+
+class OpenRequest:
+    """A request under way, and the verdicts on it.
+
+    Args:
+        gate: The gate that it came through.
+        client: What the client sends.
+        is_waived: Whether the operator lets the client do without the guard here.
+        source: The host's own object for the messages, where it hands the same one to several doors.
+
+    Attributes:
+        late: Texts that the call of the main LLM carries, and that were not known when the dialogue was judged.
+        is_refused: Whether a call of the main LLM was refused.
+    """
+
+    def __init__(self, gate: Gate, client: ClientRequest, *, is_waived: bool = False, source: object = None) -> None:
+        self.gate = gate
+        self.client = client
+        self.is_waived = is_waived
+        self.source = source
+        self.late: tuple[str, ...] = ()
+        self.is_refused = False
+        self.verdicts: list[tuple[ChatMessages | tuple[str, ...], Decision]] = []
+        self.lock = asyncio.Lock()
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is a verdict on the dialogue."""
+        return bool(self.verdicts)
+
+    @property
+    def block(self) -> Decision | None:
+        """The first verdict that blocks, or None."""
+        return next((decision for _, decision in self.verdicts if decision.is_blocking), None)
+
+    def verdict_on(self, what: ChatMessages | tuple[str, ...]) -> Decision | None:
+        """Return the verdict on these very messages or texts, or None."""
+        return next((decision for judged, decision in self.verdicts if judged == what), None)
+
+
+class Gate:
+    """Stands between one app's clients and its main LLM.
+
+    Args:
+        guard: Judges.
+        config: The section of the app's configuration.
+        refusals: What the app says where it refuses, and where the guard could not do its work.
+        operator_texts: Returns the operator's own words: instructions, prompts, names of flows.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        config: CtdConfig,
+        *,
+        refusals: Sequence[Sequence[str]],
+        operator_texts: Callable[[], Iterable[str]],
+    ) -> None:
+        self.guard = guard
+        self.config = config
+        self._refusals = [
+            said[0] if said else default for said, default in zip(refusals, DEFAULT_REFUSALS, strict=False)
+        ]
+        self._operator_texts = operator_texts
+
+    @property
+    def trusts_system(self) -> bool:
+        """Whether system messages of a request are the operator's own."""
+        return self.config.system_messages == "trust"
+
+    def words(self, decision: Decision | None = None) -> str:
+        """Return what the app says where it blocks; None: the block of the request under way."""
+        request = current_request(self)
+        decision = decision or (None if request is None else request.block)
+        refused, unavailable = self._refusals
+        return refused if decision is not None and not decision.reason.is_failure else unavailable
+
+    def note_answer(self, content: str | None, tool_calls: Sequence[Any] | None = None) -> None:
+        """Note what the main LLM said: a client that sends it back says nothing new."""
+        if not _is_judging.get() and isinstance(content, str):
+            calls = [call.to_dict() for call in tool_calls or ()]
+            self.guard.note_answer({"content": content, "tool_calls": calls} if calls else content)
+
+    def opened(self, client: ClientRequest, *, source: object = None) -> OpenRequest:
+        """Return a new request; see :class:`OpenRequest`."""
+        is_waived = client.refused_option is not None and self.config.client_options == "allow"
+        if client.refused_option is not None and not is_waived:
+            log.warning("a request asks for %s, and client_options refuses that", client.refused_option)
+        return OpenRequest(self, client, is_waived=is_waived, source=source)
+
+    async def judge(self, request: OpenRequest, *, user_message: object = None) -> Decision:
+        """Return the verdict on a request's dialogue and asides: a block that there is already, or a new one.
+
+        Args:
+            request: The request.
+            user_message: The last user turn as earlier rails have left it; None: as the client sent it.
+        """
+        async with request.lock:
+            if request.block is not None:
+                return request.block
+            messages = with_rewritten(request.client.messages, user_message)
+            return await self._verdict(request, messages, messages, request.client.asides)
+
+    async def admits(self, prompt: Any) -> bool:
+        """Return whether the main LLM may be called with this prompt in the current request."""
+        if _is_judging.get():
+            return True
+        request = current_request(self)
+        if request is None:
+            # A door that nothing opened: no verdict can be had on what is not known.
+            self.guard.tally.count_unscreened_call("unknown")
+            log.error("a call of the main LLM outside of any request was refused: there is no verdict on it")
+            return False
+        if request.is_waived:
+            self.guard.tally.count_unscreened_call("client_options")
+            return True
+        if not request.is_judged:
+            await self.judge(request)
+        if request.block is None and (carried := self._carried(request, prompt)):
+            async with request.lock:
+                await self._verdict(request, carried, [], carried)
+        request.is_refused |= request.block is not None
+        return request.block is None
+
+    async def _verdict(
+        self,
+        request: OpenRequest,
+        what: ChatMessages | tuple[str, ...],
+        messages: ChatMessages,
+        asides: Sequence[str],
+    ) -> Decision:
+        decision = request.verdict_on(what)
+        if decision is None:
+            variables = request.client.variables
+            overrides = variables.get(OVERRIDES)
+            principal, is_doubled = principal_of(self.guard.principal, variables)
+            if is_doubled:
+                log.warning("a request names its principal twice")
+            if is_doubled or (request.client.refused_option is not None and not request.is_waived):
+                overrides = _REFUSED_OPTION
+            token = _is_judging.set(True)
+            try:
+                decision = await self.guard.check(messages, overrides, principal=principal, asides=asides)
+            finally:
+                _is_judging.reset(token)
+            request.verdicts.append((what, decision))
+        return decision
+
+    def _carried(self, request: OpenRequest, prompt: Any) -> tuple[str, ...]:
+        """Return the late texts, and the loose ones that a prompt carries and nothing else has brought there."""
+        if not request.client.loose:
+            return request.late
+        dialogue = set(prompt_texts(request.client.messages))
+        loose = [text for text in dict.fromkeys(request.client.loose) if text not in dialogue]
+        carrier = Prompt(prompt_texts(prompt))
+        carried = [text for text in loose if carrier.carries(text) and not self._operator.carries(text)]
+        return (*request.late, *carried)
+
+    @cached_property
+    def _operator(self) -> Prompt:
+        return Prompt(self._operator_texts())
+
+
+def current_request(gate: Gate) -> OpenRequest | None:
+    """Return the request under way at this gate, or None."""
+    request = _request.get()
+    return request if request is not None and request.gate is gate else None
+
+
+def enter(request: OpenRequest) -> None:
+    """Make a request the current one for the rest of the running task."""
+    _request.set(request)
+
+
+@contextmanager
+def entered(request: OpenRequest) -> Iterator[OpenRequest]:
+    """Make a request the current one."""
+    token = _request.set(request)
+    try:
+        yield request
+    finally:
+        _request.reset(token)
