@@ -39,6 +39,10 @@ class Shape:
         """Return the same request with another text in the place of the word."""
         return Shape(self.name, _replaced(self.messages, text), _replaced(self.options, text), self.state)
 
+    def asks_for_more(self) -> bool:
+        """Return whether the guard refuses this whatever it says: it steers the host, or holds more than text."""
+        return bool(self.options.get("rails")) or "options" in self.name or "image" in self.name
+
     def on_the_wire(self) -> bool:
         """Return whether NeMo's HTTP server can be sent this: it takes no events, and only the roles that it knows."""
         return self.state is None and all(message["role"] not in {"event", "stranger"} for message in self.messages)
