@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from calibrate.distributed.config import RayConfig
@@ -16,7 +26,7 @@ from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec, Layers
 from ctd_guardrail.config import CostConfig
 from ctd_guardrail.conversation import Context
-from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, RailExpertConfig
+from ctd_guardrail.experts.config import LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
 from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.validation import load_yaml, validate
 
@@ -25,6 +35,7 @@ __all__ = [
     "BudgetConfig",
     "CalibrateConfig",
     "DataConfig",
+    "ExpertSection",
     "HiddenStatesConfig",
     "PriceConfig",
     "RiskConfig",
@@ -50,7 +61,18 @@ def _as_tuple(value: Any) -> Any:
     return [value] if isinstance(value, Mapping) else value
 
 
+def _count_or_share(value: float) -> float:
+    if isinstance(value, float) and not value < 1.0:
+        raise PydanticCustomError(
+            "refused_rows",
+            "this is neither a whole number of rows nor a share below 1",
+            {"hint": "Write for example 20, or 0.01 for 1%"},
+        )
+    return value
+
+
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+_MaxRefusedRows = Annotated[StrictInt | StrictFloat, Field(ge=0), AfterValidator(_count_or_share)]
 _Path = Annotated[Path, AfterValidator(_beside_the_file)]
 _Paths = Annotated[tuple[_Path, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
@@ -184,6 +206,43 @@ class HiddenStatesConfig(_Section):
     layers: Layers | None = None
 
 
+class AskedOpenAIExpert(OpenAIExpertConfig):
+    """A judge behind an OpenAI-compatible chat-completions endpoint, and how many rows it may refuse.
+
+    Attributes:
+        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
+            them below 1.
+    """
+
+    max_refused_rows: _MaxRefusedRows = 0.01
+
+
+class AskedRailExpert(RailExpertConfig):
+    """An input rail of NeMo Guardrails, and how many rows it may refuse.
+
+    Attributes:
+        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
+            them below 1.
+    """
+
+    max_refused_rows: _MaxRefusedRows = 0.01
+
+
+class AskedLocalExpert(LocalExpertConfig):
+    """A Hugging Face model in this process, and how many rows it may refuse.
+
+    Attributes:
+        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
+            them below 1.
+    """
+
+    max_refused_rows: _MaxRefusedRows = 0.01
+
+
+ExpertSection = Annotated[AskedOpenAIExpert | AskedRailExpert | AskedLocalExpert, Field(discriminator="type")]
+"""The ``expert`` section of the rail, and what asking about many rows takes beside it."""
+
+
 class PriceConfig(_Section):
     """What the report reckons costs with.
 
@@ -215,7 +274,7 @@ class CalibrateConfig(_Section):
 
     base: BaseModelConfig
     data: DataConfig
-    expert: ExpertConfig | None = None
+    expert: ExpertSection | None = None
     splits: SplitConfig = SplitConfig()
     budget: BudgetConfig
     probes: TrainOptions = TrainOptions()
@@ -282,10 +341,10 @@ def load_config(path: Path) -> CalibrateConfig:
 
 
 class _ExpertFile(_Section):
-    expert: ExpertConfig
+    expert: ExpertSection
 
 
-def load_expert(path: Path) -> ExpertConfig:
+def load_expert(path: Path) -> ExpertSection:
     """Read a YAML file that holds nothing but an ``expert`` section.
 
     Raises:
@@ -297,11 +356,11 @@ def load_expert(path: Path) -> ExpertConfig:
     return section if resolved is None else resolved
 
 
-def _resolve_expert(expert: ExpertConfig | None, folder: Path) -> ExpertConfig | None:
+def _resolve_expert(expert: ExpertSection | None, folder: Path) -> ExpertSection | None:
     match expert:
-        case LocalExpertConfig():
+        case AskedLocalExpert():
             return _resolve(expert, "model", folder)
-        case RailExpertConfig(config=Path()):
+        case AskedRailExpert(config=Path()):
             return _resolve(expert, "config", folder)
         case _:
             return expert

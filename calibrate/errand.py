@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import stamina
 
+from calibrate.journal import Refusal
 from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.errors import ExpertError, ExpertTimeoutError, ExpertUnavailableError, InputError
+from ctd_guardrail.errors import (
+    ExpertError,
+    ExpertTimeoutError,
+    ExpertUnavailableError,
+    ExpertVerdictError,
+    InputError,
+)
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 
 __all__ = ["Book", "Errand"]
@@ -33,6 +40,10 @@ class Book(Protocol):
         """Return when the score is on the disk."""
         ...
 
+    async def refuse(self, conversation: str, refusal: Refusal) -> None:
+        """Return when it is on the disk that the expert gives no score for this conversation."""
+        ...
+
 
 @dataclass(slots=True)
 class Errand:
@@ -42,9 +53,9 @@ class Errand:
         expert: Whom to ask.
         book: Where questions and scores are written down.
         todo: Digest and conversation of each question.
-        on_saved: Called after each score that was saved.
+        on_saved: Called after each score or refusal that was saved.
         tokens: Tokens billed so far; None where the expert does not say.
-        failure: The first question that failed for good, and why.
+        failure: Why the expert failed for good, at the first question at which it did.
     """
 
     expert: Expert
@@ -52,10 +63,14 @@ class Errand:
     todo: Iterator[tuple[str, Conversation]]
     on_saved: Callable[[], None]
     tokens: int | None = None
-    failure: tuple[str, ExpertError | InputError] | None = field(default=None)
+    failure: ExpertError | None = None
 
     async def run(self, workers: int) -> None:
-        """Ask until nothing is left, or something fails for good; what is under way then is waited for and saved."""
+        """Ask until nothing is left, or the expert fails for good; what is under way then is waited for and saved.
+
+        A conversation that the expert answers without a verdict, or cannot read, is written down as refused: the
+        next one may do better. Any other failure is the expert's own, and would meet every question.
+        """
         tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
         try:
             # `wait`, because it leaves the workers alone when this task is cancelled.
@@ -86,8 +101,12 @@ class Errand:
                     continue
                 try:
                     score = await self._ask(conversation)
-                except (ExpertError, InputError) as error:
-                    self.failure = self.failure or (digest, error)
+                except (ExpertVerdictError, InputError) as error:
+                    await self.book.refuse(digest, Refusal(error.problem, error.hint))
+                    self.on_saved()
+                    continue
+                except ExpertError as error:
+                    self.failure = self.failure or error
                     await self.book.release(digest)
                     return
                 await self.book.save(digest, score)

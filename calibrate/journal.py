@@ -2,7 +2,8 @@
 
 A question is written down before it is asked, and struck out with its answer. So a score that is on the disk is never
 asked for again, and after a kill the journal knows which questions were under way: they are the only ones that may be
-paid for twice. More cannot be promised to an endpoint that does not recognise a repeated question.
+paid for twice. More cannot be promised to an endpoint that does not recognise a repeated question. A conversation that
+the expert refused is kept in the same way, with the reason: it is not asked about again either.
 
 One process writes to the journal: the run itself, or on a cluster one actor beside it.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -19,7 +21,7 @@ from typing import Final, Self
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.experts.protocol import ExpertScore
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "Refusal"]
 
 _Statement = tuple[str, tuple[str | float | None, ...]]
 
@@ -31,10 +33,33 @@ _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS open_questions (
     expert TEXT NOT NULL, conversation TEXT NOT NULL, PRIMARY KEY (expert, conversation)
 ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS refusals (
+    expert TEXT NOT NULL, conversation TEXT NOT NULL, problem TEXT NOT NULL, hint TEXT NOT NULL,
+    PRIMARY KEY (expert, conversation)
+) WITHOUT ROWID""",
 )
 _OPEN: Final = "INSERT OR IGNORE INTO open_questions VALUES (?, ?)"
 _CLOSE: Final = "DELETE FROM open_questions WHERE expert = ? AND conversation = ?"
 _SAVE: Final = "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)"
+_REFUSE: Final = "INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?)"
+_FORGET: Final = "DELETE FROM refusals WHERE expert = ? AND conversation = ?"
+_SETTLED: Final = tuple(
+    f"SELECT 1 FROM {table} WHERE expert = ? AND conversation = ?"  # noqa: S608  # the two tables above
+    for table in ("scores", "refusals")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an expert gives no score for one conversation.
+
+    Attributes:
+        problem: What the expert's error says. It holds no text of the conversation, as no error does.
+        hint: What to do about it.
+    """
+
+    problem: str
+    hint: str = ""
 
 
 class Journal:
@@ -84,6 +109,18 @@ class Journal:
         rows = self._connection.execute("SELECT conversation, p_unsafe FROM scores WHERE expert = ?", (self._expert,))
         return {digest: p_unsafe for digest, p_unsafe in rows if digest in wanted}
 
+    def refused(self, conversations: Iterable[str]) -> dict[str, Refusal]:
+        """Return the refusals that are saved, of those digests that are asked for."""
+        wanted = set(conversations)
+        query = "SELECT conversation, problem, hint FROM refusals WHERE expert = ?"
+        rows = self._connection.execute(query, (self._expert,))
+        return {digest: Refusal(problem, hint) for digest, problem, hint in rows if digest in wanted}
+
+    def forget_refusals(self, conversations: Iterable[str]) -> None:
+        """Delete the refusals of these conversations, so that they are asked about again."""
+        with self._connection:
+            self._connection.executemany(_FORGET, [(self._expert, digest) for digest in conversations])
+
     def left_open(self, conversations: Iterable[str]) -> set[str]:
         """Return those of the conversations whose questions were under way when a run was killed."""
         rows = self._connection.execute("SELECT conversation FROM open_questions WHERE expert = ?", (self._expert,))
@@ -92,22 +129,27 @@ class Journal:
     async def claim(self, conversation: str) -> bool:
         """Write down, on the disk, that this question is about to be asked, and return whether it shall be.
 
-        It shall not where its score is saved already.
+        It shall not where its score or its refusal is saved already.
         """
-        query = "SELECT 1 FROM scores WHERE expert = ? AND conversation = ?"
-        if self._connection.execute(query, (self._expert, conversation)).fetchone() is not None:
+        key = (self._expert, conversation)
+        if any(self._connection.execute(query, key).fetchone() is not None for query in _SETTLED):
             return False
         await self._write((_OPEN, (self._expert, conversation)))
         return True
 
     async def release(self, conversation: str) -> None:
-        """Strike out a question that the expert has refused or failed to answer."""
+        """Strike out a question that the expert failed to answer."""
         await self._write((_CLOSE, (self._expert, conversation)))
 
     async def save(self, conversation: str, score: ExpertScore) -> None:
         """Return when the score is on the disk, and its question struck out."""
         entry = (self._expert, conversation, score.p_unsafe, score.attempts, score.tokens)
         await self._write((_SAVE, entry), (_CLOSE, (self._expert, conversation)))
+
+    async def refuse(self, conversation: str, refusal: Refusal) -> None:
+        """Return when the refusal is on the disk, and its question struck out."""
+        entry = (self._expert, conversation, refusal.problem, refusal.hint)
+        await self._write((_REFUSE, entry), (_CLOSE, (self._expert, conversation)))
 
     async def _write(self, *statements: _Statement) -> None:
         """Return when the statements are committed. What arrives while a commit is under way shares the next one."""

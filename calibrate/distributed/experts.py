@@ -15,16 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from calibrate.config import ExpertSection
 from calibrate.data import Dataset
 from calibrate.distributed.cluster import map_rows
 from calibrate.distributed.config import RayConfig
 from calibrate.distributed.wire import from_text, to_error, to_failure, to_text
 from calibrate.errand import Errand
-from calibrate.journal import Journal
+from calibrate.journal import Journal, Refusal
 from calibrate.labels import ExpertScores, Questions
+from calibrate.refused import RunBook
 from ctd_guardrail.errors import CtdError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
-from ctd_guardrail.experts.config import ExpertConfig
 from ctd_guardrail.experts.protocol import ExpertScore
 
 __all__ = ["ask_from_actors"]
@@ -37,7 +38,7 @@ IntArray = NDArray[np.int64]
 
 
 def ask_from_actors(
-    section: ExpertConfig,
+    section: ExpertSection,
     dataset: Dataset,
     rows: IntArray,
     *,
@@ -45,6 +46,7 @@ def ask_from_actors(
     concurrency: int,
     progress: Progress,
     run_on: RayConfig,
+    ask_refused_again: bool = False,
 ) -> tuple[str, ExpertScores]:
     """Score rows as :func:`~calibrate.labels.ask_expert` does; return the expert's identity and the scores.
 
@@ -56,17 +58,19 @@ def ask_from_actors(
         concurrency: Questions that may be under way at once, on all actors together.
         progress: Where a bar is drawn.
         run_on: The cluster.
+        ask_refused_again: Whether rows that the expert refused in an earlier run are asked about again.
 
     Raises:
         ExpertError: The expert failed; the message says how many scores are saved.
-        DataError: The expert cannot read a row; file and row are named. Or the journal cannot be read.
+        DataError: The expert refused more rows than it may; the first ones are named. Or the journal cannot be read.
         ConfigError: The expert cannot be built.
     """
     identity = _identity(section, run_on)
     with Journal(journal, identity) as saved:
-        questions = Questions.of(dataset, rows, saved)
-        done = len(questions.first) - len(questions.missing)
-        bar = progress.add_task("Expert scores", total=len(questions.first), completed=done)
+        questions = Questions.of(
+            dataset, rows, saved, max_refused_rows=section.max_refused_rows, ask_refused_again=ask_refused_again
+        )
+        bar = progress.add_task("Expert scores", total=len(questions.first), completed=questions.settled)
         each = max(1, concurrency // run_on.actors)
         actors = min(run_on.actors, concurrency)
         lots = [
@@ -76,8 +80,8 @@ def ask_from_actors(
             }
             for digests in _lots(questions.missing, _ROUNDS * each)
         ]
-        keeper = _start_keeper(journal, identity) if lots else None
-        failure: tuple[str, CtdError] | None = None
+        keeper = _start_keeper(journal, identity, questions.limits(saved)) if lots else None
+        failure: CtdError | None = None
         tokens: int | None = None
         pool = run_on.model_copy(update={"actors": actors})
         for row in map_rows(pool, _Asker, (section, identity, keeper, each), lots):
@@ -85,9 +89,9 @@ def ask_from_actors(
             if row["tokens"] >= 0:
                 tokens = (tokens or 0) + row["tokens"]
             if row["failure"] and failure is None:
-                failure = row["digest"], to_error(row["failure"])
+                failure = to_error(row["failure"])
         if failure is not None:
-            raise questions.error(dataset, saved, *failure)
+            raise questions.error(saved, failure)
         return identity, questions.scores(saved, tokens)
 
 
@@ -97,7 +101,7 @@ def _lots(digests: Iterable[str], size: int) -> Iterator[list[str]]:
         yield everything[start : start + size]
 
 
-def _identity(section: ExpertConfig, run_on: RayConfig) -> str:
+def _identity(section: ExpertSection, run_on: RayConfig) -> str:
     """Return the expert's identity, asked on the cluster: this machine may be too small to load a local one."""
     import ray  # noqa: PLC0415  # an extra
 
@@ -116,32 +120,32 @@ def _identity(section: ExpertConfig, run_on: RayConfig) -> str:
     return identity
 
 
-def _start_keeper(journal: Path, identity: str) -> Any:
+def _start_keeper(journal: Path, identity: str, limits: dict[str, Any]) -> Any:
     """Start the actor that writes the journal, on this machine: the file is here."""
     import ray  # noqa: PLC0415  # an extra
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=here).remote(journal, identity)
+    return ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=here).remote(journal, identity, limits)
 
 
 class _Keeper:
-    """Writes down what all actors ask and get, and stops them at the first failure."""
+    """Holds the book of the run for all actors."""
 
-    def __init__(self, journal: Path, identity: str) -> None:
-        self._journal = Journal(journal, identity)
-        self._is_stopped = False
+    def __init__(self, journal: Path, identity: str, limits: dict[str, Any]) -> None:
+        self._book = RunBook(Journal(journal, identity), **limits)
 
     async def claim(self, conversation: str) -> bool:
-        return not self._is_stopped and await self._journal.claim(conversation)
+        return await self._book.claim(conversation)
 
     async def release(self, conversation: str) -> None:
-        # Only a question that failed is released.
-        self._is_stopped = True
-        await self._journal.release(conversation)
+        await self._book.release(conversation)
 
     async def save(self, conversation: str, score: ExpertScore) -> None:
-        await self._journal.save(conversation, score)
+        await self._book.save(conversation, score)
+
+    async def refuse(self, conversation: str, refusal: Refusal) -> None:
+        await self._book.refuse(conversation, refusal)
 
 
 class _RemoteBook:
@@ -159,18 +163,21 @@ class _RemoteBook:
     async def save(self, conversation: str, score: ExpertScore) -> None:
         await self._keeper.save.remote(conversation, score)
 
+    async def refuse(self, conversation: str, refusal: Refusal) -> None:
+        await self._keeper.refuse.remote(conversation, refusal)
+
 
 class _Asker:
     """The plain loop's own errand, in another process."""
 
-    def __init__(self, section: ExpertConfig, identity: str, keeper: Any, concurrency: int) -> None:
+    def __init__(self, section: ExpertSection, identity: str, keeper: Any, concurrency: int) -> None:
         self._book = _RemoteBook(keeper)
         self._concurrency = concurrency
         self._expert = build_expert(section)
         self._is_another = self._expert.identity != identity
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return how many scores of a lot were saved, the tokens billed (-1: unknown), and what failed at which one."""
+        """Return how many answers of a lot were saved, the tokens billed (-1: unknown), and how the expert failed."""
         (digests,), (conversations,) = batch["digests"], batch["conversations"]
         saved = 0
 
@@ -181,15 +188,12 @@ class _Asker:
         todo = zip(digests.split(), from_text(conversations), strict=True)
         errand = Errand(self._expert, self._book, todo, count)
         if self._is_another:
-            error = ExpertUnavailableError(
+            errand.failure = ExpertUnavailableError(
                 "an actor has built another expert than the first one", hint="Give all machines the same files"
             )
-            errand.failure = ("", error)
         else:
             asyncio.run(errand.run(self._concurrency))
-        digest, failure = "", ""
-        if errand.failure is not None:
-            digest, failure = errand.failure[0], to_failure(errand.failure[1])
+        failure = "" if errand.failure is None else to_failure(errand.failure)
         tokens = -1 if errand.tokens is None else errand.tokens
-        columns = {"saved": saved, "tokens": tokens, "digest": digest, "failure": failure}
+        columns = {"saved": saved, "tokens": tokens, "failure": failure}
         return {name: np.array([value]) for name, value in columns.items()}

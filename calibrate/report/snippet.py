@@ -10,11 +10,13 @@ from typing import Any, Final
 
 import yaml
 
-from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, RailExpertConfig
+from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig
 from ctd_guardrail.policy.manifest import Manifest
 
 __all__ = ["Piece", "snippet"]
 
+# The first is written apart; the second is for calibration.
+_NOT_THE_RAILS: Final = {"type", "max_refused_rows"}
 _ANY_EXPERT: Final = {"type": "openai", "base_url": "http://127.0.0.1:8000/v1", "model": "judge"}
 
 
@@ -66,9 +68,9 @@ def snippet(manifest: Manifest, folder: Path, expert: ExpertConfig | None) -> li
 
 def _settings(expert: ExpertConfig, folder: Path) -> dict[str, Any]:
     """Return what was written of the expert's section, paths seen from a folder."""
-    settings: dict[str, Any] = expert.model_dump(mode="json", exclude_unset=True, exclude={"type"})
-    key = {LocalExpertConfig: "model", RailExpertConfig: "config"}.get(type(expert))
-    if key is not None and Path(str(settings.get(key, ""))).is_absolute():
+    settings: dict[str, Any] = expert.model_dump(mode="json", exclude_unset=True, exclude=_NOT_THE_RAILS)
+    key = "model" if isinstance(expert, LocalExpertConfig) else "config"
+    if Path(str(settings.get(key, ""))).is_absolute():
         settings[key] = os.path.relpath(settings[key], folder)
     return settings
 
