@@ -7,26 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictFloat,
-    StrictInt,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from calibrate.distributed.config import RayConfig
+from calibrate.expert_section import AskedLocalExpert, AskedRailExpert, ExpertSection
 from calibrate.options import TrainOptions
 from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec, Layers
 from ctd_guardrail.config import CostConfig
 from ctd_guardrail.conversation import Context
-from ctd_guardrail.experts.config import LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
 from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.validation import load_yaml, validate
 
@@ -35,7 +25,6 @@ __all__ = [
     "BudgetConfig",
     "CalibrateConfig",
     "DataConfig",
-    "ExpertSection",
     "HiddenStatesConfig",
     "PriceConfig",
     "RiskConfig",
@@ -61,18 +50,7 @@ def _as_tuple(value: Any) -> Any:
     return [value] if isinstance(value, Mapping) else value
 
 
-def _count_or_share(value: float) -> float:
-    if isinstance(value, float) and not value < 1.0:
-        raise PydanticCustomError(
-            "refused_rows",
-            "this is neither a whole number of rows nor a share below 1",
-            {"hint": "Write for example 20, or 0.01 for 1%"},
-        )
-    return value
-
-
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
-_MaxRefusedRows = Annotated[StrictInt | StrictFloat, Field(ge=0), AfterValidator(_count_or_share)]
 _Path = Annotated[Path, AfterValidator(_beside_the_file)]
 _Paths = Annotated[tuple[_Path, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
@@ -204,43 +182,6 @@ class HiddenStatesConfig(_Section):
 
     path: _Path
     layers: Layers | None = None
-
-
-class AskedOpenAIExpert(OpenAIExpertConfig):
-    """A judge behind an OpenAI-compatible chat-completions endpoint, and how many rows it may refuse.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
-
-    max_refused_rows: _MaxRefusedRows = 0.01
-
-
-class AskedRailExpert(RailExpertConfig):
-    """An input rail of NeMo Guardrails, and how many rows it may refuse.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
-
-    max_refused_rows: _MaxRefusedRows = 0.01
-
-
-class AskedLocalExpert(LocalExpertConfig):
-    """A Hugging Face model in this process, and how many rows it may refuse.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
-
-    max_refused_rows: _MaxRefusedRows = 0.01
-
-
-ExpertSection = Annotated[AskedOpenAIExpert | AskedRailExpert | AskedLocalExpert, Field(discriminator="type")]
-"""The ``expert`` section of the rail, and what asking about many rows takes beside it."""
 
 
 class PriceConfig(_Section):

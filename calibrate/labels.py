@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from calibrate.config import ExpertSection
 from calibrate.data import Dataset
 from calibrate.distributed.config import RayConfig
 from calibrate.errand import Errand
+from calibrate.expert_section import ExpertSection
 from calibrate.journal import Journal
 from calibrate.refused import RefusedRow, RunBook, allowed_rows, repeated, too_many
 from ctd_guardrail.errors import CtdError

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calibrate.config import BudgetConfig
 from calibrate.risk.losses import Risk
 from calibrate.risk.outcome import BUDGET, Outcome
@@ -19,12 +22,13 @@ from ctd_guardrail.policy.selection import Costs
 __all__ = ["certify_performance", "to_record"]
 
 
-def certify_performance(rows: Rows, budget: BudgetConfig) -> Setting:
+def certify_performance(rows: Rows, budget: BudgetConfig, *, refused: NDArray[np.float64]) -> Setting:
     """Return the best certified setting.
 
     Args:
-        rows: Calibration rows.
+        rows: Calibration rows that the expert gave a score for: the risks are those of such inputs.
         budget: Budget, risks and method; not ``closed_form``.
+        refused: Delegation values of the calibration rows that it refused: they count in the budget.
 
     Raises:
         InfeasibleBudgetError: No setting holds all of it; the message says which risk binds and what would be
@@ -41,16 +45,18 @@ def certify_performance(rows: Rows, budget: BudgetConfig) -> Setting:
         costs=costs,
         taus=budget.taus,
         bands=budget.bands,
+        refused=refused,
     )
     if outcome.status is Status.CERTIFIED and outcome.setting is not None:
         return outcome.setting
+    n = len(rows) + refused.size
     bounds = {BUDGET: budget.alpha} | {risk.metric.value: risk.max for risk in budget.risk}
     binding = ", ".join(f"{name} of at most {bounds[name]:g}" for name in outcome.binding)
     feasible = ", ".join(f"{name} of at most {bound:.3f}" for name, bound in outcome.feasible.items())
     raise InfeasibleBudgetError(
-        f"{len(rows)} calibration rows cannot certify, at delta = {budget.delta:g} for all of it, {binding}",
+        f"{n} calibration rows cannot certify, at delta = {budget.delta:g} for all of it, {binding}",
         alpha=budget.alpha,
-        alpha_min=min_alpha(len(rows), budget.delta),
+        alpha_min=min_alpha(n, budget.delta),
         n_min=min_rows(budget.alpha, budget.delta),
         hint=f"The most promising setting would have met: {feasible}. Relax a bound, or add calibration rows",
     )

@@ -52,6 +52,7 @@ __all__ = ["PipelineResult", "run"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 _PACKAGES: Final = ("torch", "transformers", "numpy", "scipy", "scikit-learn")
 
@@ -68,6 +69,7 @@ class PipelineResult:
         tested: The test rows with everybody's scores.
         split: Which rows did what.
         expert: Expert scores of the rows of all three parts.
+        refused: Rows of each part that the expert refused.
         safety_rows: Rows of other files that the safety probe was trained on; 0 where there are none.
         safety_left_out: Rows of those files that are, or nearly are, among the rows of ``data.path``.
     """
@@ -79,6 +81,7 @@ class PipelineResult:
     tested: ScoredRows
     split: Split
     expert: ExpertScores
+    refused: dict[str, int]
     safety_rows: int = 0
     safety_left_out: int = 0
 
@@ -90,16 +93,20 @@ class _SafetyData:
     clusters: IntArray
 
 
-def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
+def run(config: CalibrateConfig, *, console: Console, ask_refused_again: bool = False) -> PipelineResult:
     """Calibrate a policy and write it.
+
+    A row that the expert refuses has no score of it. Training and evaluation are done without such rows, and so are
+    the risks. Their delegation values are known, and count in the budget: delegated, they cost a call all the same.
 
     Args:
         config: The content of CALIBRATE.yml.
         console: Where progress is drawn.
+        ask_refused_again: Whether rows that the expert refused in an earlier run are asked about again.
 
     Raises:
         ConfigError: A key of the configuration does not fit the base model, or a folder cannot be written to.
-        DataError: A row is malformed or too long, or there are too few rows.
+        DataError: A row is malformed or too long, there are too few rows, or the expert refused too many.
         InfeasibleBudgetError: There are too few calibration rows for this alpha and delta.
         ActivationError: The base model cannot be loaded.
         ExpertError: The expert failed; what it has said so far is saved.
@@ -120,9 +127,13 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         features = cache if files is None else cache / "hidden-states"
         workers = _workers(config, engine)
         pooled = pool_activations(dataset, rows, engine, cache=features, progress=progress, workers=workers)
-        identity, expert = _expert_scores(config, dataset, rows, cache, progress)
+        identity, expert = _expert_scores(config, dataset, rows, cache, progress, ask_refused_again=ask_refused_again)
+        scored = dict(zip(PARTS, np.split(~np.isnan(expert.p), cuts), strict=True))
+        _check_labels(dataset, split.train[scored["train"]], split.test[scored["test"]])
         prepare = Preparation(engine, config.probes, config.splits.seed, features, progress, workers)
-        trained = _train(config, dataset, split, pooled, expert=expert, safety=safety, prepare=prepare)
+        trained = _train(
+            config, dataset, split, pooled, expert=expert, scored=scored["train"], safety=safety, prepare=prepare
+        )
         if trained.layers != config.base.layers:
             # The rail loads no more of the base model than the probes read.
             engine = _engine(config, engine.spec.model_copy(update={"layers": trained.layers}), files)
@@ -136,18 +147,19 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
             p, d = score_rows(trained.probes, engine, dataset, rows[judged], progress=progress, workers=workers)
 
     e, labels = expert.p[judged], dataset.labels[rows[judged]]
-    calibration, test = slice(0, split.calibration.size), slice(split.calibration.size, judged.size)
+    calibration = slice(0, split.calibration.size)
+    test = split.calibration.size + np.flatnonzero(scored["test"])
     scores = CalibrationScores.from_rows(
         d=d[calibration], p=p[calibration], expert=e[calibration], label=labels[calibration]
     )
     certificate = certify(scores.d, config.budget.alpha, config.budget.delta)
     performance, tau = None, config.budget.taus[0]
     if config.budget.method != "closed_form":
-        merged = trained.merge(p[calibration], e[calibration])
-        held = Rows(d[calibration], p[calibration], merged, labels[calibration])
-        setting = certify_performance(held, config.budget)
+        held = np.flatnonzero(scored["calibration"])
+        held_rows = Rows(d[held], p[held], trained.merge(p[held], e[held]), labels[held])
+        setting = certify_performance(held_rows, config.budget, refused=d[calibration][~scored["calibration"]])
         performance, tau = to_record(setting, config.budget), setting.tau
-    groups = None if dataset.groups is None else [dataset.groups[row] for row in split.test]
+    groups = None if dataset.groups is None else [dataset.groups[row] for row in rows[judged][test]]
     tested = ScoredRows(p[test], d[test], e[test], labels[test], groups, merge=trained.merge)
     evaluation = evaluate(
         tested,
@@ -157,6 +169,7 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         tau=tau,
         seed=config.splits.seed,
     )
+    refused = {part: int((~has_score).sum()) for part, has_score in scored.items()}
     manifest = {
         "created_at": datetime.now(UTC),
         "versions": _versions(),
@@ -175,7 +188,11 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
             "seed": config.splits.seed,
         },
         "data": [*dataset.records, *(safety.dataset.records if safety else [])],
-        "training": {**trained.record, "split": {part: int(getattr(split, part).size) for part in PARTS}},
+        "training": {
+            **trained.record,
+            "split": {part: int(getattr(split, part).size) for part in PARTS},
+            "refused": refused,
+        },
         "evaluation": evaluation.to_dict(),
     }
     used = [dataset.conversations[row] for row in rows[: cuts[1]]]
@@ -190,6 +207,7 @@ def run(config: CalibrateConfig, *, console: Console) -> PipelineResult:
         tested=tested,
         split=split,
         expert=expert,
+        refused=refused,
         safety_rows=0 if safety is None else safety.rows.size,
         safety_left_out=0 if safety is None else len(safety.dataset) - safety.rows.size,
     )
@@ -223,11 +241,7 @@ def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None
     parent = next(folder for folder in (config.output, *config.output.parents) if folder.exists())
     if not os.access(parent, os.W_OK):
         raise ConfigError(f"{parent} cannot be written to", key="output", hint="Name another folder")
-    check_classes(dataset.labels[split.train], purpose="training")
-    if np.unique(dataset.labels[split.test]).size == 1:
-        raise DataError(
-            f"all {split.test.size} test rows have one label", hint="Give more rows, or a larger share to testing"
-        )
+    _check_labels(dataset, split.train, split.test)
     alpha, delta, n = config.budget.alpha, config.budget.delta, split.calibration.size
     # Whether n scores can certify alpha does not depend on the scores.
     if certify(np.zeros(n), alpha, delta).status is Status.INFEASIBLE:
@@ -241,6 +255,14 @@ def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None
         )
 
 
+def _check_labels(dataset: Dataset, train: IntArray, test: IntArray) -> None:
+    check_classes(dataset.labels[train], purpose="training")
+    if np.unique(dataset.labels[test]).size <= 1:
+        raise DataError(
+            f"all {test.size} test rows have one label", hint="Give more rows, or a larger share to testing"
+        )
+
+
 def _train(
     config: CalibrateConfig,
     dataset: Dataset,
@@ -248,15 +270,17 @@ def _train(
     pooled: PooledRows,
     *,
     expert: ExpertScores,
+    scored: BoolArray,
     safety: _SafetyData | None,
     prepare: Preparation,
 ) -> TrainedProbes:
-    """Train on the training rows, which come first in the activations and the expert's scores."""
-    train, clusters = split.train, split.clusters[split.train]
-    scores = expert.p[: train.size]
+    """Train on the training rows with a score: they come first in the activations and the expert's scores."""
+    places = np.flatnonzero(scored)
+    train, scores = split.train[places], expert.p[places]
+    clusters = split.clusters[train]
     used = sum(getattr(split, part).size for part in PARTS)
     return train_probes(
-        pooled.take(np.arange(train.size)),
+        pooled.take(places),
         dataset.labels[train],
         scores,
         clusters,
@@ -270,14 +294,28 @@ def _train(
 
 
 def _expert_scores(
-    config: CalibrateConfig, dataset: Dataset, rows: IntArray, cache: Path, progress: Progress
+    config: CalibrateConfig,
+    dataset: Dataset,
+    rows: IntArray,
+    cache: Path,
+    progress: Progress,
+    *,
+    ask_refused_again: bool,
 ) -> tuple[str, ExpertScores]:
     """Return whose scores they are, and the scores."""
     if dataset.expert is not None:
         return f"{RECORDED}{config.data.expert_column}", ExpertScores(dataset.expert[rows])
     if config.expert is None:
         raise ConfigError("there is no source of expert scores", hint="Write `data.expert_column` or `expert`")
-    return score_with(config.expert, dataset, rows, cache=cache, progress=progress, run_on=config.run_on)
+    return score_with(
+        config.expert,
+        dataset,
+        rows,
+        cache=cache,
+        progress=progress,
+        run_on=config.run_on,
+        ask_refused_again=ask_refused_again,
+    )
 
 
 def _hidden_states(

@@ -34,12 +34,14 @@ def to_json(result: PipelineResult) -> dict[str, Any]:
             "test": split.test.size,
             "left_out": split.left_out,
             "test_left_out": split.test_left_out,
+            "refused": result.refused,
         },
         "probes": _probes(result),
         "expert": {
             "identity": result.policy.manifest.expert,
             "asked": result.expert.asked,
             "asked_again": result.expert.asked_again,
+            "refused": [each.to_dict() for each in result.expert.refused],
         },
         "evaluation": result.evaluation.to_dict(),
     }
@@ -94,14 +96,16 @@ def _rows_table(result: PipelineResult) -> Table:
     table.add_column("rows", justify="right")
     table.add_column("remark")
     split, safety_left_out = result.split, result.safety_left_out
-    table.add_row("train", f"{split.train.size:,}", _expert_remark(result))
+    remarks = {part: _refused(result, part) for part in result.refused}
+    table.add_row("train", f"{split.train.size:,}", _join(_expert_remark(result), remarks["train"]))
     if result.safety_rows:
         remark = f"{safety_left_out:,} left out: they depend on rows of the other files" if safety_left_out else ""
         table.add_row("safety probe", f"{result.safety_rows:,}", remark)
-    table.add_row("calibration", f"{split.calibration.size:,}", _left_out(split.left_out))
+    table.add_row(
+        "calibration", f"{split.calibration.size:,}", _join(_left_out(split.left_out), remarks["calibration"])
+    )
     unsafe = f"{result.evaluation.unsafe / result.evaluation.rows:.1%} unsafe"
-    remarks = [unsafe, *filter(None, [_left_out(split.test_left_out)])]
-    table.add_row("test", f"{split.test.size:,}", "; ".join(remarks))
+    table.add_row("test", f"{split.test.size:,}", _join(unsafe, _left_out(split.test_left_out), remarks["test"]))
     return table
 
 
@@ -124,6 +128,17 @@ def _candidates_table(result: PipelineResult) -> Table:
             style="bold" if is_chosen else "",
         )
     return table
+
+
+def _join(*remarks: str) -> str:
+    return "; ".join(filter(None, remarks))
+
+
+def _refused(result: PipelineResult, part: str) -> str:
+    """Return what a refusal means for the rows of one part."""
+    rows = result.refused[part]
+    use = "they count in the budget alone" if part == "calibration" else "nothing uses them"
+    return f"the expert refused {rows:,}: {use}" if rows else ""
 
 
 def _left_out(rows: int) -> str:

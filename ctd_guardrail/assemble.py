@@ -143,7 +143,7 @@ def _rule(config: CtdConfig, policy: Policy, certificate: Certificate) -> tuple[
     if config.criterion is Criterion.BUDGET:
         return ThresholdRule(certificate.threshold), certificate.mean_rate
     choice = _choose(config, policy, certificate)
-    return ThresholdRule(choice.threshold), choice.exceedances / policy.calibration.d.size
+    return ThresholdRule(choice.threshold), float((policy.calibration.d > choice.threshold).mean())
 
 
 def _performance_threshold(config: CtdConfig, performance: PerformanceRecord) -> float:
@@ -171,8 +171,8 @@ def _tie_key(config: CtdConfig) -> SecretBytes:
 
 
 def _choose(config: CtdConfig, policy: Policy, certificate: Certificate) -> Choice:
-    rows = policy.calibration
-    if rows.expert is None or rows.label is None:
+    rows = policy.calibration.scored
+    if rows.expert is None or rows.label is None or not rows.label.size:
         raise ConfigError(
             f"criterion {config.criterion.value!r} needs labelled calibration rows, and this policy has none",
             key=f"{SECTION}.criterion",

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from calibrate.cli.refused import AskRefusedAgain
 from calibrate.config import load_expert
 from ctd_guardrail.console import exit_on_error
 from ctd_guardrail.errors import ConfigError, DependencyError
@@ -40,6 +41,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, or a torch device.")] = "auto",
     cache: Annotated[Path, typer.Option(metavar="DIR", help="Folder of saved expert scores.")] = Path(".ctd-cache"),
+    ask_refused_again: AskRefusedAgain = False,
     show_text: Annotated[bool, typer.Option("--show-text", help="Write the texts of failure cases too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -78,6 +80,7 @@ def evaluate(
             expert=expert,
             binary_folder=binary_policy,
             device=device,
+            ask_refused_again=ask_refused_again,
         )
         report = write_study(result, to, policy_folder=policy, expert=expert, show_text=show_text)
     if as_json:
@@ -102,7 +105,8 @@ def _print_summary(result: PolicyStudy, report: Path, console: Console) -> None:
     share = _with_error(faic["share"], faic["share_se"])
     console.print(
         f"{study.rows:,} rows, {study.unsafe / study.rows:.1%} unsafe; left out: {result.judged.used:,} that the "
-        f"policy was made from, {result.judged.dependent:,} that depend on others. FAIC {share}. "
+        f"policy was made from, {result.judged.dependent:,} that depend on others, "
+        f"{len(result.judged.refused):,} that the expert refused. FAIC {share}. "
         f"Expert: {result.expert}.",
         highlight=False,
         markup=False,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from calibrate.cli.refused import AskRefusedAgain
 from calibrate.config import load_config
 from ctd_guardrail.console import exit_on_error
 from ctd_guardrail.errors import DependencyError
@@ -19,6 +20,7 @@ __all__ = ["run"]
 def run(
     config: Annotated[Path, typer.Argument(metavar="CALIBRATE.yml", help="What to calibrate, on which data.")],
     *,
+    ask_refused_again: AskRefusedAgain = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Calibrate a policy: activations, probes, expert scores, budget, evaluation, report.
@@ -51,7 +53,7 @@ def run(
                 "calibration needs scikit-learn, which is not installed",
                 hint="Run: pip install 'ctd-guardrail[calibrate]'",
             ) from error
-        result = run_pipeline(settings, console=Console(stderr=True))
+        result = run_pipeline(settings, console=Console(stderr=True), ask_refused_again=ask_refused_again)
         report = write_documents(result, settings, command=["ctd-calibrate", "run", str(config)])
         if as_json:
             typer.echo(json.dumps(to_json(result) | {"report": str(report)}))

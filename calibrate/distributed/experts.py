@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from calibrate.config import ExpertSection
 from calibrate.data import Dataset
 from calibrate.distributed.cluster import map_rows
 from calibrate.distributed.config import RayConfig
 from calibrate.distributed.wire import from_text, to_error, to_failure, to_text
 from calibrate.errand import Errand
+from calibrate.expert_section import ExpertSection
 from calibrate.journal import Journal, Refusal
 from calibrate.labels import ExpertScores, Questions
 from calibrate.refused import RunBook

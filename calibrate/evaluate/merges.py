@@ -51,8 +51,8 @@ def merges_table(
 
 def stack(calibration: CalibrationScores) -> Merge | None:
     """Fit a stacking of both scores to the calibration rows; None where they are not labelled with both labels."""
-    label, expert = calibration.label, calibration.expert
-    if label is None or expert is None or np.unique(label).size == 1:
+    held = calibration.scored
+    if held.label is None or held.expert is None or np.unique(held.label).size == 1:
         return None
-    fitted = fit_scaling(label, log_odds(calibration.p), log_odds(expert))
+    fitted = fit_scaling(held.label, log_odds(held.p), log_odds(held.expert))
     return Merge(kind="stacking", intercept=fitted.bias, probe=fitted.slopes[0], expert=fitted.slopes[1])

@@ -107,8 +107,8 @@ class Methods:
     @property
     def names(self) -> tuple[str, ...]:
         """Every method that these rows allow; a choice by a criterion takes labelled calibration rows of both kinds."""
-        label = self._calibration.label
-        has_choice = self._calibration.expert is not None and label is not None and np.unique(label).size > 1
+        held = self._calibration.scored
+        has_choice = held.expert is not None and held.label is not None and np.unique(held.label).size > 1
         return (*METHODS[:4], "uncertainty_rank", "ctd", *(CHOSEN if has_choice else ()), "oracle", *TOP_K)
 
     def delegate(self, method: str, alpha: float) -> Delegation:
@@ -146,7 +146,7 @@ class Methods:
         return Delegation(above, certificate.threshold, certificate.k) if certificate.k >= 0 else Delegation(above)
 
     def _chosen(self, criterion: Criterion, alpha: float) -> Delegation:
-        certificate, held = self._certify("ctd", alpha), self._calibration
+        certificate, held = self._certify("ctd", alpha), self._calibration.scored
         if certificate.k < 0 or held.expert is None or held.label is None:
             return Delegation(np.zeros(self._rows.label.size, dtype=np.bool_))
         choice = best_threshold(

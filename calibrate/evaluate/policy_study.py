@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from calibrate.cache import open_cache
 from calibrate.data import Dataset, read_dataset
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.study import Study, study
-from calibrate.labels import score_with
+from calibrate.expert_section import ExpertSection
+from calibrate.labels import ExpertScores, score_with
 from calibrate.progress import progress_bars
+from calibrate.refused import RefusedRow
 from calibrate.risk.splits import one_per_cluster
 from calibrate.scoring import score_rows
 from calibrate.splits import begin_with, find_clusters
 from ctd_guardrail.activations.engine import get_engine
 from ctd_guardrail.errors import ConfigError, DataError
-from ctd_guardrail.experts.config import ExpertConfig
 from ctd_guardrail.policy.match import RECORDED, check_fingerprint, check_normaliser
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
@@ -43,11 +44,18 @@ class Judged:
         rows: Indices into the data set, ascending: one of each cluster, as calibration rows are.
         used: Rows that the policy, or a policy beside it, was made from, or that depend on one of those.
         dependent: Other rows that depend on a row that is judged.
+        refused: Rows that the expert refused: no figure counts them.
     """
 
     rows: IntArray
     used: int
     dependent: int
+    refused: tuple[RefusedRow, ...] = ()
+
+    def without(self, refused: tuple[RefusedRow, ...]) -> Judged:
+        """Return the rows that are left when the expert refuses some."""
+        rows = self.rows[~np.isin(self.rows, [each.row for each in refused])]
+        return replace(self, rows=rows, refused=refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,12 @@ class PolicyStudy:
             "policy_sha256": self.policy.manifest.tensors_sha256,
             "data": [record.model_dump() for record in self.dataset.records],
             "is_of_one_law": self.is_of_one_law,
-            "left_out": {"used": self.judged.used, "dependent": self.judged.dependent},
+            "left_out": {
+                "used": self.judged.used,
+                "dependent": self.judged.dependent,
+                "refused": len(self.judged.refused),
+            },
+            "refused": [each.to_dict() for each in self.judged.refused],
             **self.study.to_dict(),
         }
 
@@ -92,9 +105,10 @@ def study_policy(
     cache: Path,
     console: Console,
     expert_column: str | None = None,
-    expert: ExpertConfig | None = None,
+    expert: ExpertSection | None = None,
     binary_folder: Path | None = None,
     device: str = "auto",
+    ask_refused_again: bool = False,
 ) -> PolicyStudy:
     """Judge a policy on labelled rows, at the certificate that is in force.
 
@@ -107,11 +121,12 @@ def study_policy(
         expert: Expert to ask; with neither, the field that the policy was calibrated with is taken.
         binary_folder: A policy whose delegation value was trained on the binary target, to be compared with.
         device: ``auto``, ``cpu``, or a torch device.
+        ask_refused_again: Whether rows that the expert refused in an earlier run are asked about again.
 
     Raises:
         PolicyError: A policy folder cannot be used.
         ConfigError: There is no source of expert scores.
-        DataError: A row is malformed, or no rows of both labels are left.
+        DataError: A row is malformed, no rows of both labels are left, or the expert refused too many.
         ExpertError: The expert failed; what it has said so far is saved.
         ActivationError: The base model cannot be loaded.
     """
@@ -127,17 +142,22 @@ def study_policy(
     with progress_bars(console) as progress:
         p, d = _score(policy, dataset, chosen, device=device, progress=progress)
         d_binary = None if binary is None else _score(binary, dataset, chosen, device=device, progress=progress)[1]
-        identity, scores = _expert_scores(dataset, chosen, source, cache=cache, progress=progress)
+        identity, scores = _expert_scores(
+            dataset, chosen, source, cache=cache, progress=progress, ask_refused_again=ask_refused_again
+        )
+    scored = np.flatnonzero(~np.isnan(scores.p))
+    judged = judged.without(scores.refused)
+    chosen = judged.rows
     rows = ScoredRows(
-        p,
-        d,
-        scores,
+        p[scored],
+        d[scored],
+        scores.p[scored],
         dataset.labels[chosen],
         None if dataset.groups is None else [dataset.groups[row] for row in chosen],
         cluster=clusters[chosen],
         name=[_name(dataset, row) for row in chosen.tolist()],
         merge=manifest.merge,
-        binary=d_binary,
+        binary=None if d_binary is None else d_binary[scored],
     )
     known = {record.sha256 for record in manifest.data}
     is_of_one_law = all(record.sha256 in known for record in dataset.records)
@@ -207,13 +227,20 @@ def _score(
 
 
 def _expert_scores(
-    dataset: Dataset, rows: IntArray, source: str | ExpertConfig, *, cache: Path, progress: Progress
-) -> tuple[str, FloatArray]:
-    """Return whose scores they are, and the scores, shape [rows]."""
+    dataset: Dataset,
+    rows: IntArray,
+    source: str | ExpertSection,
+    *,
+    cache: Path,
+    progress: Progress,
+    ask_refused_again: bool,
+) -> tuple[str, ExpertScores]:
+    """Return whose scores they are, and the scores."""
     if isinstance(source, str):
-        return f"{RECORDED}{source}", np.asarray(dataset.expert)[rows]
-    identity, scores = score_with(source, dataset, rows, cache=open_cache(cache), progress=progress)
-    return identity, scores.p
+        return f"{RECORDED}{source}", ExpertScores(np.asarray(dataset.expert)[rows])
+    return score_with(
+        source, dataset, rows, cache=open_cache(cache), progress=progress, ask_refused_again=ask_refused_again
+    )
 
 
 def _name(dataset: Dataset, row: int) -> str:

@@ -121,7 +121,8 @@ def study(
     alphas = sorted({*ALPHAS, alpha})
     methods = Methods(rows, calibration, delta=delta, tau=tau, seed=seed, traffic=traffic)
     points = measure_points(rows, methods, sorted({*budgets, *alphas}), tau=tau)
-    pooled, clusters = _pool(rows, methods, calibration if one_law else None)
+    # Test rows have scores of the expert: with calibration rows that have none, they are not of one law.
+    pooled, clusters = _pool(rows, methods, calibration.scored if one_law else None)
     tables = (
         cascade_table(rows, points),
         area_table(rows, points),
@@ -135,7 +136,7 @@ def study(
             clusters,
             alphas,
             delta=delta,
-            calibration_rows=calibration.d.size if one_law else None,
+            calibration_rows=calibration.scored.d.size if one_law else None,
             seed=seed,
             splits=splits,
         ),

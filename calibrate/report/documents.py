@@ -26,4 +26,12 @@ def write_documents(result: PipelineResult, config: CalibrateConfig, *, command:
     explorer = explore_policy(policy, rows, config.prices)
     write_card(folder, policy, rows, explorer)
     write_reproducibility(folder, policy.manifest, config, command=command)
-    return write_report(folder, policy, rows, prices=config.prices, expert=config.expert, explorer=explorer)
+    return write_report(
+        folder,
+        policy,
+        rows,
+        prices=config.prices,
+        expert=config.expert,
+        explorer=explorer,
+        refused=result.expert.refused,
+    )

@@ -16,6 +16,7 @@ from calibrate.config import PriceConfig
 from calibrate.evaluate import ScoredRows
 from calibrate.evaluate.merges import merges_table
 from calibrate.evaluate.methods import Methods
+from calibrate.refused import RefusedRow
 from calibrate.report.card import at_budgets
 from calibrate.report.explorer import FIGURES, METHODS, REQUESTS, Explorer, Settings, explore
 from calibrate.report.law import BAND
@@ -35,6 +36,7 @@ REPORT_FILE: Final = "report.html"
 
 _TEMPLATES: Final = "templates"
 _GROUPS_SHOWN: Final = 24
+_REFUSED_SHOWN: Final = 50
 
 
 def write_report(
@@ -47,6 +49,7 @@ def write_report(
     policy_folder: Path | None = None,
     explorer: Explorer | None = None,
     plots: Sequence[Plot] = (),
+    refused: Sequence[RefusedRow] = (),
 ) -> Path:
     """Write report.html and return where it lies.
 
@@ -59,6 +62,7 @@ def write_report(
         policy_folder: Where the policy lies; None: in ``folder``.
         explorer: What :func:`explore_policy` gave for these rows; None: it is computed.
         plots: Static pictures, drawn from a study of the same rows.
+        refused: Rows that have no expert score.
 
     Raises:
         DataError: The rows cannot be evaluated.
@@ -78,6 +82,8 @@ def write_report(
         "clusters": len(set(rows.clusters.tolist())),
         "training": list(record_tables(policy.manifest.training)),
         "group_limit": _GROUPS_SHOWN,
+        "refused": refused,
+        "refused_limit": _REFUSED_SHOWN,
         "plots": [{"title": plot.title, "alt": plot.alt, "source": _data_url(plot.svg)} for plot in plots],
     }
     path = folder / REPORT_FILE

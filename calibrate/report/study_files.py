@@ -59,6 +59,7 @@ def write_study(
             expert=expert,
             policy_folder=policy_folder,
             plots=plots,
+            refused=result.judged.refused,
         )
     except OSError as error:
         raise ConfigError(

@@ -48,6 +48,7 @@ def pareto(
     costs: Costs | None = None,
     taus: Sequence[float] = (0.5,),
     bands: Sequence[float] = (0.0,),
+    refused: FloatArray | None = None,
     split: Split | None = None,
     candidates: int = 100,
 ) -> Outcome:
@@ -64,7 +65,8 @@ def pareto(
         costs: For the criterion ``cost``.
         taus: Decision thresholds to choose from, fixed beforehand.
         bands: Abstain bands to choose from, fixed beforehand.
-        split: Which rows to optimise and test on; None splits 30/70 at random.
+        refused: Delegation values of rows of the same draw that have no expert score: they count in the budget alone.
+        split: Which rows to optimise and test on, of ``rows`` and then ``refused``; None splits 30/70 at random.
         candidates: Number of thresholds to consider.
 
     Raises:
@@ -73,32 +75,35 @@ def pareto(
     """
     check_share("alpha", alpha)
     check_share("delta", delta)
-    split = split or random_split(len(rows))
-    seen, held_out = rows.take(split.optimisation), rows.take(split.testing)
+    unscored = np.empty(0) if refused is None else refused
+    # Drawn from all rows: the share of the refused ones among those that are tested is then the inputs' own.
+    split = split or random_split(len(rows) + unscored.size)
+    seen, held_out = (rows.take(part[part < len(rows)]) for part in (split.optimisation, split.testing))
+    d = np.concatenate([rows.d, unscored])[split.testing]
 
     # Thresholds that are over budget here have next to no chance there: the grid is finer without them.
     settings = settings_grid(top_thresholds(seen.d, alpha, candidates), taus, bands)
     front = _front(seen, settings, risks, criterion, costs)
-    seen_p = np.max([*_p_table(seen, front, alpha, delta, risks).values()], axis=0)
+    seen_p = np.max([*_p_table(seen, front, alpha, delta, risks, d=seen.d).values()], axis=0)
     seen_rate = [float(seen.delegated(setting).mean()) for setting in front]
     order = np.lexsort((seen_rate, seen_p)).tolist()
 
-    table = _p_table(held_out, front, alpha, delta, risks)
+    table = _p_table(held_out, front, alpha, delta, risks, d=d)
     passed = fixed_sequence(np.max([*table.values()], axis=0), delta, order)
     certified = tuple(front[i] for i in np.flatnonzero(passed).tolist())
     if certified:
         return Outcome(Status.CERTIFIED, best_setting(rows, certified, criterion, costs), certified)
     first = front[order[0]]
-    count, n = int(held_out.delegated(first).sum()), len(held_out)
-    rate = smallest_level(lambda level: binomial_p(count, n, level), delta)
+    count = int((d > first.threshold).sum())
+    rate = smallest_level(lambda level: binomial_p(count, d.size, level), delta)
     feasible = {BUDGET: rate, **upper_bounds(risks, held_out, first, delta)}
     return infeasible(table, order[0], feasible, delta)
 
 
 def _p_table(
-    rows: Rows, settings: Sequence[Setting], alpha: float, delta: float, risks: Sequence[Risk]
+    rows: Rows, settings: Sequence[Setting], alpha: float, delta: float, risks: Sequence[Risk], *, d: FloatArray
 ) -> dict[str, FloatArray]:
-    rates = [binomial_p(int(rows.delegated(setting).sum()), len(rows), alpha) for setting in settings]
+    rates = [binomial_p(int((d > setting.threshold).sum()), d.size, alpha) for setting in settings]
     return {BUDGET: np.array(rates), **p_table(risks, rows, settings, delta)}
 
 

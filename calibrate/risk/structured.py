@@ -48,6 +48,7 @@ def structured(
     taus: Sequence[float] = (0.5,),
     bands: Sequence[float] = (0.0,),
     scores: FloatArray | None = None,
+    refused: FloatArray | None = None,
     split: Split | None = None,
     candidates: int = 50,
 ) -> Outcome:
@@ -67,6 +68,8 @@ def structured(
         taus: Decision thresholds to choose from, fixed beforehand.
         bands: Abstain bands to choose from, fixed beforehand.
         scores: Delegation values for the budget's certificate, such as unlabelled traffic; None takes the rows'.
+        refused: Delegation values of rows of the same draw that have no expert score: they count in the budget, where
+            the rows' own values do.
         split: Which rows to optimise and test the risks on; None splits 30/70 at random.
         candidates: Number of thresholds to consider.
 
@@ -77,7 +80,9 @@ def structured(
     if not risks:
         raise ConfigError("there is no risk to bound", key="risk", hint="Name one, or use method: budget")
     half = delta / 2
-    sorted_scores = sort_scores(rows.d if scores is None else scores)
+    if scores is None:
+        scores = rows.d if refused is None else np.concatenate([rows.d, refused])
+    sorted_scores = sort_scores(scores)
     budget = certify(sorted_scores, alpha, half)
     if budget.status is Status.INFEASIBLE:
         return Outcome(Status.INFEASIBLE, binding=(BUDGET,), feasible={BUDGET: budget.alpha_min})

@@ -52,7 +52,8 @@ class CalibrationScores:
     Attributes:
         d: Delegation values, shape [n].
         p: Safety probe, P(unsafe), shape [n].
-        expert: Expert, P(unsafe), shape [n]; None where the certificate came from unlabelled traffic.
+        expert: Expert, P(unsafe), shape [n], NaN where it refused the row; None where the certificate came from
+            unlabelled traffic.
         label: 1 = unsafe, shape [n]; None likewise.
     """
 
@@ -60,6 +61,15 @@ class CalibrationScores:
     p: FloatArray
     expert: FloatArray | None = None
     label: FloatArray | None = None
+
+    @property
+    def scored(self) -> CalibrationScores:
+        """The rows that the expert gave a score for: all that a choice or a merge can learn from."""
+        if self.expert is None:
+            return self
+        rows = ~np.isnan(self.expert)
+        label = None if self.label is None else self.label[rows]
+        return CalibrationScores(self.d[rows], self.p[rows], self.expert[rows], label)
 
     @classmethod
     def from_rows(
@@ -199,7 +209,9 @@ def _check_calibration(folder: Path, manifest: Manifest, columns: Mapping[str, N
     if not {"d", "p"} <= set(columns) <= {"d", "p", "expert", "label"}:
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: calibration columns are {sorted(columns)}")
     for name, column in columns.items():
-        if column.shape != (rows,) or column.dtype != np.float64 or not np.isfinite(column).all():
+        # A row that the expert refused has no score of it. Its d counts in the budget all the same.
+        is_valid = np.isfinite(column) | (np.isnan(column) & (name == "expert"))
+        if column.shape != (rows,) or column.dtype != np.float64 or not is_valid.all():
             raise PolicyFormatError(f"{folder / TENSORS_FILE}: calibration.{name} is not {rows} finite float64 values")
     if (np.diff(columns["d"]) < 0).any():
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: calibration.d is not in ascending order")
