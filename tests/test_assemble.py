@@ -80,6 +80,24 @@ def test_a_criterion_keeps_a_harmful_expert_out(
         assert harmful.rule.threshold > budget.rule.threshold
 
 
+def test_rows_that_the_expert_refused_choose_nothing_and_count_in_the_rate(
+    make_rail_folder: Callable[..., Path], rail_policy: Path, tmp_path: Path
+) -> None:
+    policy = read_policy(rail_policy)
+    n = policy.calibration.d.size
+    label = (np.arange(n) % 2).astype(np.float64)
+    # The expert is right about every row, and refuses the ones that d ranks highest.
+    expert = np.where(policy.calibration.d > 0.55, np.nan, label)
+    assert 0 < np.isnan(expert).sum() < n / 10
+    relabel(rail_policy, tmp_path / "refusing", expert=expert, label=label)
+    found = planned(make_rail_folder(policy=str(tmp_path / "refusing"), criterion="accuracy"))
+    assert found.rule.threshold < 0.55
+    assert found.expected_rate == (policy.calibration.d > found.rule.threshold).mean()
+    relabel(rail_policy, tmp_path / "mute", expert=np.full(n, np.nan), label=label)
+    with pytest.raises(ConfigError, match="needs labelled calibration rows"):
+        planned(make_rail_folder(policy=str(tmp_path / "mute"), criterion="accuracy"))
+
+
 def test_a_criterion_without_labels_is_refused(make_rail_folder: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match="needs labelled calibration rows"):
         planned(make_rail_folder(criterion="accuracy"))

@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 from calibrate.cli import app
 from calibrate.data import Dataset
 from calibrate.distributed.config import RayConfig
+from calibrate.expert_section import AskedOpenAIExpert
 from calibrate.journal import Journal
 from calibrate.labels import ExpertScores, score_with
-from ctd_guardrail.errors import ExpertUnavailableError
+from ctd_guardrail.errors import DataError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
-from ctd_guardrail.experts.config import OpenAIExpertConfig
 
 CONCURRENCY = 4
 ROOT = Path(__file__).parents[2]
@@ -35,13 +35,13 @@ ROOT = Path(__file__).parents[2]
 
 def _score(dataset: Dataset, section: dict[str, Any], cache: Path, run_on: RayConfig | None) -> ExpertScores:
     cache.mkdir(exist_ok=True)
-    expert = OpenAIExpertConfig(**section)
+    expert = AskedOpenAIExpert(**section)
     with Progress(disable=True) as progress:
         return score_with(expert, dataset, np.arange(len(dataset)), cache=cache, progress=progress, run_on=run_on)[1]
 
 
 def _journal(section: dict[str, Any], cache: Path) -> Journal:
-    return Journal(cache / "expert.sqlite", build_expert(OpenAIExpertConfig(**section)).identity)
+    return Journal(cache / "expert.sqlite", build_expert(AskedOpenAIExpert(**section)).identity)
 
 
 def test_scores_are_those_of_the_plain_loop_and_the_next_run_asks_nothing(
@@ -76,6 +76,34 @@ def test_a_failure_stops_all_actors_and_is_the_runs_own_error(
     assert len(row_judge.asked) <= 2 * CONCURRENCY
     with _journal(expert_section(), tmp_path) as journal:
         assert not journal.left_open(conversation.digest() for conversation in dataset.conversations)
+
+
+def test_refused_rows_are_left_out_up_to_a_number_as_in_the_plain_loop(
+    dataset: Dataset,
+    run_on: RayConfig,
+    row_judge: Any,
+    expert_section: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    # Row 8 stands there twice.
+    row_judge.declines, row_judge.filters = {"row-0008", "row-0020"}, {"row-0040"}
+    for most, ends in ((3, True), (3, True), (4, False), (4, False)):
+        before = len(row_judge.asked)
+        if ends:
+            with pytest.raises(
+                DataError, match=rf"rows\.jsonl, row \d+: .* At most 3 of {len(dataset)} rows"
+            ) as caught:
+                _score(dataset, expert_section(max_refused_rows=most), tmp_path / "ray", run_on)
+            assert "max_refused_rows" in caught.value.hint
+        else:
+            far = _score(dataset, expert_section(max_refused_rows=most), tmp_path / "ray", run_on)
+            assert [each.row for each in far.refused] == [8, 9, 20, 40]
+            assert far.asked == len(row_judge.asked) - before
+    assert max(Counter(row_judge.asked).values()) == 1
+    assert far.asked == 0
+    plain = _score(dataset, expert_section(max_refused_rows=4), tmp_path / "plain", None)
+    np.testing.assert_array_equal(far.p, plain.p)
+    assert far.refused == plain.refused
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")

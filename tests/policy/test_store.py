@@ -121,6 +121,21 @@ def test_rows_are_sorted_together() -> None:
     assert scores.p.tolist() == [0.1, 0.2, 0.3]
 
 
+def test_a_row_that_the_expert_refused_has_a_d_and_no_score(tmp_path: Path) -> None:
+    expert = np.array([0.5, np.nan, 0.25, *np.zeros(N - 3)])
+    d = np.array([3.0, 2.0, 1.0, *np.linspace(-1, 0, N - 3)])
+    scores = CalibrationScores.from_rows(d=d, p=np.full(N, 0.5), expert=expert, label=np.ones(N))
+    write_policy(tmp_path, manifest(), PROBE, scores)
+    policy = read_policy(tmp_path)
+    assert policy.scores.size == policy.calibration.d.size == N
+    scored = policy.calibration.scored
+    assert scored.expert is not None
+    assert scored.label is not None
+    assert scored.d.tolist() == sorted(value for value in d.tolist() if value != 2.0)
+    assert (scored.expert[-1], scored.expert[-2]) == (0.5, 0.25)
+    assert scored.p.size == scored.expert.size == scored.label.size == N - 1
+
+
 MALFORMED = {
     "no folder": lambda f: [path.unlink() for path in f.iterdir()],
     "no tensors": lambda f: (f / "policy.safetensors").unlink(),
@@ -140,6 +155,10 @@ MALFORMED = {
     "not UTF-8": lambda f: (f / "policy.json").write_bytes((f / "policy.json").read_text().encode("utf-16")),
     "foreign tensor": lambda f: retensor(f, other__thing=np.zeros(1)),
     "infinite score": lambda f: retensor(f, calibration__p=np.full(N, np.inf)),
+    "infinite score of the expert": lambda f: retensor(f, calibration__expert=np.full(N, np.inf)),
+    "no number for d": lambda f: retensor(f, calibration__d=np.append(np.arange(N - 1.0), np.nan)),
+    "no number for p": lambda f: retensor(f, calibration__p=np.append(np.zeros(N - 1), np.nan)),
+    "no number for a label": lambda f: retensor(f, calibration__label=np.append(np.zeros(N - 1), np.nan)),
     "wrong number of rows": lambda f: retensor(f, calibration__d=np.arange(N - 1.0)),
     "wrong shape": lambda f: retensor(f, calibration__d=np.zeros((N, 1))),
     "scores out of order": lambda f: retensor(f, calibration__d=np.arange(N, 0.0, -1)),

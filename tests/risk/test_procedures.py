@@ -41,6 +41,23 @@ def test_a_certified_setting_meets_budget_and_risk_on_the_population(procedure: 
 
 
 @pytest.mark.parametrize("procedure", [pareto, structured])
+def test_rows_without_an_expert_score_count_in_the_budget(procedure: Procedure) -> None:
+    rows, population = _rows(3000), _rows(200_000, seed=1)
+    # The expert refuses what d ranks highest: without these rows the budget looks smaller than it is.
+    is_refused = rows.d > np.quantile(population.d, 0.9)
+    scored, refused = rows.take(np.flatnonzero(~is_refused)), rows.d[is_refused]
+    arguments = {"alpha": 0.3, "delta": 0.1, "risks": [Risk(Metric.ERROR, 0.4)]}
+    rates = {}
+    for name, outcome in {
+        "counted": procedure(scored, **arguments, refused=refused),
+        "left out": procedure(scored, **arguments),
+    }.items():
+        assert outcome.status is Status.CERTIFIED
+        rates[name] = max(population.delegated(setting).mean() for setting in outcome.certified)
+    assert 0.2 < rates["counted"] <= 0.3 < rates["left out"]
+
+
+@pytest.mark.parametrize("procedure", [pareto, structured])
 def test_an_infeasible_risk_is_named_with_what_would_be_feasible(procedure: Procedure) -> None:
     outcome = procedure(_rows(), alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.3), Risk(Metric.FNR, 0.05)])
     assert (outcome.status, outcome.setting, outcome.certified) == (Status.INFEASIBLE, None, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ class RowJudge:
         asked: Rows, in the order of the questions.
         answered: Rows, in the order of the answers.
         refuses: Whether it answers with HTTP 401.
+        breaks_at: It answers with HTTP 401 from this question on.
         declines: Rows that it answers with prose.
         filters: Rows whose answer a content filter withholds.
     """
@@ -29,6 +31,7 @@ class RowJudge:
         self.asked: list[str] = []
         self.answered: list[str] = []
         self.refuses = False
+        self.breaks_at = sys.maxsize
         self.declines: set[str] = set()
         self.filters: set[str] = set()
         judge, lock = self, threading.Lock()
@@ -42,12 +45,13 @@ class RowJudge:
                 assert found
                 with lock:
                     judge.asked.append(found[0])
+                    number = len(judge.asked)
                 time.sleep(0.02)
                 p = sum(map(ord, found[0])) % 97 / 100
                 tokens = [{"token": "Yes", "logprob": np.log(p + 0.01)}, {"token": "No", "logprob": np.log(0.99 - p)}]
                 choice = self.choice(found[0], tokens)
                 raw = json.dumps({"choices": [choice], "usage": {"total_tokens": 10}}).encode()
-                self.send_response(401 if judge.refuses else 200)
+                self.send_response(401 if judge.refuses or number >= judge.breaks_at else 200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
