@@ -18,12 +18,13 @@ import pytest
 import yaml
 from faulty.row_judge import RowJudge
 from rich.console import Console
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from calibrate.cli import app
 from calibrate.config import load_config
 from calibrate.data import Dataset, read_dataset
-from calibrate.expert_section import AskedOpenAIExpert
+from calibrate.expert_section import AskedLocalExpert, AskedOpenAIExpert
 from calibrate.journal import Journal
 from calibrate.labels import ExpertScores, score_with
 from calibrate.progress import progress_bars
@@ -96,6 +97,29 @@ def test_the_run_goes_on_and_names_the_row(dataset: Dataset, row_judge: RowJudge
     assert len(row_judge.asked) == COUNT
     assert (again.asked, again.refused) == (0, scores.refused)
     np.testing.assert_array_equal(again.p, scores.p)
+
+
+def test_what_a_local_expert_cannot_read_is_left_out_too(
+    rows: list[Row], write_rows: Write, tiny_bert: Path, tmp_path: Path
+) -> None:
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        tiny_bert, id2label={0: "safe", 1: "unsafe"}, label2id={"safe": 0, "unsafe": 1}
+    )
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "classifier")
+    classifier.save_pretrained(tmp_path / "classifier")
+    rows = rows[:20]
+    # Its tokens are characters: this row is longer than the limit.
+    rows[7]["text"] *= 10
+    dataset = read_dataset([write_rows(rows)])
+    expert = AskedLocalExpert(
+        type="local", model=str(tmp_path / "classifier"), device="cpu", max_tokens=200, max_refused_rows=1
+    )
+    with progress_bars(Console(quiet=True)) as progress:
+        for asked in (20, 0):
+            _, scores = score_with(expert, dataset, np.arange(20), cache=tmp_path, progress=progress)
+            assert [(str(each), scores.asked) for each in scores.refused] == [("rows.jsonl, row 8", asked)]
+            assert np.flatnonzero(np.isnan(scores.p)).tolist() == [7]
+    assert "max_tokens" in scores.refused[0].refusal.hint
 
 
 def test_another_expert_is_asked_about_refused_rows(dataset: Dataset, row_judge: RowJudge, tmp_path: Path) -> None:
