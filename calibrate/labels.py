@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from calibrate.distributed.config import RayConfig
 from calibrate.errand import Errand
 from calibrate.expert_section import ExpertSection
 from calibrate.journal import Journal
-from calibrate.refused import RefusedRow, RunBook, allowed_rows, repeated, too_many
+from calibrate.refused import Limits, RefusedRow, RunBook, allowed_rows, repeated, too_many
 from ctd_guardrail.errors import CtdError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.config import OpenAIExpertConfig
@@ -103,9 +103,9 @@ class Questions:
         """Number of conversations that need no question."""
         return len(self.first) - len(self.missing)
 
-    def limits(self, journal: Journal) -> dict[str, Any]:
-        """Return what :class:`~calibrate.refused.RunBook` has to know of the rows."""
-        return {"spare": self.allowed - len(self.refused(journal)), "repeated": repeated(self.digests)}
+    def limits(self, journal: Journal) -> Limits:
+        """Return how many rows the expert may still refuse."""
+        return Limits(self.allowed - len(self.refused(journal)), repeated(self.digests))
 
     def refused(self, journal: Journal) -> tuple[RefusedRow, ...]:
         """Return the rows that the expert has refused, ascending.
@@ -114,8 +114,10 @@ class Questions:
             DataError: There are more of them than are allowed.
         """
         found = journal.refused(self.digests)
-        places = sorted((row, digest) for row, digest in zip(self.rows.tolist(), self.digests, strict=True))
-        refused = tuple(RefusedRow.of(self.dataset, row, found[digest]) for row, digest in places if digest in found)
+        places = sorted(
+            (row, digest) for row, digest in zip(self.rows.tolist(), self.digests, strict=True) if digest in found
+        )
+        refused = tuple(RefusedRow.of(self.dataset, row, found[digest]) for row, digest in places)
         if len(refused) > self.allowed:
             raise too_many(self.dataset, refused, allowed=self.allowed, rows=self.rows.size)
         return refused
@@ -239,7 +241,7 @@ async def ask_expert(
         )
         bar = progress.add_task("Expert scores", total=len(questions.first), completed=questions.settled)
         todo = ((digest, dataset.conversations[row]) for digest, row in questions.missing.items())
-        book = RunBook(saved, **questions.limits(saved))
+        book = RunBook(saved, questions.limits(saved))
         errand = Errand(expert, book, todo, lambda: progress.advance(bar))
         await errand.run(min(concurrency, len(questions.missing)))
         if errand.failure is not None:

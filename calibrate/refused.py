@@ -19,7 +19,7 @@ from ctd_guardrail.errors import DataError
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.guarantees import largest_count
 
-__all__ = ["RefusedRow", "RunBook", "allowed_rows", "repeated", "too_many"]
+__all__ = ["Limits", "RefusedRow", "RunBook", "allowed_rows", "repeated", "too_many"]
 
 # An error message names so many rows.
 _NAMED: Final = 5
@@ -55,19 +55,31 @@ class RefusedRow:
         return {"file": self.file, "row": self.line, "problem": self.refusal.problem}
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many rows the expert may refuse during one run.
+
+    Attributes:
+        spare: Rows that it may still refuse.
+        repeated: Number of rows of each conversation that stands in several.
+    """
+
+    spare: int
+    repeated: Mapping[str, int]
+
+
 class RunBook:
     """The journal during one run: nothing more is asked once the expert has failed, or has refused too many rows.
 
     Args:
         journal: Where everything is written down.
-        spare: Rows that the expert may still refuse.
-        repeated: Number of rows of each conversation that stands in several.
+        limits: How many rows may be refused.
     """
 
-    def __init__(self, journal: Book, *, spare: int, repeated: Mapping[str, int]) -> None:
+    def __init__(self, journal: Book, limits: Limits) -> None:
         self._journal = journal
-        self._spare = spare
-        self._repeated = repeated
+        self._spare = limits.spare
+        self._repeated = limits.repeated
         self._has_failed = False
 
     async def claim(self, conversation: str) -> bool:

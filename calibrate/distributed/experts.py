@@ -23,7 +23,7 @@ from calibrate.errand import Errand
 from calibrate.expert_section import ExpertSection
 from calibrate.journal import Journal, Refusal
 from calibrate.labels import ExpertScores, Questions
-from calibrate.refused import RunBook
+from calibrate.refused import Limits, RunBook
 from ctd_guardrail.errors import CtdError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.protocol import ExpertScore
@@ -120,7 +120,7 @@ def _identity(section: ExpertSection, run_on: RayConfig) -> str:
     return identity
 
 
-def _start_keeper(journal: Path, identity: str, limits: dict[str, Any]) -> Any:
+def _start_keeper(journal: Path, identity: str, limits: Limits) -> Any:
     """Start the actor that writes the journal, on this machine: the file is here."""
     import ray  # noqa: PLC0415  # an extra
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
@@ -132,8 +132,8 @@ def _start_keeper(journal: Path, identity: str, limits: dict[str, Any]) -> Any:
 class _Keeper:
     """Holds the book of the run for all actors."""
 
-    def __init__(self, journal: Path, identity: str, limits: dict[str, Any]) -> None:
-        self._book = RunBook(Journal(journal, identity), **limits)
+    def __init__(self, journal: Path, identity: str, limits: Limits) -> None:
+        self._book = RunBook(Journal(journal, identity), limits)
 
     async def claim(self, conversation: str) -> bool:
         return await self._book.claim(conversation)

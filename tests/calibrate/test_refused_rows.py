@@ -298,8 +298,21 @@ def test_every_stage_does_without_the_scores_and_the_budget_counts_the_rows(
     assert answer["expert"]["refused"][0]["problem"].split("'")[0] in report
     assert "no score for 6 other rows: 2 for train, 3 for calibration, 1 for test" in card
     assert "max_refused_rows" not in report
-    # The rail reads what calibration has written.
     assert "the expert refused 3: they count in the budget alone" in " ".join(invoke("run", config).stdout.split())
+
+    # An evaluation on the same files takes everything from the journal, refusals included.
+    (tmp_path / "expert.yml").write_text(yaml.safe_dump({"expert": expert | {"model": "strict"}}))
+    arguments = ("--data", tmp_path / "rows.jsonl", "--expert-config", tmp_path / "expert.yml", "--device", "cpu")
+    folders = ("--cache", tmp_path / ".ctd-cache", "--to", tmp_path / "out")
+    judged = invoke("evaluate", tmp_path / "policy", *arguments, *folders, "--json")
+    assert judged.exit_code == 0, judged.output
+    study = json.loads(judged.stdout)
+    assert (study["rows"], study["left_out"]["used"], study["left_out"]["refused"]) == (49, 150, 1)
+    assert study["is_of_one_law"]
+    # Test and calibration rows with a score are split again.
+    splits = study["tables"]["splits"]["rows"]
+    assert {(row["calibration_rows"], row["counted_rows"]) for row in splits} == {(47, 49)}
+    assert Counter(row_judge.asked) == Counter(map(name, range(COUNT)))
 
 
 @pytest.mark.parametrize(
