@@ -189,6 +189,23 @@ def test_turns_of_one_conversation_are_not_independent_rows(draws: int) -> None:
     assert within(chosen / draws, draws)
 
 
+@pytest.mark.parametrize("draws", DRAWS)
+def test_rows_that_the_expert_refuses_count_in_the_budget(draws: int) -> None:
+    n, alpha = 1000, 0.1
+    counted = left_out = 0
+    for seed in range(draws):
+        rng = np.random.default_rng(seed)
+        d = rng.random(n)
+        # One row in a hundred is refused, and all of these are among the tenth with the largest d.
+        scored = d[(d < 0.9) | (rng.random(n) > 0.1)]
+        for rows, is_whole in ((d, True), (scored, False)):
+            violated = 1 - certify(np.sort(rows), alpha, DELTA).threshold > alpha
+            counted += is_whole and violated
+            left_out += not is_whole and violated
+    assert left_out / draws > 0.15
+    assert within(counted / draws, draws)
+
+
 def _bfloat16(values: np.ndarray) -> np.ndarray:
     bits = values.astype(np.float32).view(np.uint32)
     # Round to nearest, ties to even, on the upper 16 bits.
