@@ -17,7 +17,7 @@ from pydantic import SecretBytes
 
 from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.config import SECTION, CtdConfig
-from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
+from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, OverrideError
 from ctd_guardrail.experts.bounded import guarded, shared_caps
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.config import LocalExpertConfig
@@ -26,6 +26,7 @@ from ctd_guardrail.guards.audit_floor import budget_beside_audit
 from ctd_guardrail.observability.build import Keys, build_watch
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.watch import Watch
+from ctd_guardrail.override_bounds import Bounds
 from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.policy.budget import Certificate, Status, certify
 from ctd_guardrail.policy.guarantees import Guarantee
@@ -35,7 +36,7 @@ from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreaking
 from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_threshold
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
-from ctd_guardrail.refusals import Refusals
+from ctd_guardrail.refusals import Receipts, Refusals
 from ctd_guardrail.rollout import Rollout
 from ctd_guardrail.serving.record import check_record, read_record
 from ctd_guardrail.tally import Tally
@@ -256,7 +257,7 @@ def prepare(
             planned,
             experts or build_experts(),
             folder,
-            refusals=Refusals(refusals),
+            refusals=Refusals((*refusals, *config.refusals)),
             keys=keys,
             make_watch=watch,
         )
@@ -302,6 +303,7 @@ def _load(
     probes = Probes(manifest.probe, planned.policy.probe)
     reader = _open_reader(config, manifest, probes, folder)
     watch = None if make_watch is None else make_watch(perf_counter() - start)
+    bounds = _bounds(config, planned)
     certificate = planned.certificate
     log.info(
         "ctd guard ready: alpha %g, delta %g, guarantee %s, lambda %.6g, n %d, expected rate %.4f",
@@ -315,7 +317,8 @@ def _load(
 
     def build(settings: CtdConfig, expert: GuardedExpert, tally: Tally) -> Cascade:
         rollout = settings.rollout
-        rule = planned.rule if settings is config else _plan(settings, planned.policy).rule
+        rule = planned.rule if settings is config else _rule_of_request(settings, config, planned, bounds)
+        policy = _hash(manifest, expert, rule, settings)
         return Cascade(
             engine=reader,
             probes=probes,
@@ -331,8 +334,11 @@ def _load(
             on_overlong=settings.on_overlong,
             mode=settings.mode,
             context=manifest.context,
+            history=settings.history,
+            refused_turns=settings.refused_turns,
             refusals=refusals,
-            policy=_hash(manifest, expert, rule, settings),
+            receipts=None if keys.receipts is None else Receipts(keys.receipts, policy),
+            policy=policy,
             # Requests that ask for another budget say nothing about this one.
             tally=tally
             if watch is None or rule == planned.rule
@@ -343,7 +349,31 @@ def _load(
             audit_share=0.0 if settings.monitor is None else settings.monitor.audit_share,
         )
 
-    return OverridableCascade(config, experts, build, watch=watch)
+    return OverridableCascade(config, experts, build, bounds=bounds, watch=watch)
+
+
+def _bounds(config: CtdConfig, planned: Plan) -> Bounds:
+    delta = planned.policy.manifest.calibration.delta if config.delta is None else config.delta
+    return Bounds.of(
+        config.override_bounds, alpha=planned.alpha, delta=delta, mode=config.mode, on_failure=config.on_failure
+    )
+
+
+def _rule_of_request(settings: CtdConfig, config: CtdConfig, planned: Plan, bounds: Bounds) -> DelegationRule:
+    """Return the rule of a request's own budget.
+
+    Raises:
+        OverrideError: Another guarantee or horizon delegates more than the bounds do.
+    """
+    asked = _plan(settings, planned.policy)
+    if asked.certificate.k > planned.certificate.k:
+        widest = _plan(config.model_copy(update={"alpha": bounds.alpha, "delta": bounds.delta}), planned.policy)
+        if asked.certificate.k > widest.certificate.k:
+            raise OverrideError(
+                "guarantee and horizon delegate more than alpha and delta at their bounds",
+                hint="Ask for a smaller alpha, or name a wider bound in override_bounds.alpha",
+            )
+    return asked.rule
 
 
 def _open_reader(config: CtdConfig, manifest: Manifest, probes: Probes, folder: Path) -> Reader:

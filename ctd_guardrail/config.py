@@ -10,11 +10,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic_core import PydanticCustomError
 
 from ctd_guardrail.address import VariableName
-from ctd_guardrail.decision import FailurePolicy, Mode, UnreadablePolicy, Verdict
+from ctd_guardrail.decision import FailurePolicy, HistoryPolicy, Mode, RefusedTurns, UnreadablePolicy, Verdict
 from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig
 from ctd_guardrail.failures import FailurePolicies
 from ctd_guardrail.guards.config import BreakerConfig, CapConfig, CapStoreConfig, PrincipalConfig
 from ctd_guardrail.observability.config import AuditLogConfig, MonitorConfig, RolloutConfig
+from ctd_guardrail.override_bounds import OverrideBoundsConfig
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.serving.config import VllmSourceConfig
@@ -109,10 +110,18 @@ class CtdConfig(BaseModel):
         on_nontext: What to do with an input that holds content other than text.
         on_overlong: What to do with an input that has more tokens than the policy's ``max_tokens``.
         on_abstain: What to do with an input whose score lies in the policy's abstain band.
+        history: ``screen`` judges the assistant's messages that a client sends as history and that no unit shows;
+            ``trust`` does not: the app keeps the history itself.
+        refused_turns: ``forgive`` lets a conversation go on behind a refusal that this guard gave; ``strict`` stops it
+            as long as the refused turn is part of it.
+        refusals: The app's own words for a refusal, beside those that NeMo Guardrails and its Colang files have.
+        receipt_key_env: Name of the environment variable with a secret of 16 to 64 bytes that signs refusals, so that
+            another process takes them for its own; None: only the process that refused a turn knows it.
         source: The engine that serves the base model; None: it runs in this process.
         base_model: Another place of the same base model (id or path); its fingerprint is checked.
         device: Torch device of the base model; several with commas between them; or ``auto``.
         allow_overrides: Names of the settings that a single request may change; none by default.
+        override_bounds: The most open values that a request may ask for; the configured ones by default.
         client_options: What to do with a request that switches the rail off, or that steers the host by its own
             variables or events. ``allow``: what such a request sends reaches the main LLM without a verdict.
         system_messages: Who writes the system messages of a request: ``screen`` for the client, ``trust`` for the app.
@@ -146,10 +155,15 @@ class CtdConfig(BaseModel):
     on_nontext: UnreadablePolicy = UnreadablePolicy.BLOCK
     on_overlong: Literal[UnreadablePolicy.BLOCK, UnreadablePolicy.EXPERT] = UnreadablePolicy.BLOCK
     on_abstain: Verdict = Verdict.BLOCK
+    history: HistoryPolicy = HistoryPolicy.SCREEN
+    refused_turns: RefusedTurns = RefusedTurns.FORGIVE
+    refusals: tuple[_Text, ...] = ()
+    receipt_key_env: VariableName | None = None
     source: VllmSourceConfig | None = None
     base_model: Annotated[str, Field(min_length=1)] | None = None
     device: Annotated[str, Field(min_length=1)] = "auto"
     allow_overrides: tuple[OverrideName, ...] = ()
+    override_bounds: OverrideBoundsConfig = OverrideBoundsConfig()
     client_options: Literal["refuse", "allow"] = "refuse"
     system_messages: Literal["screen", "trust"] = "screen"
     self_test: SelfTestConfig = SelfTestConfig()
@@ -165,6 +179,19 @@ class CtdConfig(BaseModel):
                 "`experts` and `allow_overrides: [expert]` go together",
                 {"hint": "Name the experts that a request may choose in `experts`, and `expert` in `allow_overrides`"},
             )
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_of_what_may_change(self) -> CtdConfig:
+        # The guarantee and its horizon are bounded by alpha.
+        allowed = {*self.allow_overrides, *(["alpha"] if "guarantee" in self.allow_overrides else [])}
+        for name in self.override_bounds.model_dump(exclude_none=True):
+            if name not in allowed:
+                raise PydanticCustomError(
+                    "override_bounds",
+                    "`override_bounds` names `{name}`, and `allow_overrides` does not",
+                    {"name": name, "hint": f"Name {name} in allow_overrides, or leave its bound out"},
+                )
         return self
 
     @model_validator(mode="after")

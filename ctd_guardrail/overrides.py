@@ -1,4 +1,4 @@
-"""Settings that a single request changes, where the operator allows it.
+"""Settings that a single request changes, where and as far as the operator allows it.
 
 What is not allowed or not understood is refused, and the request blocked: falling back to the configured value would
 let a caller believe in a budget or a mode that it does not have.
@@ -22,6 +22,7 @@ from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, OverrideErr
 from ctd_guardrail.experts.guarded import GuardedExpert
 from ctd_guardrail.guards.config import PrincipalConfig
 from ctd_guardrail.observability.watch import Watch
+from ctd_guardrail.override_bounds import Bounds
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.tally import Tally
 
@@ -60,15 +61,16 @@ class Overrides(BaseModel):
     max_expert_calls: Annotated[int, Field(ge=0)] | None = None
 
 
-def read_overrides(raw: object, config: CtdConfig) -> Overrides:
+def read_overrides(raw: object, config: CtdConfig, bounds: Bounds) -> Overrides:
     """Check what a request asks for.
 
     Args:
         raw: What stands in the request.
         config: Says what may be asked for.
+        bounds: Say how far.
 
     Raises:
-        OverrideError: It is not a mapping, or a key is unknown, not allowed, or of a wrong value.
+        OverrideError: It is not a mapping, or a key is unknown, not allowed, of a wrong value, or beyond its bound.
     """
     if not isinstance(raw, Mapping):
         raise OverrideError("overrides are a mapping of settings to values")
@@ -81,6 +83,7 @@ def read_overrides(raw: object, config: CtdConfig) -> Overrides:
         # A key that is unknown is the caller's own word: only its kind of mistake is told.
         first = error.errors(include_input=False)[0]
         raise OverrideError(f"an override is wrong ({first['type']})") from None
+    bounds.check(alpha=overrides.alpha, delta=overrides.delta, mode=overrides.mode, on_failure=overrides.on_failure)
     if overrides.expert is not None and overrides.expert not in config.experts:
         raise OverrideError("there is no expert of this name", hint="Name it in experts")
     return overrides
@@ -102,6 +105,7 @@ class OverridableCascade:
         experts: Its named experts; None names the one that is asked where a request chooses none.
         build: Makes the cascade of a configuration around an expert. Called with the configuration at once, and with
             what requests make of it on a thread of its own.
+        bounds: How far a request may move a setting.
         capacity: Cascades that are kept.
         watch: Is told of every decision; None: nobody is.
 
@@ -120,12 +124,14 @@ class OverridableCascade:
         experts: Mapping[str | None, GuardedExpert],
         build: Callable[[CtdConfig, GuardedExpert, Tally], Cascade],
         *,
+        bounds: Bounds,
         capacity: int = _MAX_CASCADES,
         watch: Watch | None = None,
     ) -> None:
         self.tally = Tally(None if watch is None else watch.observer(is_configured=True))
         self.watch = watch
         self._config = config
+        self._bounds = bounds
         self.experts = experts
         self._build = build
         self._capacity = capacity
@@ -197,7 +203,7 @@ class OverridableCascade:
         return decision
 
     async def _get(self, raw: object) -> Cascade:
-        asked = read_overrides(raw, self._config)
+        asked = read_overrides(raw, self._config, self._bounds)
         settings = asked.model_copy(update={"max_expert_calls": None})
         cascade = self._kept(settings)
         if cascade is None:

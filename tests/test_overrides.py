@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 
 from ctd_guardrail.assemble import assemble
-from ctd_guardrail.decision import Reason, Verdict
+from ctd_guardrail.decision import FailurePolicy, Mode, Reason, Verdict
 from ctd_guardrail.errors import ConfigError, OverrideError, PolicyMismatchError
 from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.override_bounds import Bounds
 from ctd_guardrail.overrides import OverridableCascade, read_overrides
 
 ODD = [{"role": "user", "content": "an odd question"}]
+WIDE = {"alpha": 0.9, "delta": 0.9, "mode": "shadow", "on_failure": "allow"}
 EVERYTHING = ["alpha", "delta", "guarantee", "horizon", "mode", "on_failure", "max_expert_calls"]
+
+
+BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=FailurePolicy.BLOCK)
 
 
 def cascade_for(folder: Path) -> OverridableCascade:
@@ -23,7 +28,7 @@ def cascade_for(folder: Path) -> OverridableCascade:
 
 
 async def test_a_request_gets_the_threshold_of_its_own_budget(make_rail_folder: Callable[..., Path]) -> None:
-    cascade = cascade_for(make_rail_folder(allow_overrides=EVERYTHING))
+    cascade = cascade_for(make_rail_folder(allow_overrides=EVERYTHING, override_bounds=WIDE))
     thresholds = [(await cascade._get({"alpha": alpha}))._rule.threshold for alpha in (0.05, 0.2, 0.5)]
     assert thresholds == sorted(thresholds, reverse=True)
     assert len(set(thresholds)) == 3
@@ -39,7 +44,7 @@ async def test_a_budget_that_cannot_be_certified_blocks(make_rail_folder: Callab
 async def test_calls_of_one_request_are_capped_under_its_own_failure_policy(
     make_rail_folder: Callable[..., Path], judge: Any
 ) -> None:
-    cascade = cascade_for(make_rail_folder(allow_overrides=EVERYTHING))
+    cascade = cascade_for(make_rail_folder(allow_overrides=EVERYTHING, override_bounds=WIDE))
     blocked = await cascade.check(ODD, {"max_expert_calls": 0})
     allowed = await cascade.check(ODD, {"max_expert_calls": 0, "on_failure": "allow"})
     asked = await cascade.check(ODD, {"max_expert_calls": 1})
@@ -126,9 +131,9 @@ async def test_nothing_may_be_overridden_by_default(make_rail_folder: Callable[.
 
 def test_only_named_settings_are_allowed(make_rail_folder: Callable[..., Path]) -> None:
     config = read_folder(make_rail_folder(allow_overrides=["alpha"])).config
-    assert read_overrides({"alpha": 0.1}, config).alpha == 0.1
+    assert read_overrides({"alpha": 0.1}, config, BOUNDS).alpha == 0.1
     with pytest.raises(OverrideError, match="delta may not be overridden"):
-        read_overrides({"alpha": 0.1, "delta": 0.1}, config)
+        read_overrides({"alpha": 0.1, "delta": 0.1}, config, BOUNDS)
 
 
 async def test_a_bug_or_an_inner_cancellation_blocks(
@@ -151,10 +156,10 @@ def _raising(error: type[BaseException]) -> Callable[..., Any]:
 async def test_plans_are_kept_and_bounded(make_rail_folder: Callable[..., Path]) -> None:
     cascade = cascade_for(make_rail_folder(allow_overrides=["alpha"]))
     for i in range(200):
-        await cascade.check([], {"alpha": 0.1 + i / 1000})
+        await cascade.check([], {"alpha": 0.1 + i / 2000})
     assert len(cascade._overridden) == 64
-    kept = cascade._kept(read_overrides({"alpha": 0.1 + 199 / 1000}, cascade._config))
-    assert kept is await cascade._get({"alpha": 0.1 + 199 / 1000})
+    kept = cascade._kept(read_overrides({"alpha": 0.1 + 199 / 2000}, cascade._config, BOUNDS))
+    assert kept is await cascade._get({"alpha": 0.1 + 199 / 2000})
     assert cascade.tally.snapshot().total == 200
 
 
@@ -179,3 +184,64 @@ def test_named_experts_and_the_right_to_choose_them_go_together(
 ) -> None:
     with pytest.raises(ConfigError, match="go together"):
         read_folder(make_rail_folder(**changes))
+
+
+# What is configured, what a request asks for, and whether it may: `make_rail_folder` sets alpha 0.2 and delta 0.1.
+BOUNDED: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
+    ({}, {"alpha": 0.2}, True),
+    ({}, {"alpha": 0.15}, True),
+    ({}, {"alpha": 0.2001}, False),
+    ({}, {"alpha": 0.99}, False),
+    ({"override_bounds": {"alpha": 0.3}}, {"alpha": 0.3}, True),
+    ({"override_bounds": {"alpha": 0.3}}, {"alpha": 0.31}, False),
+    ({"alpha": None}, {"alpha": 0.2}, True),  # the policy's
+    ({"alpha": None}, {"alpha": 0.21}, False),
+    ({}, {"delta": 0.05}, True),
+    ({}, {"delta": 0.11}, False),
+    ({"delta": None}, {"delta": 0.11}, False),
+    ({"override_bounds": {"delta": 0.2}}, {"delta": 0.2}, True),
+    ({}, {"mode": "enforce"}, True),
+    ({}, {"mode": "shadow"}, False),
+    ({"mode": "shadow"}, {"mode": "shadow"}, True),
+    ({"mode": "shadow"}, {"mode": "enforce"}, True),
+    ({"override_bounds": {"mode": "shadow"}}, {"mode": "shadow"}, True),
+    ({}, {"on_failure": "block"}, True),
+    ({}, {"on_failure": "probe"}, False),
+    ({}, {"on_failure": "allow"}, False),
+    ({"on_failure": "probe"}, {"on_failure": "probe"}, True),
+    ({"on_failure": "probe"}, {"on_failure": "allow"}, False),
+    ({"on_failure": "allow"}, {"on_failure": "probe"}, True),
+    ({"on_failure": {"default": "allow", "deadline": "probe"}}, {"on_failure": "probe"}, True),
+    ({"on_failure": {"default": "allow", "deadline": "probe"}}, {"on_failure": "allow"}, False),
+    ({"on_failure": {"default": "block", "deadline": "allow"}}, {"on_failure": "probe"}, False),
+    ({"override_bounds": {"on_failure": "probe"}}, {"on_failure": "probe"}, True),
+    ({"override_bounds": {"on_failure": "probe"}}, {"on_failure": "allow"}, False),
+    ({}, {"max_expert_calls": 1000}, True),
+    ({}, {"guarantee": "simultaneous"}, True),
+    ({}, {"guarantee": "next", "horizon": 10_000}, True),
+    ({}, {"guarantee": "expected"}, False),
+    ({}, {"guarantee": "expected", "alpha": 0.1}, True),
+    ({"override_bounds": {"alpha": 0.3}}, {"guarantee": "expected"}, True),
+    ({"guarantee": "simultaneous"}, {"guarantee": "exact"}, False),
+    ({"guarantee": "next", "horizon": 100}, {"horizon": 50}, True),
+    ({"guarantee": "next", "horizon": 100}, {"horizon": 100_000}, False),
+]
+
+
+@pytest.mark.parametrize(("changes", "asked", "is_allowed"), BOUNDED, ids=str)
+async def test_a_request_moves_a_setting_only_towards_closed_and_cheap(
+    make_rail_folder: Callable[..., Path], *, changes: dict[str, Any], asked: dict[str, Any], is_allowed: bool
+) -> None:
+    cascade = cascade_for(make_rail_folder(allow_overrides=EVERYTHING, **changes))
+    decision = await cascade.check([{"role": "user", "content": "a plain question"}], asked)
+    assert (decision.reason is not Reason.BAD_OVERRIDE) is is_allowed
+    if not is_allowed:
+        assert (decision.verdict, cascade.tally.snapshot().total) == (Verdict.BLOCK, 1)
+
+
+@pytest.mark.parametrize("bounds", [{"alpha": 0.3}, {"mode": "shadow"}, {"on_failure": "allow"}], ids=str)
+def test_a_bound_belongs_to_a_setting_that_may_change(
+    make_rail_folder: Callable[..., Path], bounds: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="`allow_overrides` does not"):
+        read_folder(make_rail_folder(allow_overrides=["delta"], override_bounds=bounds))

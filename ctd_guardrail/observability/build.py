@@ -34,10 +34,12 @@ class Keys:
     Attributes:
         audit_log: Hashes conversations in the audit log; None: there is no log.
         rollout: Draws who is enforced; None: everybody is.
+        receipts: Signs refusals; None: none is signed.
     """
 
     audit_log: SecretBytes | None
     rollout: SecretBytes | None
+    receipts: SecretBytes | None
 
     @classmethod
     def of(cls, config: CtdConfig) -> Self:
@@ -50,7 +52,12 @@ class Keys:
         def read(name: str, section: AuditLogConfig | RolloutConfig | None) -> SecretBytes | None:
             return None if section is None else _read_key(section.key_env, key=f"{SECTION}.{name}.key_env")
 
-        return cls(read("audit_log", config.audit_log), read("rollout", config.rollout))
+        receipts = config.receipt_key_env
+        return cls(
+            read("audit_log", config.audit_log),
+            read("rollout", config.rollout),
+            None if receipts is None else _read_key(receipts, key=f"{SECTION}.receipt_key_env"),
+        )
 
 
 def build_watch(

@@ -55,6 +55,8 @@ class CheckAnswer(BaseModel):
         reason: Why.
         failed: Whether the guard could not do its work, so that it did not judge the content.
         on_failure: The failure policy that chose the verdict then; absent where it had no say.
+        receipt: Proof of a refusal, to go back as ``metadata.ctd_receipt`` of the message that shows it to the user;
+            absent without ``receipt_key_env``.
         request_id: The request's ``X-Request-Id``, or one that was made for it.
         latency_ms: Time that the guard took.
         p: Safety probe, P(unsafe); where scores are shown.
@@ -69,6 +71,7 @@ class CheckAnswer(BaseModel):
     reason: Reason
     failed: bool
     on_failure: FailurePolicy | None = None
+    receipt: str | None = None
     request_id: str
     latency_ms: float
     p: float | None = None
@@ -86,6 +89,7 @@ class CheckAnswer(BaseModel):
             reason=decision.reason,
             failed=decision.reason.is_failure,
             on_failure=decision.on_failure,
+            receipt=decision.receipt if decision.is_blocking else None,
             request_id=request_id,
             latency_ms=round(decision.timings.total_ms, 3),
         )

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic import SecretBytes
 
 from ctd_guardrail.config import CtdConfig
+from ctd_guardrail.decision import FailurePolicy, Mode
 from ctd_guardrail.experts.guarded import GuardedExpert, health_of
 from ctd_guardrail.guards.breaker import CircuitBreaker
 from ctd_guardrail.guards.buckets import MemoryStore
@@ -24,9 +25,11 @@ from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.watch import Watch
+from ctd_guardrail.override_bounds import Bounds
 from ctd_guardrail.overrides import OverridableCascade
 
 CONFIG = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
+BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=FailurePolicy.BLOCK)
 FACTS = Facts(guard="g", policy="p", alpha=0.2, delta=0.1, threshold=0.0, expected_rate=0.1)
 
 
@@ -67,7 +70,11 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
             )
             guards.append(
                 OverridableCascade(
-                    config, {None: expert}, lambda *parts: delegating(parts[1], tally=parts[2]), watch=watch
+                    config,
+                    {None: expert},
+                    lambda *parts: delegating(parts[1], tally=parts[2]),
+                    bounds=BOUNDS,
+                    watch=watch,
                 )
             )
 

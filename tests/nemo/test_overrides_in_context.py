@@ -30,7 +30,7 @@ async def test_a_request_chooses_only_what_it_may(
     make_rail_folder: Callable[..., Path], judge: Any, overrides: object, answer: str
 ) -> None:
     judge.is_down = True
-    folder = make_rail_folder(allow_overrides=["on_failure"])
+    folder = make_rail_folder(allow_overrides=["on_failure"], override_bounds={"on_failure": "allow"})
     llm = FakeLLMModel(responses=[ANSWER])
     app = LLMRails(RailsConfig.from_path(str(folder)), llm=llm)
     reply = await app.generate_async(messages=conversation(overrides))
@@ -41,7 +41,9 @@ async def test_a_request_chooses_only_what_it_may(
 async def test_in_colang_2(make_rail_folder: Callable[..., Path], judge: Any) -> None:
     judge.is_down = True
     folder = make_rail_folder(
-        allow_overrides=["on_failure"], config={"colang_version": "2.x", "import_paths": [], "rails": {}}
+        allow_overrides=["on_failure"],
+        override_bounds={"on_failure": "allow"},
+        config={"colang_version": "2.x", "import_paths": [], "rails": {}},
     )
     (folder / "main.co").write_text(
         "import core\nimport guardrails\nimport llm\nimport ctd_guardrail.nemo\n\n"

@@ -76,8 +76,11 @@ def test_guards_of_one_configuration_share_their_monitors(make_rail_folder: Call
 def test_requests_with_a_budget_of_their_own_do_not_count_towards_the_rate(
     make_rail_folder: Callable[..., Path],
 ) -> None:
-    guard = load_guard(make_rail_folder(monitor=MONITOR, allow_overrides=["alpha", "mode"]), in_service=True)
-    ask(guard, [HARMFUL], {"alpha": 0.5})
+    guard = load_guard(
+        make_rail_folder(monitor=MONITOR, allow_overrides=["alpha", "mode"], override_bounds={"mode": "shadow"}),
+        in_service=True,
+    )
+    ask(guard, [HARMFUL], {"alpha": 0.15})
     ask(guard, [HARMFUL], {"mode": "shadow"})
     watch = guard.cascade.watch
     assert watch is not None

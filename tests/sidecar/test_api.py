@@ -141,7 +141,7 @@ def test_overrides_count_where_they_are_allowed_and_block_where_not(
     make_rail_folder: Callable[..., Path], make_sidecar: Callable[..., Any], judge: Any
 ) -> None:
     judge.is_down = True
-    sidecar = make_sidecar(make_rail_folder(allow_overrides=["on_failure"]))
+    sidecar = make_sidecar(make_rail_folder(allow_overrides=["on_failure"], override_bounds={"on_failure": "allow"}))
 
     def ask(overrides: dict[str, Any]) -> tuple[str, str]:
         body = {"text": "an odd question", "overrides": overrides}
