@@ -73,7 +73,7 @@ def _start(load: Callable[[], OverridableCascade], section: CtdConfig) -> Guard:
         asyncio.get_running_loop()
     except RuntimeError:
         return load()
-    return LoadingGuard(load, mode=section.mode, principal=section.principal)
+    return LoadingGuard(load, mode=section.mode, principal=section.principal, deadline_s=section.deadline_s)
 
 
 def config_folder(config: RailsConfig) -> Path:

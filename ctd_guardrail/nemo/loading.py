@@ -24,10 +24,14 @@ log = logging.getLogger(__name__)
 class LoadingGuard:
     """Makes the first inputs wait for the models, and blocks every input where they cannot be loaded.
 
+    An input that waits longer than its deadline is blocked, whatever the failure policy says: nothing has read it.
+
     Args:
         load: Loads the models; called on a thread.
         mode: Whether the block counts.
         principal: Where a request says on whose behalf it is made.
+        deadline_s: Seconds in which a request gets its decision, the wait for the models included; None: as long as
+            it takes.
     """
 
     def __init__(
@@ -36,9 +40,11 @@ class LoadingGuard:
         *,
         mode: Mode = Mode.ENFORCE,
         principal: PrincipalConfig | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         self._mode = mode
         self.principal = principal
+        self._deadline_s = deadline_s
         self._unready = Tally()
         self._loaded: Future[OverridableCascade] = Future()
         # From now on nobody who waits for it can cancel it.
@@ -64,13 +70,32 @@ class LoadingGuard:
         asides: Iterable[str] = (),
     ) -> Decision:
         """Decide about a conversation as soon as the models are loaded; see :meth:`OverridableCascade.check`."""
+        # A guard that is loaded keeps the deadline itself, and its failure policy says what happens then.
+        deadline = asyncio.timeout(None if self._loaded.done() else self._deadline_s)
         try:
-            guard = self._loaded.result() if self._loaded.done() else await asyncio.wrap_future(self._loaded)
-        except Exception:  # noqa: BLE001  # it was logged when it happened
-            decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=Reason.NOT_READY, mode=self._mode)
-            self._unready.count(decision)
-            return decision
-        return await guard.check(messages, overrides, principal=principal, asides=asides)
+            async with deadline:
+                guard = await self._wait()
+                if guard is None:
+                    return self._refuse(Reason.NOT_READY)
+                return await guard.check(messages, overrides, principal=principal, asides=asides)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            return self._refuse(Reason.DEADLINE)
+
+    async def _wait(self) -> OverridableCascade | None:
+        """Return the guard once it is loaded; None where it cannot be, which was logged when it happened."""
+        try:
+            if not self._loaded.done():
+                await asyncio.wrap_future(self._loaded)
+            return self._loaded.result()
+        except Exception:  # noqa: BLE001  # whatever it is, the gate stays closed
+            return None
+
+    def _refuse(self, reason: Reason) -> Decision:
+        decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=reason, mode=self._mode)
+        self.tally.count(decision)
+        return decision
 
     def note_answer(self, answer: str | Mapping[str, Any]) -> None:
         """Note an answer of the main LLM; see :meth:`Cascade.note_answer`."""

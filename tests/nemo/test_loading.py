@@ -17,10 +17,12 @@ from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, REFUSED, UNAVAILABLE
 
+from ctd_guardrail import assemble
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import ActivationError, InfeasibleBudgetError
 from ctd_guardrail.nemo.loading import LoadingGuard
 from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.tally import Tally
 
 
 def user(text: str) -> list[dict[str, Any]]:
@@ -76,6 +78,50 @@ async def test_models_that_cannot_be_loaded_leave_the_gate_closed(
     assert "canary" not in caplog.text
     shadow = LoadingGuard(load, mode=Mode.SHADOW)
     assert not (await shadow.check(user("x"))).is_blocking
+
+
+class Hanging:
+    """Stands for a cascade that gives no verdict."""
+
+    tally = Tally()
+
+    async def check(self, messages: Any, overrides: object = None, **known: object) -> Decision:
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+
+async def test_an_input_waits_for_the_models_no_longer_than_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    go = threading.Event()
+    guard = LoadingGuard(lambda: (go.wait(30), Allowing())[1], deadline_s=0.02)  # type: ignore[arg-type,return-value]
+    decisions = await asyncio.gather(*(guard.check(user("x")) for _ in range(3)))
+    assert {(decision.verdict, decision.reason) for decision in decisions} == {(Verdict.BLOCK, Reason.DEADLINE)}
+    assert {decision.on_failure for decision in decisions} == {None}, "no failure policy opens it"
+    assert guard.tally.snapshot().failures == 3
+    go.set()
+    await asyncio.wrap_future(guard._loaded)
+    assert (await guard.check(user("x"))).verdict is Verdict.ALLOW, "who leaves does not stop the loading"
+
+
+async def test_the_wait_for_the_models_is_part_of_the_deadline() -> None:
+    go = threading.Event()
+    guard = LoadingGuard(lambda: (go.wait(30), Hanging())[1], deadline_s=0.05)  # type: ignore[arg-type,return-value]
+    waiting = asyncio.create_task(guard.check(user("x")))
+    await asyncio.sleep(0)
+    go.set()
+    assert (await waiting).reason is Reason.DEADLINE
+
+
+async def test_the_deadline_of_the_configuration_holds_while_the_models_load(
+    make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    load = assemble._open_reader
+    monkeypatch.setattr("ctd_guardrail.assemble._open_reader", lambda *parts: (go.wait(60), load(*parts))[1])
+    expert = {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge", "timeout_s": 0.01}
+    app = app_for(make_rail_folder(deadline_s=0.05, expert=expert, on_failure="allow"))
+    reply = await app.generate_async(messages=user("a plain question"))
+    go.set()
+    assert reply["content"] == UNAVAILABLE
+    assert await asyncio.wrap_future(guard_of(app)._loaded)
 
 
 async def test_a_loop_that_ends_while_the_models_load_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
