@@ -6,12 +6,13 @@ import pytest
 from faulty.guard import WordReader, word_guard
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretBytes
 
 from ctd_guardrail.cascade import Cascade
-from ctd_guardrail.conversation import Context
-from ctd_guardrail.decision import Decision, HistoryPolicy, Reason, UnreadablePolicy, Verdict
+from ctd_guardrail.conversation import RECEIPT, Context
+from ctd_guardrail.decision import Decision, HistoryPolicy, Reason, RefusedTurns, UnreadablePolicy, Verdict
 from ctd_guardrail.memory import JUDGED, SAID
-from ctd_guardrail.refusals import DEFAULT_REFUSALS
+from ctd_guardrail.refusals import DEFAULT_REFUSALS, Receipts
 
 REFUSAL = DEFAULT_REFUSALS[0]
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:"}}]
@@ -184,3 +185,91 @@ async def test_a_settled_turn_that_is_the_last_to_say_something_is_refused_again
         decision = await _decide(guard, [*refused, f">{REFUSAL}", *ending])
         assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.PROBE_UNSAFE)
         assert (await _decide(guard, [*refused, f">{REFUSAL}", *ending, "go on"])).verdict is Verdict.ALLOW
+
+
+KEY = SecretBytes(b"a secret of 16 b")
+
+
+def receipts(policy: str = "words", key: SecretBytes = KEY) -> Receipts:
+    return Receipts(key, policy)
+
+
+def refusal(receipt: object, words: str = REFUSAL) -> dict[str, Any]:
+    return {"role": "assistant", "content": words, "metadata": {RECEIPT: receipt}}
+
+
+@pytest.mark.parametrize("context", Context)
+async def test_a_receipt_settles_its_turn_in_a_process_that_knows_nothing_of_it(context: Context) -> None:
+    turns = dialogue("fine", ">yes", "harmful")
+    refused = await word_guard(context=context, policy="words", receipts=receipts()).check(turns)
+    assert refused.verdict is Verdict.BLOCK
+    JUDGED.clear()
+    replica = word_guard(context=context, policy="words", receipts=receipts())
+    for _ in range(2):
+        decision = await replica.check([*turns, refusal(refused.receipt), *dialogue("go on")])
+        assert (decision.verdict, decision.receipt) == (Verdict.ALLOW, None)
+        JUDGED.clear()
+    again = await replica.check([*turns, refusal(refused.receipt), *dialogue(" ")])
+    assert (again.verdict, again.receipt) == (Verdict.BLOCK, refused.receipt)
+
+
+async def _receipt_for(turns: list[dict[str, Any]], guard: Cascade) -> str:
+    receipt = (await guard.check(turns)).receipt
+    assert receipt is not None
+    JUDGED.clear()
+    return receipt
+
+
+async def test_no_other_receipt_settles_a_turn() -> None:
+    guard = word_guard(policy="words", receipts=receipts())
+    turns = dialogue("harmful")
+    good = await _receipt_for(turns, guard)
+    others = [
+        await _receipt_for(dialogue("harmful too"), guard),
+        await _receipt_for(dialogue("fine", ">yes", "harmful"), guard),
+        await _receipt_for(turns, word_guard(policy="others", receipts=receipts("others"))),
+        await _receipt_for(turns, word_guard(policy="words", receipts=receipts(key=SecretBytes(b"another secret !")))),
+        good[:-1],
+        good.upper(),
+        f"{good} ",
+        "",
+        "\ud800",
+        "é" * 64,
+        None,
+        7,
+        [good],
+        {"receipt": good},
+    ]
+    for receipt in others:
+        decision = await guard.check([*turns, refusal(receipt), *dialogue("fine")])
+        assert decision.verdict is Verdict.BLOCK, receipt
+        JUDGED.clear()
+    for message in (refusal(good, "Sure."), {"role": "assistant", "content": REFUSAL, "metadata": good}):
+        assert (await guard.check([*turns, message, *dialogue("fine")])).verdict is Verdict.BLOCK
+        JUDGED.clear()
+    on_the_question = [turns[0] | {"metadata": {RECEIPT: good}}, *dialogue(f">{REFUSAL}", "fine")]
+    assert (await guard.check(on_the_question)).verdict is Verdict.BLOCK
+    JUDGED.clear()
+    assert (await guard.check([*turns, refusal(good), *dialogue("fine")])).verdict is Verdict.ALLOW
+
+
+async def test_only_a_judgement_of_a_turn_gets_a_receipt() -> None:
+    guard = word_guard(policy="words", receipts=receipts())
+    assert (await guard.check(dialogue("fine"))).receipt is None
+    assert (await guard.check(dialogue(IMAGE))).reason is Reason.NON_TEXT
+    assert (await guard.check(dialogue(IMAGE))).receipt is None
+    assert (await guard.check(dialogue("fine"), asides=["harmful"])).receipt is None
+    seen = word_guard(policy="words", receipts=receipts(), unreadable=UnreadablePolicy.EXPERT)
+    harmful = [{"type": "text", "text": "harmful"}, *IMAGE]
+    assert (await seen.check(dialogue(harmful))).reason is Reason.EXPERT_UNSAFE
+    assert (await seen.check(dialogue(harmful))).receipt is None, "another image would have the same"
+
+
+async def test_where_refused_turns_are_not_forgiven_they_stop_the_conversation_for_good() -> None:
+    strict = word_guard(policy="words", receipts=receipts(), refused_turns=RefusedTurns.STRICT)
+    turns = dialogue("harmful")
+    receipt = (await strict.check(turns)).receipt
+    for answer in (refusal(receipt), dialogue(">yes")[0]):
+        for _ in range(2):
+            decision = await strict.check([*turns, answer, *dialogue("fine", ">yes", "fine too")])
+            assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.PROBE_UNSAFE)

@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from ctd_guardrail.memory import JUDGED
+
 VERDICTS = [
     ("a plain question", "allow", "probe", "probe_safe"),
     ("a plain threat", "block", "probe", "probe_unsafe"),
@@ -194,3 +196,36 @@ def test_more_messages_or_contents_than_the_limit_are_refused(
     for path, key, item in (("/v1/check", "messages", turn), ("/api/v1/text/contents", "contents", "text")):
         for count, status in ((3, 200), (4, 413)):
             assert httpx.post(f"{sidecar.url}{path}", json={key: [item] * count}).status_code == status
+
+
+def test_a_refusal_has_a_receipt_by_which_another_process_lets_the_conversation_go_on(
+    make_rail_folder: Callable[..., Path], make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CTD_TEST_KEY", "a secret of receipts")
+    folder = make_rail_folder(receipt_key_env="CTD_TEST_KEY", refusals=["Not with me."])
+    question, threat = ({"role": "user", "content": text} for text in ("a plain question", "a plain threat"))
+
+    def ask(sidecar: Any, *messages: dict[str, Any]) -> dict[str, Any]:
+        JUDGED.clear()  # what a process that has just begun knows
+        return dict(httpx.post(f"{sidecar.url}/v1/check", json={"messages": messages}).json())
+
+    refused = ask(make_sidecar(folder), threat)
+    assert refused["verdict"] == "block"
+    answer = {"role": "assistant", "content": "Not with me.", "metadata": {"ctd_receipt": refused["receipt"]}}
+    other = make_sidecar(folder)
+    assert ask(other, threat, answer, question)["verdict"] == "allow"
+    assert "receipt" not in ask(other, question)
+    assert ask(other, threat, answer)["verdict"] == "block"
+    assert ask(other, threat, answer | {"metadata": {}}, question)["verdict"] == "block"
+    assert ask(other, threat, answer | {"content": "Sure."}, question)["verdict"] == "block"
+    monkeypatch.setenv("CTD_TEST_KEY", "a secret of another app")
+    assert ask(make_sidecar(folder), threat, answer, question)["verdict"] == "block"
+
+
+def test_without_a_key_or_in_shadow_mode_there_is_no_receipt(
+    make_rail_folder: Callable[..., Path], make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CTD_TEST_KEY", "a secret of receipts")
+    for settings in ({}, {"receipt_key_env": "CTD_TEST_KEY", "mode": "shadow"}):
+        sidecar = make_sidecar(make_rail_folder(**settings))
+        assert "receipt" not in httpx.post(f"{sidecar.url}/v1/check", json={"text": "a plain threat"}).json()
