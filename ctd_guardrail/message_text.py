@@ -46,9 +46,11 @@ def texts_of(message: Mapping[str, Any]) -> list[str | None] | None:
 
 
 def size_of(message: object) -> int:
-    """Return the number of characters of a message, whatever it is."""
-    texts = texts_of(message) if isinstance(message, Mapping) else None
-    return sum(len(text) for text in texts or () if text is not None)
+    """Return the number of characters of a message, about, whatever it is; nothing is parsed for it."""
+    if not isinstance(message, Mapping):
+        return 0
+    read = [message.get(key) for key in (*_SPOKEN_BEFORE, "content", "refusal", *_CALLS)]
+    return sum(len(text) for text in _strings(read) if text is not None)
 
 
 def _content_of(content: object) -> list[str | None] | None:
@@ -72,7 +74,8 @@ def _texts_of_call(call: object, *, is_whole: bool = True) -> Iterator[str | Non
     if not isinstance(call, Mapping):
         yield from _strings(call)
         return
-    for key, value in call.items():
+    # The name first, as templates write it, whatever the order of the keys.
+    for key, value in sorted(call.items(), key=lambda pair: pair[0] != "name"):
         if is_whole and key in _WRAPPERS:
             yield from _texts_of_call(value, is_whole=False)
         elif key in _PARTS:
