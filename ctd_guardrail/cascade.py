@@ -216,6 +216,7 @@ class Cascade:
             conversation,
             apart,
             partial(self._decide, request=request),
+            mode=mode,
             tally=self.tally,
             characters=_CHARACTERS_PER_TOKEN * self._engine.spec.max_tokens,
         )

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from ctd_guardrail.conversation import Context, Conversation, History, Message, Turn
-from ctd_guardrail.decision import Decision, HistoryPolicy, RefusedTurns, Timings, Verdict
+from ctd_guardrail.decision import Decision, HistoryPolicy, Mode, RefusedTurns, Timings, Verdict
 from ctd_guardrail.errors import InputError, NonTextError, OverlongError
 from ctd_guardrail.memory import JUDGED, SAID
 from ctd_guardrail.refusals import Receipts, Refusals
@@ -51,6 +51,7 @@ class Dialogue:
         asides: tuple[Conversation, ...],
         decide: Decide,
         *,
+        mode: Mode,
         tally: Tally,
         characters: int,
     ) -> Decision | None:
@@ -60,6 +61,7 @@ class Dialogue:
             conversation: The conversation.
             asides: The texts beside it, each a conversation of one user turn.
             decide: Judges a unit.
+            mode: Whether this request's verdict counts: in shadow mode the user is refused nothing.
             tally: Counts what was judged before.
             characters: Characters that the units of this request may have together.
 
@@ -68,7 +70,7 @@ class Dialogue:
             about the last aside; None where there was nothing to judge. Its times are those of all units of this
             request.
         """
-        walk = _Walk(self, decide, tally, characters)
+        walk = _Walk(self, decide, mode, tally, characters)
         stop = last = await walk.asides(asides)
         if stop is None or stop.verdict is Verdict.ALLOW:
             last = await walk.turns(conversation) or last
@@ -89,10 +91,11 @@ def _said(message: Message) -> str:
 class _Walk:
     """The parts of one request, judged one after another."""
 
-    def __init__(self, dialogue: Dialogue, decide: Decide, tally: Tally, characters: int) -> None:
+    def __init__(self, dialogue: Dialogue, decide: Decide, mode: Mode, tally: Tally, characters: int) -> None:
         self.timings = Timings()
         self._dialogue = dialogue
         self._decide = decide
+        self._mode = mode
         self._tally = tally
         self._characters = characters
         self._passed: set[str] = set()
@@ -115,10 +118,10 @@ class _Walk:
         for turn in self._ended(conversation.turns()):
             if not turn.is_blank:
                 digest = history.digest(turn)
-                decision, was_known = await self._judge(turn, digest, history)
+                decision, was_refused = await self._judge(turn, digest, history)
                 if decision.verdict is Verdict.BLOCK:
                     decision = self._with_receipt(turn, digest, decision)
-                    if not self._is_settled(turn, digest, decision, was_known=was_known):
+                    if not self._is_settled(turn, digest, decision, was_refused=was_refused):
                         return decision
                     refused, decision = decision, None  # it does not speak for the turns after it
                     continue
@@ -143,10 +146,13 @@ class _Walk:
         return (*turns[:-1], last) if self._dialogue.refusals.answer(last) else turns
 
     async def _judge(self, turn: Turn, digest: str, history: History) -> tuple[Decision, bool]:
+        """Return the decision about a turn, and whether an earlier request was refused for it."""
         known = self._recall(digest) if turn.is_text else None
-        if known is not None:
-            return known, True
-        return await self._judge_now(history.unit(turn), digest, is_text=turn.is_text), False
+        if known is None:
+            return await self._judge_now(history.unit(turn), digest, is_text=turn.is_text), False
+        if known.mode is not self._mode is Mode.ENFORCE:
+            self._remember(digest, replace(known, mode=self._mode))  # from now on the user was told
+        return known, known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
 
     async def _judge_answers(self, answers: list[Message]) -> Decision | None:
         """Judge answers, each by itself, and return the decision that stops the request."""
@@ -172,9 +178,13 @@ class _Walk:
         self._characters -= unit.length
         decision = await self._decide(unit, digest, _obstacle(self._characters, is_text=is_text))
         self.timings += decision.timings
-        if self._dialogue.policy is not None and is_text:
-            JUDGED.put(self._dialogue.policy, digest, decision)
+        if is_text:
+            self._remember(digest, decision)
         return decision
+
+    def _remember(self, digest: str, decision: Decision) -> None:
+        if self._dialogue.policy is not None:
+            JUDGED.put(self._dialogue.policy, digest, decision)
 
     def _recall(self, digest: str) -> Decision | None:
         decision = None if self._dialogue.policy is None else JUDGED.get(self._dialogue.policy, digest)
@@ -190,11 +200,12 @@ class _Walk:
 
     def _with_receipt(self, turn: Turn, digest: str, decision: Decision) -> Decision:
         receipts = self._dialogue.receipts
-        if receipts is None or not turn.is_text or decision.reason.is_failure:
+        is_told = self._mode is Mode.ENFORCE and not decision.reason.is_failure
+        if receipts is None or not turn.is_text or not is_told:
             return decision
         return replace(decision, receipt=receipts.sign(digest))
 
-    def _is_settled(self, turn: Turn, digest: str, decision: Decision, *, was_known: bool) -> bool:
+    def _is_settled(self, turn: Turn, digest: str, decision: Decision, *, was_refused: bool) -> bool:
         """Return whether this guard refused the turn in an earlier request, and the refusal stands behind it.
 
         What could not be read was not judged, and no answer settles it.
@@ -204,7 +215,7 @@ class _Walk:
             return False
         if not dialogue.refusals.answer(turn):
             return False
-        return was_known or (dialogue.receipts is not None and dialogue.receipts.prove(turn, digest))
+        return was_refused or (dialogue.receipts is not None and dialogue.receipts.prove(turn, digest))
 
 
 def _obstacle(characters: int, *, is_text: bool) -> InputError | None:

@@ -10,7 +10,7 @@ from pydantic import SecretBytes
 
 from ctd_guardrail.cascade import Cascade
 from ctd_guardrail.conversation import RECEIPT, Context
-from ctd_guardrail.decision import Decision, HistoryPolicy, Reason, RefusedTurns, UnreadablePolicy, Verdict
+from ctd_guardrail.decision import Decision, HistoryPolicy, Mode, Reason, RefusedTurns, UnreadablePolicy, Verdict
 from ctd_guardrail.memory import JUDGED, SAID
 from ctd_guardrail.refusals import DEFAULT_REFUSALS, Receipts
 
@@ -185,6 +185,14 @@ async def test_a_settled_turn_that_is_the_last_to_say_something_is_refused_again
         decision = await _decide(guard, [*refused, f">{REFUSAL}", *ending])
         assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.PROBE_UNSAFE)
         assert (await _decide(guard, [*refused, f">{REFUSAL}", *ending, "go on"])).verdict is Verdict.ALLOW
+
+
+async def test_a_verdict_that_did_not_count_refused_nothing() -> None:
+    shadow, guard = (word_guard(policy="words", receipts=receipts(), mode=mode) for mode in (Mode.SHADOW, Mode.ENFORCE))
+    turns = ["harmful", f">{REFUSAL}", "fine"]
+    assert (await _decide(shadow, ["harmful"])).receipt is None
+    assert (await _decide(guard, turns)).verdict is Verdict.BLOCK
+    assert (await _decide(guard, turns)).verdict is Verdict.ALLOW, "now the user was told"
 
 
 KEY = SecretBytes(b"a secret of 16 b")
