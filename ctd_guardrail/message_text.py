@@ -15,6 +15,8 @@ __all__ = ["size_of", "texts_of"]
 
 _SPOKEN_BEFORE: Final = ("name", "reasoning_content", "reasoning")
 _CALLS: Final = ("tool_calls", "function_call")
+# A part of this type holds its text under a key of the same name.
+_TEXT_PARTS: Final = frozenset({"text", "refusal"})
 # Machines make a call's identifier and kind. What is not of this form is text.
 _LABELS: Final = frozenset({"id", "type", "index"})
 _LABEL: Final = re.compile(r"[A-Za-z0-9_.:-]{0,64}")
@@ -64,9 +66,10 @@ def _content_of(content: object) -> list[str | None] | None:
 def _text_of(part: object) -> str | None:
     if isinstance(part, str):
         return part
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        text: str = part["text"]
-        return text
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping) and isinstance(kind, str) and kind in _TEXT_PARTS:
+        text = part.get(kind)
+        return text if isinstance(text, str) else None
     return None
 
 

@@ -42,6 +42,7 @@ def content_of(message: dict[str, Any]) -> str:
         ),
         ({"role": "assistant", "content": None, "refusal": "I will not."}, "I will not."),
         ({"role": "assistant", "content": "yes", "reasoning_content": "Let me see."}, "Let me see.\nyes"),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "I will not."}]}, "I will not."),
         # Custom tools of OpenAI take plain text.
         (
             {"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "run", "input": "ls -l"}}]},
