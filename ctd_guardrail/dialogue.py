@@ -9,7 +9,7 @@ The guard gives a verdict on all text of others that the call to the main LLM wi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ctd_guardrail.conversation import Context, Conversation, History, Message, Turn
@@ -129,11 +129,11 @@ class _Walk:
                 if turn.asks:
                     refused = None
             history.add(turn)
-            answers = list(filter(self._needs_verdict, turn.answer))
+            answers = turn.answer
             if dialogue.context is Context.CONVERSATION:
                 # A later unit shows them, but not what stands in the place of other content than text.
                 unshown += [answer for answer in answers if answer.is_text]
-                answers = [answer for answer in answers if not answer.is_text]
+                answers = tuple(answer for answer in answers if not answer.is_text)
             stop = await self._judge_answers(answers)
             if stop is not None:
                 return stop
@@ -154,9 +154,9 @@ class _Walk:
             self._remember(digest, replace(known, mode=self._mode))  # from now on the user was told
         return known, known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
 
-    async def _judge_answers(self, answers: list[Message]) -> Decision | None:
-        """Judge answers, each by itself, and return the decision that stops the request."""
-        for answer in answers:
+    async def _judge_answers(self, answers: Sequence[Message]) -> Decision | None:
+        """Judge answers that a client may have written, each by itself; return the decision that stops the request."""
+        for answer in filter(self._needs_verdict, answers):
             decision = await self._judge_apart(answer)
             if decision is not None and decision.verdict is Verdict.BLOCK:
                 return decision
@@ -196,7 +196,10 @@ class _Walk:
         """Return whether an assistant's message may be the words of a client."""
         if self._dialogue.history is HistoryPolicy.TRUST or not message.content.strip():
             return False
-        return not (message.is_text and (self._dialogue.refusals.has_words_of(message) or _said(message) in SAID))
+        if not message.is_text:
+            return True
+        was_said = len(SAID) > 0 and _said(message) in SAID
+        return not (was_said or self._dialogue.refusals.has_words_of(message))
 
     def _with_receipt(self, turn: Turn, digest: str, decision: Decision) -> Decision:
         receipts = self._dialogue.receipts

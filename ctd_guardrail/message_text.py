@@ -15,6 +15,7 @@ __all__ = ["size_of", "texts_of"]
 
 _SPOKEN_BEFORE: Final = ("name", "reasoning_content", "reasoning")
 _CALLS: Final = ("tool_calls", "function_call")
+_BESIDE_CONTENT: Final = (*_SPOKEN_BEFORE, "refusal", *_CALLS, "tool_call_id")
 # A part of this type holds its text under a key of the same name.
 _TEXT_PARTS: Final = frozenset({"text", "refusal"})
 # Machines make a call's identifier and kind. What is not of this form is text.
@@ -34,6 +35,8 @@ def texts_of(message: Mapping[str, Any]) -> list[str | None] | None:
     Returns:
         The texts, or None where the message has no content at all.
     """
+    if not any(map(message.get, _BESIDE_CONTENT)):  # nearly every message
+        return _content_of(message.get("content"))
     before = [text for key in _SPOKEN_BEFORE for text in _strings(message.get(key))]
     if not _is_label(message.get("tool_call_id", "")):
         before += _strings(message["tool_call_id"])
@@ -51,8 +54,10 @@ def size_of(message: object) -> int:
     """Return the number of characters of a message, about, whatever it is; nothing is parsed for it."""
     if not isinstance(message, Mapping):
         return 0
-    read = [message.get(key) for key in (*_SPOKEN_BEFORE, "content", "refusal", *_CALLS)]
-    return sum(len(text) for text in _strings(read) if text is not None)
+    content = message.get("content")
+    if isinstance(content, str) and not any(map(message.get, _BESIDE_CONTENT)):
+        return len(content)
+    return sum(len(text) for text in _strings([content, *map(message.get, _BESIDE_CONTENT)]) if text is not None)
 
 
 def _content_of(content: object) -> list[str | None] | None:

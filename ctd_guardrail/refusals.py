@@ -34,6 +34,8 @@ class Refusals:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._texts = frozenset(_plain(normalise(text)) for text in (*DEFAULT_REFUSALS, *texts))
+        # White space may make a refusal longer, but what is much longer is none, and not worth reading.
+        self._longest = 4 * max(map(len, self._texts))
 
     def answer(self, turn: Turn) -> bool:
         """Return whether the turn was answered, and by nothing but refusals."""
@@ -41,7 +43,7 @@ class Refusals:
 
     def has_words_of(self, message: Message) -> bool:
         """Return whether a message says what a refusal says, and nothing else."""
-        return message.is_text and _plain(message.content) in self._texts
+        return message.is_text and len(message.content) <= self._longest and _plain(message.content) in self._texts
 
 
 class Receipts:

@@ -155,6 +155,8 @@ async def test_a_past_answer_that_is_not_text_is_no_hole(context: Context) -> No
     expert = word_guard(context=context, unreadable=UnreadablePolicy.EXPERT)
     assert (await expert.check(turns)).verdict is Verdict.ALLOW
     assert expert.tally.snapshot().delegated == 1
+    assert (await expert.check([*turns[:2], *dialogue(" ")])).verdict is Verdict.ALLOW
+    assert expert.tally.snapshot().delegated == 2
 
 
 words = st.sampled_from(["fine", "harmful", " ", f">{REFUSAL}", ">yes", ">harmful", "> "])
