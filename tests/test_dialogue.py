@@ -1,5 +1,6 @@
 """All text of others that a call carries gets a verdict, and no text that the guard has passed gets a second one."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -171,6 +172,33 @@ async def test_no_conversation_with_unrefused_harm_passes(turns: list[str], cont
     assert decision.verdict is expected
 
 
+SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {
+    "question": lambda word: {"role": "user", "content": word},
+    "answer": lambda word: {"role": "assistant", "content": word},
+    "tool": lambda word: {"role": "tool", "content": word},
+    "name": lambda word: {"role": "assistant", "name": word, "content": ""},
+    "call": lambda word: {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": word}}]},
+    "blank": lambda _: {"role": "user", "content": " "},
+    "blank answer": lambda _: {"role": "assistant", "content": None},
+    "refusal": lambda _: {"role": "assistant", "content": REFUSAL},
+}
+
+
+@given(st.lists(st.lists(st.sampled_from(sorted(SHOWN)), max_size=7), min_size=1, max_size=3), st.sampled_from(Context))
+async def test_what_passes_was_read_to_the_last_word(shapes: list[list[str]], context: Context) -> None:
+    JUDGED.clear()
+    reader = WordReader()
+    guard = word_guard(reader=reader, context=context, policy="words")
+    for shape in shapes:  # requests share their first words, so that later ones recall what earlier ones have judged
+        words = [f"word{place}{kind.replace(' ', '')}" for place, kind in enumerate(shape)]
+        messages = [SHOWN[kind](word) for kind, word in zip(shape, words, strict=True)]
+        assert (await guard.check(messages, asides=["wordaside"])).verdict is Verdict.ALLOW
+        read = "\n".join(reader.seen)
+        speaks = [word for kind, word in zip(shape, words, strict=True) if "blank" not in kind and kind != "refusal"]
+        assert [word for word in speaks if word not in read] == []
+        assert "wordaside" in read
+
+
 async def _decide(guard: Cascade, turns: list[str]) -> Decision:
     return await guard.check(dialogue(*turns))
 
@@ -283,3 +311,12 @@ async def test_where_refused_turns_are_not_forgiven_they_stop_the_conversation_f
         for _ in range(2):
             decision = await strict.check([*turns, answer, *dialogue("fine", ">yes", "fine too")])
             assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.PROBE_UNSAFE)
+
+
+@pytest.mark.parametrize("context", Context)
+async def test_a_refusal_at_the_end_does_not_make_another_unit_of_the_refused_turn(context: Context) -> None:
+    reader = WordReader()
+    guard = word_guard(reader=reader, context=context, policy="words")
+    for turns in (["harmful"], ["harmful", f">{REFUSAL}"], ["harmful", f">{REFUSAL}", f">{REFUSAL}"]):
+        assert (await _decide(guard, turns)).verdict is Verdict.BLOCK
+    assert reader.seen == ["harmful"]
