@@ -57,7 +57,7 @@ async def test_an_earlier_harmful_turn_is_seen_in_every_shape(
     for shape in SHAPES.values():
         for i in range(each):
             turns = shape(f"harmful wish {i}", f"question {i}")
-            messages = messages_from_events(events(turns), {"user_message": turns[-1][1]})
+            messages = messages_from_events(events(turns))
             held += (await guard.check(messages)).verdict is Verdict.BLOCK
     record("earlier_turn", held, each * len(SHAPES))
 
@@ -73,7 +73,7 @@ async def test_a_refused_turn_does_not_stop_a_later_benign_one(
         turns = [("user", f"harmful wish {i}"), ("assistant", DEFAULT_REFUSALS[0]), ("user", f"question {i}")]
         verdicts = []
         for asked in (turns[:1], turns):
-            messages = messages_from_events(events(asked), {"user_message": asked[-1][1]})
+            messages = messages_from_events(events(asked))
             verdicts.append((await guard.check(messages)).verdict)
         held += verdicts == [Verdict.BLOCK, Verdict.ALLOW]
     record("refused_turn", held, total)
