@@ -20,6 +20,7 @@ from doors.page import Count, write_table
 from doors.shapes import MARK, Shape, shapes
 from doors.stage import Stage, marking_guard
 
+from ctd_guardrail.conversation import Context
 from ctd_guardrail.decision import Decision
 
 BENIGN = "pleasant remark"
@@ -45,8 +46,9 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    watched = Watched(marking_guard())
+def watched(door: Door, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    # Each context stands at every other door.
+    watched = Watched(marking_guard(list(Context)[DOORS.index(door) % 2]))
     check = watched.guard.check
 
     async def noting(*values: Any, **options: Any) -> Decision:

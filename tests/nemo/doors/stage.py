@@ -13,8 +13,10 @@ from faulty.guard import word_guard
 from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
 from ctd_guardrail.config import parse_section
+from ctd_guardrail.conversation import Context
 from ctd_guardrail.experts.guarded import GuardedExpert
 from ctd_guardrail.nemo.folder import FLOW
+from ctd_guardrail.override_bounds import Bounds
 from ctd_guardrail.overrides import OverridableCascade
 
 __all__ = ["ANSWER", "RecordingLLM", "Stage", "marking_guard"]
@@ -117,7 +119,9 @@ class Stage:
         return [{"type": "main", "engine": "openai", "model": "gpt-4o-mini", "parameters": parameters}]
 
 
-def marking_guard() -> OverridableCascade:
-    """Return a guard with the real cascade, whose probe and expert refuse one word."""
-    cascade = word_guard()
-    return OverridableCascade(parse_section(_SECTION), {None: GuardedExpert(cascade._expert)}, lambda *_: cascade)
+def marking_guard(context: Context) -> OverridableCascade:
+    """Return a guard with the real cascade, whose probe and expert refuse one word. It remembers no verdict."""
+    config = parse_section(_SECTION)
+    cascade = word_guard(context=context)
+    bounds = Bounds.of(config.override_bounds, alpha=0.1, delta=0.1, mode=config.mode, on_failure=config.on_failure)
+    return OverridableCascade(config, {None: GuardedExpert(cascade._expert)}, lambda *_: cascade, bounds=bounds)
