@@ -180,6 +180,10 @@ class OverridableCascade:
             return self._refuse(Reason.INTERNAL_ERROR, error)
         return await cascade.check(messages, principal=known, asides=asides)
 
+    def count_unscreened_call(self, door: str) -> None:
+        """Count a call of the main LLM without a verdict; see :meth:`Tally.count_unscreened_call`."""
+        self.tally.count_unscreened_call(door)
+
     def note_answer(self, answer: str | Mapping[str, Any]) -> None:
         """Note an answer of the main LLM; see :meth:`Cascade.note_answer`."""
         self._cascade.note_answer(answer)

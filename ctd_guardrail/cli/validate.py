@@ -7,17 +7,21 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from ctd_guardrail.assemble import plan
 from ctd_guardrail.console import exit_on_error
 from ctd_guardrail.nemo.folder import read_folder
-from ctd_guardrail.nemo.wiring import Engine, check_wiring
+from ctd_guardrail.nemo.root import configurations_of, guarded_configurations, has_server_init
+from ctd_guardrail.nemo.wiring import Engine, check_wiring, notes
 
 __all__ = ["validate"]
 
 
 def validate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="NeMo Guardrails configuration folder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="NeMo Guardrails configuration folder, or a root of several.")
+    ],
     engine: Annotated[
         Engine, typer.Option(help="NeMo's engine; auto goes by NEMO_GUARDRAILS_IORAILS_ENGINE.")
     ] = Engine.AUTO,
@@ -26,21 +30,42 @@ def validate(
 
     Finds what NeMo drops in silence: a section in the wrong place, twice, or mistyped, a rail that is not found from
     here or that no flow calls, and what an engine cannot do. Reads the policy and derives the threshold for the
-    configured alpha.
+    configured alpha. Of a root of several configurations, finds those that a client could name to do without the rail.
 
     [dim]ctd-guardrail validate config[/]
     [dim]ctd-guardrail validate config --engine iorails[/]
+    [dim]ctd-guardrail validate configs[/]
 
     Exit status: 0 sound; 2 an error, with file, key path and hint; 3 a budget that the policy cannot certify.
     """
+    console = Console()
     with exit_on_error():
-        rail = read_folder(folder)
-        check_wiring(rail, engine=engine)
-        planned = plan(rail.config, folder=rail.path)
+        is_root = bool(configurations_of(folder))
+        for path in guarded_configurations(folder) if is_root else [folder]:
+            _validate(path, engine, console)
+    if is_root and not has_server_init(folder):
+        _note(
+            console,
+            f"{folder / 'config.py'}: with the line `from ctd_guardrail.nemo import init` in it, NeMo's server "
+            "refuses configurations without the rail",
+        )
+
+
+def _validate(folder: Path, engine: Engine, console: Console) -> None:
+    """Check one configuration, and say what holds in it."""
+    rail = read_folder(folder)
+    check_wiring(rail, engine=engine)
+    planned = plan(rail.config, folder=rail.path)
     certificate = planned.certificate
-    Console().print(
+    console.print(
         f"[green]ok[/] {rail.file}: at most {planned.alpha:.1%} of the inputs reach the expert, "
         f"with confidence {1 - certificate.delta:.1%} (lambda {planned.rule.threshold:.4g} from {certificate.n} "
         f"calibration rows, {planned.expected_rate:.1%} expected)",
         soft_wrap=True,
     )
+    for said in notes(rail):
+        _note(console, f"{rail.file}: {said}")
+
+
+def _note(console: Console, said: str) -> None:
+    console.print(f"[yellow]note[/] {escape(said)}", soft_wrap=True)

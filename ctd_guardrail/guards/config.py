@@ -63,8 +63,10 @@ class PrincipalConfig(_Section):
     """Where a request says on whose behalf it is made. Name only what clients cannot choose for themselves.
 
     Attributes:
-        variable: Context variable of NeMo Guardrails (LLMRails).
-        header: Header of a request to the sidecar.
+        variable: Context variable of NeMo Guardrails (LLMRails) as a library. Behind NeMo's server context variables
+            are the client's, and this one is not read.
+        header: Header of a request to the sidecar or to NeMo's server, set by the operator's own gateway. A request
+            that carries it twice is refused: one of the two is the client's.
         most: Principals that have caps of their own at a time; beyond them, all others share one.
     """
 

@@ -60,11 +60,14 @@ def to_outcome(decision: Decision) -> RailOutcome:
 
     In shadow mode every outcome allows, and its reason says what was decided. Route, reason and, where the guard could
     not do its work, the failure policy are visible to API clients that ask for the log of activated rails. Scores and
-    the threshold are not part of it: they would tell an attacker how close they are.
+    the threshold are not part of it: they would tell an attacker how close they are. A receipt proves the refusal: an
+    app sends it back as ``metadata.ctd_receipt`` of the message that shows it.
     """
     metadata = {"route": decision.route.value, "reason": decision.reason.value}
     if decision.on_failure is not None:
         metadata["on_failure"] = decision.on_failure.value
+    if decision.receipt is not None and decision.is_blocking:
+        metadata["receipt"] = decision.receipt
     if not decision.is_blocking:
         return RailOutcome.allow(reason=decision.reason.value, metadata=metadata)
     if decision.reason.is_failure:

@@ -19,9 +19,21 @@ from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.nemo.judge_prompt import with_judge_prompt
 from ctd_guardrail.validation import load_yaml
 
-__all__ = ["FLOW", "RailFolder", "mapping_at", "near_miss", "read_folder"]
+__all__ = [
+    "FLOW",
+    "UNGUARDED",
+    "RailFolder",
+    "holds_section",
+    "mapping_at",
+    "near_miss",
+    "read_folder",
+    "says_unguarded",
+]
 
 FLOW: Final = "ctd check input"
+
+UNGUARDED: Final = "unguarded"
+"""What stands in the place of the section where a server's configuration shall be served without the rail."""
 
 _NAME: Final = "ctd"
 _HOLDER: Final = "custom_data"
@@ -85,6 +97,32 @@ def read_folder(path: Path) -> RailFolder:
     prompts = [prompt for _, content in files for prompt in content.get("prompts") or () if isinstance(prompt, Mapping)]
     config = with_judge_prompt(parse_section(section, file=file), prompts, file=file)
     return RailFolder(path, file, config, files)
+
+
+def holds_section(path: Path) -> bool:
+    """Return whether the YAML of a configuration, a folder or a file, holds the section.
+
+    Raises:
+        ConfigError: A file is no YAML mapping.
+    """
+    return any(section != UNGUARDED for section in _sections(path))
+
+
+def says_unguarded(path: Path) -> bool:
+    """Return whether a configuration says that it shall be served without the rail.
+
+    Raises:
+        ConfigError: A file is no YAML mapping.
+    """
+    return UNGUARDED in _sections(path)
+
+
+def _sections(path: Path) -> list[Any]:
+    """Return what stands under ``custom_data.ctd`` in each file that has it."""
+    files = _yaml_files(path) if path.is_dir() else [path]
+    contents = [(file, load_yaml(file)) for file in files if file.is_file() and file.stat().st_size]
+    found = [mapping_at(content, (_HOLDER,), file).get(_NAME) for file, content in contents]
+    return [section for section in found if section is not None]
 
 
 def mapping_at(content: Mapping[str, Any], path: Iterable[str], file: Path) -> Mapping[str, Any]:

@@ -145,11 +145,11 @@ class Gate:
         request = current_request(self)
         if request is None:
             # A door that nothing opened: no verdict can be had on what is not known.
-            self.guard.tally.count_unscreened_call("unknown")
+            self.guard.count_unscreened_call("unknown")
             log.error("a call of the main LLM outside of any request was refused: there is no verdict on it")
             return False
         if request.is_waived:
-            self.guard.tally.count_unscreened_call("client_options")
+            self.guard.count_unscreened_call("client_options")
             return True
         if not request.is_judged:
             await self.judge(request)

@@ -15,6 +15,7 @@ from ctd_guardrail.assemble import prepare
 from ctd_guardrail.config import SECTION, CtdConfig, parse_section
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.config import RailExpertConfig
+from ctd_guardrail.nemo.folder import holds_section
 from ctd_guardrail.nemo.judge_prompt import with_judge_prompt
 from ctd_guardrail.nemo.loading import LoadingGuard
 from ctd_guardrail.overrides import OverridableCascade
@@ -77,10 +78,25 @@ def _start(load: Callable[[], OverridableCascade], section: CtdConfig) -> Guard:
 
 
 def config_folder(config: RailsConfig) -> Path:
-    """Return the folder that relative paths start from: the configuration's, or the current one."""
+    """Return the folder that relative paths start from: the configuration's, or the current one.
+
+    A request to NeMo's server may join several configurations. Then it is the one whose YAML holds the section.
+
+    Raises:
+        ConfigError: None of several configurations holds the section, or more than one does.
+    """
     if not config.config_path:
         return Path.cwd()
-    path = Path(config.config_path.split(",")[0].strip())
+    paths = [Path(path.strip()) for path in config.config_path.split(",") if path.strip()]
+    holders = paths if len(paths) == 1 else [path for path in paths if holds_section(path)]
+    if len(holders) != 1:
+        raise ConfigError(
+            f"{len(holders)} of the {len(paths)} configurations that a request joins hold the section",
+            file=config.config_path,
+            key=SECTION,
+            hint="Let exactly one of them hold it: its folder is where `policy` is looked for",
+        )
+    (path,) = holders
     return path if path.is_dir() else path.parent
 
 

@@ -20,6 +20,8 @@ from nemoguardrails.llm.taskmanager import LLMTaskManager
 from nemoguardrails.rails.llm.options import RailsResult, RailStatus, RailType
 from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
+from ctd_guardrail.config import SECTION
+from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.rail import RailCollaborators
 from ctd_guardrail.nemo import catalog
 from ctd_guardrail.nemo.action import ACTION_NAME, screen
@@ -28,6 +30,7 @@ from ctd_guardrail.nemo.folder import FLOW
 from ctd_guardrail.nemo.gate import Gate, OpenRequest, current_request, enter
 from ctd_guardrail.nemo.guards import guard_for, refusals_of, section_of
 from ctd_guardrail.nemo.messages import messages_from_events
+from ctd_guardrail.nemo.server import mark_guarded
 
 __all__ = ["ctd_check_input", "install"]
 
@@ -78,11 +81,23 @@ async def ctd_check_input(
 
 
 def _prepare(config: RailsConfig) -> None:
-    """Build the gate of a configuration, once."""
+    """Build the gate of a configuration, once.
+
+    Raises:
+        CtdError: The configuration, the policy, the base model or the expert is not usable.
+    """
     if id(config) not in _GATES:
+        section = section_of(config)
+        if section.principal is not None:
+            raise ConfigError(
+                "the IORails engine hands a rail neither variables nor headers, so all principals would be one",
+                file=config.config_path,
+                key=f"{SECTION}.principal",
+                hint="Use LLMRails, or the sidecar",
+            )
         collaborators = RailCollaborators(config=config, llms=_llms.get, llm_task_manager=LLMTaskManager(config))
         _GATES[id(config)] = Gate(
-            guard_for(config, collaborators), section_of(config), refusals=refusals_of(config), operator_texts=tuple
+            guard_for(config, collaborators), section, refusals=refusals_of(config), operator_texts=tuple
         )
         weakref.finalize(config, _GATES.pop, id(config), None)
 
@@ -98,6 +113,7 @@ def _guard_doors(engine: Any, gate: Gate) -> None:
         if doors.main is not None:
             doors.main.generate_from_messages = doors.generate_from_messages
             doors.main.stream_from_messages = doors.stream_from_messages
+        mark_guarded(engine, gate)
     except AttributeError as error:
         raise catalog.changed("calls its models") from error
 

@@ -97,6 +97,15 @@ class LoadingGuard:
         self.tally.count(decision)
         return decision
 
+    def count_unscreened_call(self, door: str) -> None:
+        """Count a call of the main LLM without a verdict, once there is a guard to count it."""
+
+        def count(loaded: Future[OverridableCascade]) -> None:
+            tally = self._unready if loaded.exception() is not None else loaded.result().tally
+            tally.count_unscreened_call(door)
+
+        self._loaded.add_done_callback(count)
+
     def note_answer(self, answer: str | Mapping[str, Any]) -> None:
         """Note an answer of the main LLM; see :meth:`Cascade.note_answer`."""
         Cascade.note_answer(answer)

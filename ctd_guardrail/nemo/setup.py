@@ -12,6 +12,7 @@ from ctd_guardrail.nemo.gate import Gate
 from ctd_guardrail.nemo.guards import guard_for, refusals_of, section_of
 from ctd_guardrail.nemo.iorails import install
 from ctd_guardrail.nemo.llmrails import guard_doors, operator_texts
+from ctd_guardrail.nemo.server import mark_guarded, refuse_unguarded_configurations
 
 __all__ = ["init"]
 
@@ -20,7 +21,8 @@ def init(app: object) -> None:
     """Build the guard from ``custom_data.ctd``, register its action, and put it in front of the app's main LLM.
 
     A server of several configurations calls ``init`` of its own ``config.py`` with itself, before it reads any
-    configuration: there the rail is made known to the IORails engine.
+    configuration: there the rail is made known to the IORails engine, and the server refuses configurations without
+    the rail.
 
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable. NeMo then refuses to
@@ -28,6 +30,7 @@ def init(app: object) -> None:
     """
     if not isinstance(app, LLMRails):
         install()
+        refuse_unguarded_configurations()
         return
 
     def llms() -> dict[str, Any]:
@@ -44,3 +47,4 @@ def init(app: object) -> None:
     )
     app.register_action(make_action(gate), name=ACTION_NAME)
     guard_doors(app, gate)
+    mark_guarded(app, gate)

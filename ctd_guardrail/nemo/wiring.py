@@ -17,7 +17,7 @@ from ctd_guardrail.config import SECTION
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.nemo.folder import FLOW, RailFolder, mapping_at, near_miss
 
-__all__ = ["IMPORT_PATH", "Engine", "check_wiring"]
+__all__ = ["IMPORT_PATH", "Engine", "check_wiring", "notes"]
 
 IMPORT_PATH: Final = "ctd_guardrail/nemo"
 
@@ -55,6 +55,21 @@ def check_wiring(rail: RailFolder, *, engine: Engine = Engine.AUTO) -> None:
         _check_colang_2(rail)
     else:
         _check_colang_1(rail)
+
+
+def notes(rail: RailFolder) -> list[str]:
+    """Return what holds in a configuration and may surprise its operator."""
+    config, said = rail.config, []
+    if config.principal is not None and config.principal.header is None:
+        said.append(
+            f"{SECTION}.principal: behind NeMo's server, context variables are the client's, so no principal is known "
+            "there. Set `header` to the one that your gateway sets"
+        )
+    if config.client_options == "allow":
+        said.append(f"{SECTION}.client_options: a client may reach the main LLM without a verdict")
+    if config.system_messages == "trust":
+        said.append(f"{SECTION}.system_messages: system messages of a client reach the main LLM without a verdict")
+    return said
 
 
 def _refuse_mistyped_keys(rail: RailFolder) -> None:
@@ -107,14 +122,14 @@ def _check_iorails(rail: RailFolder, version: str) -> None:
         )
     if rail.config.allow_overrides:
         raise ConfigError(
-            "the IORails engine hands a rail no context, so overrides would be passed over",
+            "the IORails engine sends context messages to the model as well, so overrides have no way in",
             file=rail.file,
             key=f"{SECTION}.allow_overrides",
             hint="Use LLMRails, or the sidecar",
         )
     if rail.config.principal is not None:
         raise ConfigError(
-            "the IORails engine hands a rail no context, so all principals would be taken for one",
+            "the IORails engine hands a rail neither variables nor headers, so all principals would be one",
             file=rail.file,
             key=f"{SECTION}.principal",
             hint="Use LLMRails, or the sidecar",

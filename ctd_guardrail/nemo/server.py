@@ -1,0 +1,57 @@
+"""NeMo's server of several configurations: a client names one, and none without the rail is served by oversight."""
+
+from __future__ import annotations
+
+import inspect
+from functools import wraps
+from typing import Any, Final
+
+from nemoguardrails import RailsConfig
+
+from ctd_guardrail.nemo.catalog import changed
+from ctd_guardrail.nemo.folder import UNGUARDED
+from ctd_guardrail.nemo.gate import Gate
+
+__all__ = ["mark_guarded", "refuse_unguarded_configurations"]
+
+_GATE: Final = "ctd_gate"
+
+
+def mark_guarded(engine: object, gate: Gate) -> None:
+    """Note on an engine of NeMo's that a gate stands in front of it."""
+    setattr(engine, _GATE, gate)
+
+
+def refuse_unguarded_configurations() -> None:
+    """Let NeMo's server answer a request for a configuration without the rail with an error.
+
+    A configuration that shall be served without the rail says so itself: ``custom_data: {ctd: unguarded}``. Calling
+    this again changes nothing.
+
+    Raises:
+        HostError: This version of NeMo Guardrails finds its configurations in another way.
+    """
+    from nemoguardrails.server import api  # noqa: PLC0415  # it is running, for it has called `init`
+
+    find: Any = getattr(api, "_get_rails", None)
+    if not inspect.iscoroutinefunction(find):
+        raise changed("finds the configurations of its server")
+    if getattr(find, _GATE, False):
+        return
+
+    @wraps(find)
+    async def _get_rails(*args: Any, **kwargs: Any) -> Any:
+        rails = await find(*args, **kwargs)
+        engine = getattr(rails, "rails_engine", rails)
+        if getattr(engine, _GATE, None) is None and not _is_unguarded(engine.config):
+            raise ValueError(
+                "The configuration has no 'ctd check input' rail. Add it, or write custom_data: {ctd: unguarded}."
+            )
+        return rails
+
+    setattr(_get_rails, _GATE, True)
+    setattr(api, "_get_rails", _get_rails)  # noqa: B010  # there is no hook for a configuration that a client names
+
+
+def _is_unguarded(config: RailsConfig) -> bool:
+    return bool(config.custom_data.get("ctd") == UNGUARDED)
