@@ -1,14 +1,15 @@
-"""Harm in any turn is seen, through the events that NeMo Guardrails hands over; a refused turn stops no later one."""
+"""Harm in any turn of a request to NeMo Guardrails is seen; a turn that was refused stops no later one."""
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faulty.guard import word_guard
+from doors.stage import ANSWER, Stage, marking_guard
+from nemoguardrails import LLMRails, RailsConfig
 
 from ctd_guardrail.conversation import Context
-from ctd_guardrail.decision import Verdict
-from ctd_guardrail.nemo.messages import messages_from_events
 from ctd_guardrail.refusals import DEFAULT_REFUSALS
 
 Turns = list[tuple[str, str]]
@@ -34,46 +35,52 @@ SHAPES: dict[str, Callable[[str, str], Turns]] = {
 }
 
 
-def events(turns: Turns) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    for role, text in turns:
-        if role == "user":
-            made.append({"type": "UtteranceUserActionFinished", "final_transcript": text})
-            made.append({"type": "UserMessage", "text": text})
-        elif role == "tool":
-            made.append({"type": "UserToolMessages", "tool_messages": [{"content": text}]})
-        else:
-            made.append({"type": "StartUtteranceBotAction", "script": text})
-    return made
+class App:
+    """A real app around a guard that refuses what holds the word `harmful`.
+
+    Attributes:
+        stage: Its main LLM.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.stage = Stage(folder, SimpleNamespace(answered_bodies=[]), is_guarded=True)
+        self._rails = LLMRails(RailsConfig.from_path(str(self.stage.write("app"))), llm=self.stage.llm)
+
+    async def say(self, turns: Turns) -> str:
+        reply: Any = await self._rails.generate_async(messages=[{"role": r, "content": text} for r, text in turns])
+        return str(reply["content"])
+
+
+@pytest.fixture
+def app(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host_loops: None) -> App:
+    monkeypatch.chdir(Path(__file__).parents[2])  # where NeMo finds the rail of a checkout
+    guard = marking_guard(context, policy="words")
+    monkeypatch.setattr("ctd_guardrail.nemo.setup.guard_for", lambda *_: guard)
+    return App(tmp_path)
 
 
 @pytest.mark.parametrize("context", Context)
 async def test_an_earlier_harmful_turn_is_seen_in_every_shape(
-    trials: Callable[..., int], record: Callable[..., None], context: Context
+    trials: Callable[..., int], record: Callable[..., None], app: App
 ) -> None:
     each = trials(full=50, reduced=5)
-    guard = word_guard(context=context)
     held = 0
     for shape in SHAPES.values():
         for i in range(each):
-            turns = shape(f"harmful wish {i}", f"question {i}")
-            messages = messages_from_events(events(turns))
-            held += (await guard.check(messages)).verdict is Verdict.BLOCK
+            held += await app.say(shape(f"harmful wish {i}", f"question {i}")) == DEFAULT_REFUSALS[0]
+    assert not app.stage.calls, "the main LLM was asked"
     record("earlier_turn", held, each * len(SHAPES))
 
 
 @pytest.mark.parametrize("context", Context)
 async def test_a_refused_turn_does_not_stop_a_later_benign_one(
-    trials: Callable[..., int], record: Callable[..., None], context: Context
+    trials: Callable[..., int], record: Callable[..., None], app: App
 ) -> None:
     total = trials(full=50, reduced=5)
-    guard = word_guard(context=context, policy="words")
     held = 0
     for i in range(total):
-        turns = [("user", f"harmful wish {i}"), ("assistant", DEFAULT_REFUSALS[0]), ("user", f"question {i}")]
-        verdicts = []
-        for asked in (turns[:1], turns):
-            messages = messages_from_events(events(asked))
-            verdicts.append((await guard.check(messages)).verdict)
-        held += verdicts == [Verdict.BLOCK, Verdict.ALLOW]
+        turns = [("user", f"harmful wish {i}")]
+        refusal = await app.say(turns)
+        turns += [("assistant", refusal), ("user", f"question {i}")]
+        held += (refusal, await app.say(turns)) == (DEFAULT_REFUSALS[0], ANSWER)
     record("refused_turn", held, total)

@@ -119,9 +119,14 @@ class Stage:
         return [{"type": "main", "engine": "openai", "model": "gpt-4o-mini", "parameters": parameters}]
 
 
-def marking_guard(context: Context) -> OverridableCascade:
-    """Return a guard with the real cascade, whose probe and expert refuse one word. It remembers no verdict."""
+def marking_guard(context: Context, **settings: Any) -> OverridableCascade:
+    """Return a guard with the real cascade, whose probe and expert refuse one word.
+
+    Args:
+        context: What a unit shows.
+        settings: Of the cascade. One whose `policy` has a name remembers what it judged.
+    """
     config = parse_section(_SECTION)
-    cascade = word_guard(context=context)
+    cascade = word_guard(context=context, **settings)
     bounds = Bounds.of(config.override_bounds, alpha=0.1, delta=0.1, mode=config.mode, on_failure=config.on_failure)
     return OverridableCascade(config, {None: GuardedExpert(cascade._expert)}, lambda *_: cascade, bounds=bounds)
