@@ -35,6 +35,9 @@ class OpenAIExpertConfig(_Section):
         max_waiting: Inputs that may wait for one of these calls in a rail; one more is a failure,
             ``expert_overloaded``. Calibration asks at its own pace.
         instruction: Replaces the built-in definition of what is unsafe.
+        system_role: ``auto``: the instruction is the system message, and stands in the user message if the endpoint
+            refuses system messages. ``fold``: it always stands in the user message; for models whose chat template
+            drops system messages in silence.
     """
 
     type: Literal["openai"]
@@ -46,6 +49,7 @@ class OpenAIExpertConfig(_Section):
     max_concurrency: Annotated[int, Field(ge=1)] = 64
     max_waiting: Annotated[int, Field(ge=0)] = 256
     instruction: _Text | None = None
+    system_role: Literal["auto", "fold"] = "auto"
 
 
 class RailExpertConfig(_Section):

@@ -11,7 +11,7 @@ import datetime as dt
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import torch
@@ -20,7 +20,13 @@ from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.config import Completions, LocalExpertConfig
 from ctd_guardrail.experts.local_model import Ids, LocalModel, padded_batches
-from ctd_guardrail.experts.prompt import DEFAULT_INSTRUCTION, JudgePrompt, fingerprint, one_word_question
+from ctd_guardrail.experts.prompt import (
+    DEFAULT_INSTRUCTION,
+    JudgePrompt,
+    RenderedPrompt,
+    fingerprint,
+    one_word_question,
+)
 from ctd_guardrail.experts.windows import check_length, overlapping
 
 __all__ = ["Answer", "LikelihoodReader"]
@@ -157,29 +163,39 @@ class LikelihoodReader:
     def _frame(self) -> tuple[str, str]:
         """Return the text before and behind the conversation."""
         tokenizer: Any = self._local.tokenizer
-        prompt = self._prompt.render(Conversation(()), nonce=_NONCE)
-        user = prompt.head + _BODY + prompt.tail
-        folded = f"{prompt.system}\n\n{user}"
+        prompt = replace(self._prompt.render(Conversation(()), nonce=_NONCE), body=_BODY)
+        (folded,) = prompt.messages(fold=True)
         if not tokenizer.chat_template:
-            text = f"{folded}\n\nAnswer: "
+            text = f"{folded['content']}\n\nAnswer: "
         else:
-            try:
-                text = _chat(tokenizer, [("system", prompt.system), ("user", user)])
-            except Exception:  # noqa: BLE001  # a template may raise anything; several refuse system messages
-                try:
-                    text = _chat(tokenizer, [("user", folded)])
-                except Exception as error:
-                    raise ConfigError(
-                        f"the chat template refuses the judge's prompt ({type(error).__name__})", key="expert.model"
-                    ) from error
-        parts = text.split(_BODY)
-        if len(parts) != 2:  # noqa: PLR2004  # before and behind
-            raise ConfigError("the chat template does not keep the user message as it is", key="expert.model")
-        return parts[0], parts[1]
+            text = _first_that_holds(prompt, tokenizer)
+        before, _, after = text.partition(_BODY)
+        return before, after
 
 
-def _chat(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
-    messages = [{"role": role, "content": content} for role, content in turns]
+def _first_that_holds(prompt: RenderedPrompt, tokenizer: Any) -> str:
+    """Return the prompt in the model's chat template, with a system message or, where that is lost, without one."""
+    problem = "does not keep the judge's prompt as it is"
+    cause: Exception | None = None
+    for fold in (False, True):
+        try:
+            text = _chat(tokenizer, prompt.messages(fold=fold))
+        except Exception as error:  # noqa: BLE001  # a template may raise anything; several refuse system messages
+            problem, cause = f"refuses the judge's prompt ({type(error).__name__})", error
+            continue
+        # Some templates drop system messages in silence: the model would be asked without the instruction.
+        pieces = (prompt.system, prompt.head + _BODY + prompt.tail)
+        if text.count(_BODY) == 1 and all(piece.strip() in text for piece in pieces):
+            return text
+        problem, cause = "does not keep the judge's prompt as it is", None
+    raise ConfigError(
+        f"the chat template of the expert {problem}",
+        key="expert.model",
+        hint="Use a model whose chat template prints the user message as it is",
+    ) from cause
+
+
+def _chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     rendered = tokenizer.apply_chat_template(
         messages,
         tokenize=False,

@@ -3,50 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
+import logging
 import re
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Final
 
 import httpx
 
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ExpertError, ExpertUnavailableError, ExpertVerdictError
+from ctd_guardrail.experts.complaint import Complaint, parsed, read_complaint, stated_error
+from ctd_guardrail.experts.completion import is_only_markup, read_completion
 from ctd_guardrail.experts.config import OpenAIExpertConfig
 from ctd_guardrail.experts.deadline import within
-from ctd_guardrail.experts.prompt import DEFAULT_INSTRUCTION, JSON_QUESTION, JudgePrompt, one_word_question
+from ctd_guardrail.experts.prompt import (
+    DEFAULT_INSTRUCTION,
+    JSON_QUESTION,
+    JudgePrompt,
+    RenderedPrompt,
+    one_word_question,
+)
 from ctd_guardrail.experts.protocol import ExpertScore
-from ctd_guardrail.experts.verdict import SAFE_WORD, UNSAFE_WORD, p_unsafe_from_json, p_unsafe_from_logprobs
+from ctd_guardrail.experts.request_form import RequestForm
+from ctd_guardrail.experts.verdict import SAFE_WORD, UNSAFE_WORD
 from ctd_guardrail.http_client import authorization, close_with, open_client, read_key
 from ctd_guardrail.io_thread import IO_THREAD
 
 __all__ = ["OpenAIExpert"]
 
+log = logging.getLogger(__name__)
+
 # An honest answer has a few kilobytes. A larger one is not read to its end.
 _MAX_RESPONSE_BYTES: Final = 1 << 20
-# The most that OpenAI's own endpoint gives, and vLLM's default limit.
-_TOP_LOGPROBS: Final = 20
-_MAX_JSON_TOKENS: Final = 64
+_MAX_ERROR_BYTES: Final = 1 << 16
+# Statuses whose cause stands in the body, if anywhere.
+_EXPLAINED: Final = frozenset({400, 403, 413, 422, 500})
 _WHOLE_SECONDS: Final = re.compile(r"[0-9]{1,9}")
-
-_VERDICT_SCHEMA: Final = {
-    "type": "object",
-    "properties": {"verdict": {"type": "string", "enum": ["safe", "unsafe"]}, "confidence": {"type": "number"}},
-    "required": ["verdict", "confidence"],
-    "additionalProperties": False,
-}
-_TRANSIENT: Final = frozenset(
-    {httpx.codes.REQUEST_TIMEOUT, httpx.codes.CONFLICT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS}
-)
-_HINTS: Final = {
-    400: "The endpoint refuses the request: where it has no log-probabilities, set scoring: json",
-    401: "Check the key in the variable that expert.api_key_env names",
-    403: "Check the key in the variable that expert.api_key_env names",
-    404: "Check expert.base_url (it ends with the version, as in /v1) and expert.model",
-    422: "The endpoint refuses the request: where it has no log-probabilities, set scoring: json",
-    429: "The endpoint limits the rate: lower alpha or max_concurrency, or raise its limit",
-}
+# What the form of the request is tried with: no sender's words decide which form is used.
+_GREETING: Final = Conversation.from_text("Good morning.")
 
 
 class OpenAIExpert:
@@ -54,6 +52,10 @@ class OpenAIExpert:
 
     A call is made once: whoever asks decides about another attempt, and counts it. Proxies and ``.netrc`` from the
     environment are not used: the configuration alone says where conversations and the key go.
+
+    Endpoints differ in the parameters that they take. If one refuses the first request, the form that it takes is
+    found with a harmless text, by the endpoint's own complaints, and remembered. Where it takes that text in the same
+    form, it refused the sender's text alone.
 
     Args:
         config: Endpoint, model and form of the answer.
@@ -69,55 +71,106 @@ class OpenAIExpert:
         self._prompt = JudgePrompt(question, config.instruction or DEFAULT_INSTRUCTION)
         self._key = None if config.api_key_env is None else read_key(config.api_key_env, setting="expert.api_key_env")
         self._slots = asyncio.Semaphore(config.max_concurrency)
+        # The rest is touched on the I/O thread only.
+        self._form = RequestForm(config.scoring, is_folded=config.system_role == "fold")
+        self._is_taken = False  # whether the endpoint has answered a request of this form
+        self._unfit: Complaint | None = None  # why it took a harmless text in none of them
+        self._has_failed = False  # whether it failed at one, so that no form could be found
+        self._seeking = asyncio.Lock()
         self._client = open_client(keepalive=config.max_concurrency)
         self._finalizer = close_with(self, self._client)
 
     @property
     def identity(self) -> str:
-        """Kind, model, form of the answer and prompt."""
-        return f"openai:{self._config.model}:{self._config.scoring}:{self._prompt.fingerprint}"
+        """Kind, model, form of the answer, prompt, and where the instruction stands if the configuration says so."""
+        place = ":folded" if self._config.system_role == "fold" else ""
+        return f"openai:{self._config.model}:{self._config.scoring}:{self._prompt.fingerprint}{place}"
 
     async def score(self, conversation: Conversation) -> ExpertScore:
         """Return P(unsafe) for the conversation.
 
         Raises:
             ExpertTimeoutError: No complete answer before the deadline.
-            ExpertUnavailableError: Refused, unreachable, rate-limited or failing.
-            ExpertVerdictError: The answer is not a verdict.
+            ExpertUnavailableError: Unreachable, rate-limited, failing, or refusing every request.
+            ExpertVerdictError: The answer is not a verdict, or the endpoint refuses this conversation.
         """
-        payload = self._payload(conversation)
-        call = IO_THREAD.submit(self._call(payload))
-        status, body, retry_after = await within(asyncio.wrap_future(call), self._config.timeout_s)
-        if status != httpx.codes.OK:
-            raise ExpertUnavailableError(
-                f"the expert answered with HTTP {status}",
-                hint=_HINTS.get(status, ""),
-                is_transient=status in _TRANSIENT or status >= httpx.codes.INTERNAL_SERVER_ERROR,
-                retry_after_s=_seconds(retry_after),
-            )
-        return self._read(body)
+        call = IO_THREAD.submit(self._ask(self._prompt.render(conversation)))
+        answer, attempts = await within(asyncio.wrap_future(call), self._config.timeout_s)
+        return dataclasses.replace(read_completion(answer, self._config.scoring), attempts=attempts)
 
     async def aclose(self) -> None:
         """Close the connections; calls that are under way fail."""
         if self._finalizer.detach():
             await asyncio.wrap_future(IO_THREAD.submit(self._client.aclose()))
 
-    def _payload(self, conversation: Conversation) -> bytes:
-        payload: dict[str, Any] = {
-            "model": self._config.model,
-            "messages": self._prompt.render(conversation).messages(),
-            "temperature": 0,
-            "stream": False,
-        }
-        if self._config.scoring == "logprobs":
-            payload |= {"max_tokens": 1, "logprobs": True, "top_logprobs": _TOP_LOGPROBS}
-        else:
-            schema = {"name": "verdict", "strict": True, "schema": _VERDICT_SCHEMA}
-            payload |= {
-                "max_tokens": _MAX_JSON_TOKENS,
-                "response_format": {"type": "json_schema", "json_schema": schema},
-            }
-        return json.dumps(payload).encode("ascii")
+    async def _ask(self, prompt: RenderedPrompt) -> tuple[object, int]:
+        """Return the endpoint's answer, and how many calls it took. Runs on the I/O thread."""
+        form = self._form
+        answer, attempts = await self._exchange(prompt, form), 1
+        if isinstance(answer, Complaint):
+            if self._may_seek(answer):
+                attempts += await self._seek_form()
+            if self._form != form:
+                form = self._form
+                answer, attempts = await self._exchange(prompt, form), attempts + 1
+        if not isinstance(answer, Complaint):
+            self._is_taken, self._unfit = True, None
+            if is_only_markup(answer) and form.is_short:
+                self._form = self._form.longer()
+                answer, attempts = await self._exchange(prompt, self._form), attempts + 1
+        if isinstance(answer, Complaint):
+            raise self._error(answer)
+        return answer, attempts
+
+    def _may_seek(self, complaint: Complaint) -> bool:
+        """Whether another form of request may help, and none was sought in vain."""
+        if self._is_taken or self._unfit or not complaint.may_be_the_form:
+            return False
+        return not (complaint.is_failure and self._has_failed)
+
+    def _error(self, complaint: Complaint) -> ExpertError:
+        if self._unfit is not None and complaint.may_be_the_form and not complaint.is_failure:
+            return self._unfit.error(scoring=self._config.scoring, is_every=True)
+        return complaint.error(scoring=self._config.scoring)
+
+    async def _seek_form(self) -> int:
+        """Find the form of request that the endpoint takes, and return how many calls it took."""
+        async with self._seeking:
+            if self._is_taken or self._unfit:
+                return 0
+            prompt = self._prompt.render(_GREETING)
+            form, calls = self._form, 1
+            has_guessed = False
+            while isinstance(answer := await self._exchange(prompt, form), Complaint):
+                other = form.adapted(answer) if answer.may_be_the_form else None
+                if other is None:
+                    # One that is down or busy does not tell whether it takes the form.
+                    self._unfit = answer if answer.may_be_the_form and not answer.is_failure else None
+                    self._has_failed |= answer.is_failure
+                    return calls
+                has_guessed |= other.is_folded != form.is_folded and "system" not in answer.parts
+                form, calls = other, calls + 1
+            if has_guessed:
+                # The fault may have passed by itself in the meantime.
+                plain = form.folded(fold=False)
+                calls += 1
+                if not isinstance(await self._exchange(prompt, plain), Complaint):
+                    form = plain
+            if form != self._form:
+                log.warning("the expert's endpoint takes requests of this form only: %s", form.described())
+            self._form, self._is_taken = form, True
+            return calls
+
+    async def _exchange(self, prompt: RenderedPrompt, form: RequestForm) -> object:
+        """Return the parsed answer to one request, or the endpoint's complaint."""
+        payload = json.dumps(form.payload(self._config.model, prompt)).encode("ascii")
+        status, body, retry_after = await self._call(payload)
+        answer = parsed(body)
+        if status != httpx.codes.OK:
+            return read_complaint(status, answer, _seconds(retry_after))
+        if answer is None:
+            raise ExpertVerdictError("the expert's answer is not JSON", hint="Check expert.base_url")
+        return stated_error(answer) or answer
 
     async def _call(self, payload: bytes) -> tuple[int, bytes, str]:
         """Return status, body, and when to come again. Runs on the I/O thread."""
@@ -126,9 +179,13 @@ class OpenAIExpert:
                 self._slots,
                 self._client.stream("POST", self._url, content=payload, headers=authorization(self._key)) as response,
             ):
-                # The text of a refusal is not read: it may quote the conversation.
-                body = await _read_body(response) if response.status_code == httpx.codes.OK else b""
-                return response.status_code, body, response.headers.get("Retry-After", "")
+                status = response.status_code
+                # The text of a refusal goes no further than to who reads its cause: it may quote the conversation.
+                if status == httpx.codes.OK:
+                    body = await _read_body(response)
+                else:
+                    body = await _read_excerpt(response) if status in _EXPLAINED else b""
+                return status, body, response.headers.get("Retry-After", "")
         except ExpertError:
             raise
         except Exception as error:  # noqa: BLE001  # httpx lets errors of sockets, TLS and its own state through
@@ -137,25 +194,6 @@ class OpenAIExpert:
                 f"the call to the expert failed ({type(error).__name__})",
                 hint="Check that expert.base_url is reachable from here",
             ) from None
-
-    def _read(self, body: bytes) -> ExpertScore:
-        try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
-            raise ExpertVerdictError("the expert's answer is not JSON", hint="Check expert.base_url") from None
-        choice = _first(_get(answer, "choices"))
-        if choice is None:
-            raise ExpertVerdictError(
-                "the expert's answer is not a chat completion", hint="expert.base_url must be OpenAI-compatible"
-            )
-        if self._config.scoring == "logprobs":
-            token = _first(_get(_get(choice, "logprobs"), "content"))
-            p_unsafe = p_unsafe_from_logprobs(_get(token, "top_logprobs"))
-        else:
-            p_unsafe = p_unsafe_from_json(_get(_get(choice, "message"), "content"))
-        tokens = _get(_get(answer, "usage"), "total_tokens")
-        counted = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
-        return ExpertScore(p_unsafe, tokens=tokens if counted else None)
 
 
 def _seconds(retry_after: str) -> float | None:
@@ -177,9 +215,12 @@ async def _read_body(response: httpx.Response) -> bytes:
     return bytes(body)
 
 
-def _get(value: object, key: str) -> Any:
-    return value.get(key) if isinstance(value, dict) else None
-
-
-def _first(value: object) -> Any:
-    return value[0] if isinstance(value, list) and value else None
+async def _read_excerpt(response: httpx.Response) -> bytes:
+    """Return the body of an error, as far as it comes. The status counts even if it does not come whole."""
+    body = bytearray()
+    with contextlib.suppress(httpx.HTTPError):
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > _MAX_ERROR_BYTES:
+                break
+    return bytes(body)

@@ -80,12 +80,16 @@ class RenderedPrompt:
     body: str
     tail: str
 
-    def messages(self) -> list[dict[str, str]]:
-        """Return the prompt as chat messages."""
-        return [
-            {"role": "system", "content": self.system},
-            {"role": "user", "content": self.head + self.body + self.tail},
-        ]
+    def messages(self, *, fold: bool = False) -> list[dict[str, str]]:
+        """Return the prompt as chat messages.
+
+        Args:
+            fold: Whether the instruction stands in front of the user message, for models without system messages.
+        """
+        user = self.head + self.body + self.tail
+        if fold:
+            return [{"role": "user", "content": f"{self.system}\n\n{user}"}]
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,65 +8,117 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn, TypeGuard
 
 from ctd_guardrail.errors import ExpertVerdictError
 
-__all__ = ["SAFE_WORD", "UNSAFE_WORD", "p_unsafe_from_json", "p_unsafe_from_logprobs"]
+__all__ = ["SAFE_WORD", "UNSAFE_WORD", "is_markup", "p_unsafe_from_json", "p_unsafe_from_logprobs"]
 
 UNSAFE_WORD: Final = "Yes"
 SAFE_WORD: Final = "No"
 
 _GUESS: Final = 0.5
-# What tokenizers put in front of a word instead of a space, where a server shows tokens raw.
-_SPACE_MARKS: Final = "\u2581\u0120"
-# Below this share the two answers are noise in the tail of some other answer, for example of a reasoning preamble.
-_LEAST_ANSWER_MASS: Final = 0.01
+# What tokenizers put in front of a word instead of a space or a newline, where a server shows tokens raw.
+_SPACE_MARKS: Final = "\u2581\u0120\u010a"
+_PUNCTUATION: Final = ".,;:!\"'*`"
+# Below this share of the first token, two answers that are not its most likely reading are the tail of another answer.
+_LEAST_ANSWER_MASS: Final = 0.5
+# Half of the probability may be a little less after the way through logarithms.
+_ROUNDING: Final = 1e-6
 # Rounding may lift the logarithm of a certain token a little above 0.
 _LARGEST_LOGPROB: Final = 1e-3
 # Below this a probability is 0 in any case; servers write -9999 or an even larger integer for "never".
 _SMALLEST_LOGPROB: Final = -1e4
+# What an answer that is not shown may still have: no server computes probabilities more finely than this.
+_LEAST_PROBABILITY: Final = 1e-6
+_TOKEN_ID: Final = re.compile(r"token_id:\d+")
+_REASONING: Final = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>", re.DOTALL)
+_FENCE: Final = re.compile(r"\s*```(?:json)?[ \t]*\n(.*)\n[ \t]*```\s*", re.DOTALL)
 
 
 def p_unsafe_from_logprobs(top_logprobs: object) -> float:
     """Return P(unsafe) from the alternatives for the answer token.
 
     The probabilities of all tokens that spell the same answer are added up, and the two sums are normalised to one:
-    the two-way softmax of the paper's expert (arXiv 2604.14251, section 4) for one-token answers.
+    the two-way softmax of the paper's expert (arXiv 2604.14251, section 4) for one-token answers. They decide only if
+    the most likely token is one of the answers, or if both answers together hold at least half of the probability.
+
+    An answer that is not shown gets the most that it can have: no more than the least likely token that is shown, and
+    no more than what the shown tokens leave.
 
     Args:
-        top_logprobs: ``choices[0].logprobs.content[0].top_logprobs`` of a chat completion: a list of objects with
-            ``token`` and ``logprob``.
+        top_logprobs: ``choices[0].logprobs.content[i].top_logprobs`` of a chat completion, for the token i that
+            decides: a list of objects with ``token`` and ``logprob``. One whose logprob is null counts as not shown.
 
     Raises:
-        ExpertVerdictError: It is not such a list, or neither answer is among the alternatives.
+        ExpertVerdictError: It is not such a list, or the answers do not decide.
     """
-    if not isinstance(top_logprobs, Sequence) or isinstance(top_logprobs, str) or not top_logprobs:
-        raise ExpertVerdictError(
-            "the expert's answer has no log-probabilities",
-            hint="Set scoring: json for endpoints and models that have none",
-        )
+    alternatives = list(_alternatives(top_logprobs))
     mass = {UNSAFE_WORD.casefold(): 0.0, SAFE_WORD.casefold(): 0.0}
-    for entry in top_logprobs:
-        token, logprob = _read_alternative(entry)
-        word = token.strip().strip(_SPACE_MARKS).casefold()
+    likeliest, likeliest_other = 0.0, 0.0
+    for token, p in alternatives:
+        word = _word(token)
         if word in mass:
-            mass[word] += math.exp(logprob)
+            mass[word] += p
+            likeliest = max(likeliest, p)
+        else:
+            likeliest_other = max(likeliest_other, p)
     unsafe, safe = mass[UNSAFE_WORD.casefold()], mass[SAFE_WORD.casefold()]
-    if unsafe + safe < _LEAST_ANSWER_MASS:
-        raise ExpertVerdictError(
-            f"the expert's first token is neither {UNSAFE_WORD} nor {SAFE_WORD}",
-            hint="Use an instruction-tuned model without reasoning preamble, or set scoring: json",
-        )
+    if likeliest <= likeliest_other and unsafe + safe < _LEAST_ANSWER_MASS - _ROUNDING:
+        raise _undecided([token for token, _ in alternatives])
+    shown = [p for _, p in alternatives if p > 0.0]
+    unseen = min(likeliest, max(_LEAST_PROBABILITY, min(*shown, 1.0 - sum(shown))))
+    unsafe, safe = unsafe or unseen, safe or unseen
     return unsafe / (unsafe + safe)
 
 
-def _read_alternative(entry: object) -> tuple[str, float]:
+def is_markup(token: object) -> bool:
+    """Return whether a token is white space, quotes or emphasis only, so that the answer stands behind it."""
+    return isinstance(token, str) and not _word(token)
+
+
+def _word(token: str) -> str:
+    return token.strip().strip(_SPACE_MARKS + _PUNCTUATION).casefold()
+
+
+def _alternatives(top_logprobs: object) -> Iterator[tuple[str, float]]:
+    """Yield each token that is shown, with its probability."""
+    if not isinstance(top_logprobs, Sequence) or isinstance(top_logprobs, str):
+        raise _no_logprobs()
+    known = [entry for entry in map(_read_alternative, top_logprobs) if entry is not None]
+    if not known:
+        raise _no_logprobs()
+    yield from known
+
+
+def _no_logprobs() -> ExpertVerdictError:
+    return ExpertVerdictError(
+        "the expert's answer has no log-probabilities of alternatives",
+        hint="Set scoring: json for endpoints and models that have none",
+    )
+
+
+def _undecided(tokens: Sequence[str]) -> ExpertVerdictError:
+    if all(_TOKEN_ID.fullmatch(token) for token in tokens):
+        return ExpertVerdictError(
+            "the expert's log-probabilities name tokens by their ids",
+            hint="Let the server return tokens as text, in vLLM without --return-tokens-as-token-ids",
+        )
+    return ExpertVerdictError(
+        f"the expert's first token is neither {UNSAFE_WORD} nor {SAFE_WORD}",
+        hint="Use an instruction-tuned model without reasoning preamble, or set scoring: json",
+    )
+
+
+def _read_alternative(entry: object) -> tuple[str, float] | None:
     if isinstance(entry, dict):
-        token, logprob = entry.get("token"), entry.get("logprob")
+        token, logprob = entry.get("token"), entry.get("logprob", "missing")
+        if isinstance(token, str) and logprob is None:
+            return None
         if isinstance(token, str) and _is_number(logprob) and logprob <= _LARGEST_LOGPROB:
-            return token, max(logprob, _SMALLEST_LOGPROB)
+            return token, math.exp(max(logprob, _SMALLEST_LOGPROB))
     raise ExpertVerdictError("the expert's log-probabilities are not a list of tokens with their logprob")
 
 
@@ -74,7 +126,8 @@ def p_unsafe_from_json(completion: object) -> float:
     """Return P(unsafe) from a stated verdict: the confidence if unsafe, 1 - confidence if safe.
 
     Args:
-        completion: The whole answer, ``{"verdict": "safe" | "unsafe", "confidence": c}`` with 0.5 <= c <= 1.
+        completion: The whole answer, ``{"verdict": "safe" | "unsafe", "confidence": c}`` with 0.5 <= c <= 1. One
+            reasoning block before it and one code fence around it are taken off.
 
     Raises:
         ExpertVerdictError: It is anything else: other text around it, other or repeated keys, another verdict, or a
@@ -82,6 +135,7 @@ def p_unsafe_from_json(completion: object) -> float:
     """
     if not isinstance(completion, str):
         raise _bad_json()
+    completion = _bare(completion)
     try:
         # Python's reader would take NaN, and the last of two verdicts.
         answer = json.loads(completion, parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
@@ -93,8 +147,20 @@ def p_unsafe_from_json(completion: object) -> float:
     if not isinstance(verdict, str) or verdict not in {"safe", "unsafe"}:
         raise _bad_json()
     if not _is_number(confidence) or not _GUESS <= confidence <= 1:
-        raise _bad_json()
+        raise ExpertVerdictError(
+            "the confidence that the expert states is not a number from 0.5 to 1",
+            hint="Use a model that follows the form, or one with log-probabilities and scoring: logprobs",
+        )
     return float(confidence if verdict == "unsafe" else 1 - confidence)
+
+
+def _bare(completion: str) -> str:
+    """Return an answer without one reasoning block before it and one code fence around it."""
+    reasoning = _REASONING.match(completion)
+    if reasoning is not None:
+        completion = completion[reasoning.end() :]
+    fence = _FENCE.fullmatch(completion)
+    return completion if fence is None else fence[1]
 
 
 def _bad_json() -> ExpertVerdictError:

@@ -102,7 +102,8 @@ async def test_every_fault_is_its_error_and_never_a_score(
         await _score(judge.base_url, timeout_s=0.3 if error is ExpertTimeoutError else 10, api_key_env="JUDGE_API_KEY")
     assert "canary" not in str(raised.value)
     assert raised.value.__cause__ is None
-    assert len(judge.requests) == 1
+    # A bare HTTP 500 may mean that the chat template takes no system message: that is found out once.
+    assert len(judge.requests) == (3 if fault == "http_500" else 1)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_a_missing_or_broken_key_names_its_variable_only(value: str | None, monk
 async def test_proxies_of_the_environment_are_not_used(judges: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
-    assert (await _score(judges.saying(Yes=1.0).base_url)).p_unsafe == 1.0
+    assert (await _score(judges.saying(Yes=0.6, No=0.2).base_url)).p_unsafe == pytest.approx(0.75)
 
 
 async def test_connections_are_reused(judges: Any) -> None:

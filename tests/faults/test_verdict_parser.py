@@ -66,6 +66,9 @@ def completion(rng: random.Random) -> str:
 
 def says_safe(text: str) -> bool:
     """Return whether the schema that the expert is given reads safe, by another reader than the one under test."""
+    lines = text.strip().split("\n")
+    if len(lines) > 2 and lines[0] in {"```json", "```"} and lines[-1] == "```":
+        text = "\n".join(lines[1:-1])
     try:
         pairs = json.loads(text, object_pairs_hook=list)
     except ValueError:

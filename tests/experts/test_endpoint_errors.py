@@ -1,0 +1,383 @@
+"""Causes at the endpoint told apart by who provokes them, in the forms of real servers."""
+
+import json
+from typing import Any
+
+import openai
+import pytest
+from faulty.endpoints import Reply, completion, logprobs, refusing, serve
+from openai.types.chat import ChatCompletion
+
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.decision import Reason
+from ctd_guardrail.errors import ExpertError, ExpertUnavailableError, ExpertVerdictError
+from ctd_guardrail.experts.config import OpenAIExpertConfig
+from ctd_guardrail.experts.openai import OpenAIExpert
+from ctd_guardrail.experts.protocol import ExpertScore
+from ctd_guardrail.screening import reason_of
+
+WORD = "canary-marker"
+ODD = Conversation.from_text(f"a text with {WORD} in it")
+PLAIN = Conversation.from_text("how do I bake bread?")
+
+
+def _openai_error(message: str, **fields: object) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None} | fields}
+
+
+AZURE_FILTER = _openai_error(
+    f"The response was filtered: {WORD}",
+    type=None,
+    param="prompt",
+    code="content_filter",
+    innererror={"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"hate": {"filtered": True}}},
+)
+OPENAI_TOO_LONG = _openai_error(
+    f"This model's maximum context length is 8192 tokens. Your messages resulted in 9000 tokens: {WORD}",
+    param="messages",
+    code="context_length_exceeded",
+)
+# name -> (the endpoint's answer, words of the message); the sender provokes all of them.
+SENDERS: dict[str, tuple[Reply, str]] = {
+    "azure filter": ((400, AZURE_FILTER), "content filter"),
+    "azure filter without code": (
+        (400, _openai_error("stopped", innererror={"code": "ResponsibleAIPolicyViolation"})),
+        "content filter",
+    ),
+    "openai policy": ((400, _openai_error("not allowed", code="content_policy_violation")), "content filter"),
+    "openrouter moderation": (
+        (403, {"error": {"code": 403, "message": "flagged", "metadata": {"flagged_input": WORD, "reasons": ["x"]}}}),
+        "content filter",
+    ),
+    "openai too long": ((400, OPENAI_TOO_LONG), "longer"),
+    "vllm too long": (
+        (
+            400,
+            {
+                "object": "error",
+                "message": "This model's maximum context length is 4096 tokens. However, you requested 4200 tokens",
+                "type": "BadRequestError",
+                "param": None,
+                "code": 400,
+            },
+        ),
+        "longer",
+    ),
+    "vllm too long, in terms of max_tokens": (
+        (
+            400,
+            {
+                "error": {
+                    "message": "'max_tokens' is too large: 64. This model's maximum context length is 4096 tokens "
+                    "and your request has 4090 input tokens",
+                    "type": "BadRequestError",
+                    "param": "max_tokens",
+                    "code": 400,
+                }
+            },
+        ),
+        "longer",
+    ),
+    "sglang too long": (
+        (
+            400,
+            {
+                "object": "error",
+                "message": "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
+                "type": "BadRequestError",
+                "param": None,
+                "code": 400,
+            },
+        ),
+        "longer",
+    ),
+    "llama.cpp too long": (
+        (400, {"error": {"code": 400, "message": "the request is large", "type": "exceed_context_size_error"}}),
+        "longer",
+    ),
+    "tgi too long": (
+        (
+            422,
+            {
+                "error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000",
+                "error_type": "validation",
+            },
+        ),
+        "longer",
+    ),
+    "a proxy's limit on bodies": ((413, b"<html>413 Request Entity Too Large</html>"), "longer"),
+    "fastapi validation": (
+        (422, {"detail": [{"type": "value_error", "loc": ["body", "messages", 1], "msg": "odd", "input": WORD}]}),
+        "refused the request",
+    ),
+    "a bare refusal": ((400, b"Bad Request"), "refused the request"),
+    "an unknown refusal": ((400, _openai_error(f"could not process {WORD}")), "refused the request"),
+    "a refusal that quotes the sender's talk of parameters": (
+        (400, _openai_error("unsupported: max_tokens, temperature, logprobs, system role")),
+        "refused the request",
+    ),
+    "filtered answer": ((200, completion("", finish_reason="content_filter")), "finish_reason content_filter"),
+    "half of a filtered answer": (
+        (200, completion("Yes", logprobs=logprobs(Yes=0.9, No=0.1), finish_reason="content_filter")),
+        "finish_reason content_filter",
+    ),
+    "filter inside HTTP 200": ((200, AZURE_FILTER), "content filter"),
+    "too long inside HTTP 200": ((200, OPENAI_TOO_LONG), "longer"),
+    "an error without status inside HTTP 200": ((200, {"error": {"message": WORD}}), "refused the request"),
+}
+# name -> (the endpoint's answer, whether another attempt may help); no sender provokes them.
+OUTAGES: dict[str, tuple[Reply, bool]] = {
+    "wrong key": ((401, _openai_error("bad key", code="invalid_api_key")), False),
+    "no access": ((403, _openai_error("no access", type="permission_error")), False),
+    "no such model": ((404, _openai_error("no such model", param="model", code="model_not_found")), False),
+    "no such model, as HTTP 400": ((400, _openai_error("no such model", code="model_not_found")), False),
+    "too busy": ((429, _openai_error("slow down", type="requests", code="rate_limit_exceeded")), True),
+    "gateway": ((502, b"<html>Bad Gateway</html>"), True),
+    "rate limit inside HTTP 200": ((200, {"error": {"message": "slow down", "code": 429}}), True),
+    "rate limit inside HTTP 200, as text": ((200, {"error": {"message": "slow down", "code": "429"}}), True),
+    "rate limit inside HTTP 200, by name": (
+        (200, {"error": {"message": "slow down", "type": "rate_limit_error"}}),
+        True,
+    ),
+    "overload inside HTTP 200": ((200, {"error": {"message": "busy", "type": "overloaded_error"}}), True),
+    "wrong key inside HTTP 200": ((200, {"error": {"message": "bad key", "type": "authentication_error"}}), False),
+    "failure inside a choice": (
+        (
+            200,
+            {
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": ""},
+                        "finish_reason": "error",
+                        "error": {"code": 502, "message": "provider failed"},
+                    }
+                ]
+            },
+        ),
+        True,
+    ),
+    "vllm's own error object inside HTTP 200": (
+        (200, {"object": "error", "message": "engine died", "type": "InternalServerError", "code": 500}),
+        True,
+    ),
+}
+
+
+async def _ask(base_url: str, *conversations: Conversation, **settings: Any) -> list[ExpertScore]:
+    expert = OpenAIExpert(OpenAIExpertConfig(type="openai", base_url=base_url, model="judge", **settings))
+    try:
+        return [await expert.score(conversation) for conversation in conversations]
+    finally:
+        await expert.aclose()
+
+
+async def _error(base_url: str, *conversations: Conversation, **settings: Any) -> ExpertError:
+    with pytest.raises(ExpertError) as raised:
+        await _ask(base_url, *conversations, **settings)
+    assert WORD not in str(raised.value)
+    assert raised.value.__cause__ is None
+    return raised.value
+
+
+@pytest.mark.parametrize("scoring", ["logprobs", "json"])
+@pytest.mark.parametrize("has_answered", [True, False], ids=["after an answer", "as the first text"])
+@pytest.mark.parametrize("name", SENDERS)
+async def test_what_a_sender_provokes_is_never_an_outage(
+    judges: Any, name: str, scoring: str, *, has_answered: bool
+) -> None:
+    refusal, words = SENDERS[name]
+    judge = serve(judges, refusing(WORD, refusal))
+    before = [PLAIN] if has_answered else []
+    error = await _error(judge.base_url, *before, ODD, scoring=scoring)
+    assert isinstance(error, ExpertVerdictError)
+    assert reason_of(error) is Reason.EXPERT_BAD_VERDICT
+    assert words in str(error)
+    # At most one harmless text is asked about, and none where the form of the request is known.
+    assert len(judge.requests) <= 2
+    # Nothing was learnt from the sender's text.
+    (score,) = await _ask(judge.base_url, PLAIN, scoring=scoring)
+    assert score.p_unsafe == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("name", OUTAGES)
+async def test_what_no_sender_provokes_is_an_outage(judges: Any, name: str) -> None:
+    fault, is_transient = OUTAGES[name]
+    judge = serve(judges, refusing(WORD, fault))
+    error = await _error(judge.base_url, PLAIN, ODD)
+    assert isinstance(error, ExpertUnavailableError)
+    assert reason_of(error) is Reason.EXPERT_UNAVAILABLE
+    assert error.is_transient is is_transient
+
+
+@pytest.mark.parametrize("scoring", ["logprobs", "json"])
+@pytest.mark.parametrize("status", [400, 422])
+async def test_an_endpoint_that_refuses_every_text_is_misconfigured(judges: Any, status: int, scoring: str) -> None:
+    judge = serve(judges, lambda request: (status, _openai_error("no")))
+    error = await _error(judge.base_url, ODD, scoring=scoring)
+    assert isinstance(error, ExpertUnavailableError)
+    assert not error.is_transient
+    assert ("scoring: json" in str(error)) == (scoring == "logprobs")
+
+
+async def test_a_refusal_after_a_misconfiguration_was_mended_is_the_senders_again(judges: Any) -> None:
+    is_mended = False
+    refuse = refusing(WORD, (400, _openai_error("no")))
+    judge = serve(judges, lambda request: refuse(request) if is_mended else (400, b""))
+    expert = OpenAIExpert(OpenAIExpertConfig(type="openai", base_url=judge.base_url, model="judge"))
+    with pytest.raises(ExpertUnavailableError):
+        await expert.score(ODD)
+    is_mended = True
+    assert (await expert.score(PLAIN)).p_unsafe == pytest.approx(0.8)
+    with pytest.raises(ExpertVerdictError):
+        await expert.score(ODD)
+    await expert.aclose()
+
+
+async def test_a_busy_endpoint_does_not_turn_a_senders_refusal_into_an_outage(judges: Any) -> None:
+    # Whether it takes a harmless text cannot be found out now, so that the sender's text stays suspect.
+    judge = serve(judges, lambda request: (400, b"") if WORD in json.dumps(request) else (429, b""))
+    assert isinstance(await _error(judge.base_url, ODD), ExpertVerdictError)
+
+
+@pytest.mark.parametrize("name", [name for name, ((status, _), _) in {**SENDERS, **OUTAGES}.items() if status != 200])
+async def test_the_errors_are_ones_that_openais_own_client_reads(judges: Any, name: str) -> None:
+    (status, body), _ = {**SENDERS, **OUTAGES}[name]
+    judge = serve(judges, lambda request: (status, body))
+    async with openai.AsyncOpenAI(base_url=judge.base_url, api_key="a-key", max_retries=0) as client:
+        with pytest.raises(openai.APIStatusError) as raised:
+            await client.chat.completions.create(model="judge", messages=[{"role": "user", "content": "hello"}])
+    assert raised.value.status_code == status
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        assert raised.value.code == body["error"].get("code")
+
+
+# name -> (scoring, completion, words of the message)
+NO_VERDICT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "declined": ("json", completion(None, refusal="I can't assist with that."), "declined"),
+    "declined, with an answer": (
+        "logprobs",
+        completion("Yes", logprobs=logprobs(Yes=0.9, No=0.1), refusal="I can't assist."),
+        "declined",
+    ),
+    "reasoning used up the answer": (
+        "logprobs",
+        completion(None, finish_reason="length", reasoning_content="The user wants"),
+        "reasoning used up",
+    ),
+    "reasoning used up the answer, by vllm's newer name": (
+        "json",
+        completion(None, finish_reason="length", reasoning="The user wants"),
+        "reasoning used up",
+    ),
+    "reasoning in the text used up the answer": (
+        "json",
+        completion("<think>\nThe user wants", finish_reason="length"),
+        "reasoning used up",
+    ),
+    "reasoning token": (
+        "logprobs",
+        completion("<think>", logprobs=logprobs(**{"<think>": 0.999, "No": 0.0005}), finish_reason="length"),
+        "reasoning used up",
+    ),
+    "cut off": ("json", completion('{"verdict": "safe", "conf', finish_reason="length"), "finish_reason length"),
+    "refusal with the answer in its tail": (
+        "logprobs",
+        completion("I", logprobs=logprobs(I=0.9, No=0.06, Sorry=0.02), finish_reason="length"),
+        "neither Yes nor No",
+    ),
+    "token ids": (
+        "logprobs",
+        completion("Yes", logprobs=logprobs(**{"token_id:9642": 0.9, "token_id:2822": 0.1})),
+        "tokens as text",
+    ),
+    "no log-probabilities": ("logprobs", completion("Yes", finish_reason="length"), "Set scoring: json"),
+    "no alternatives": (
+        "logprobs",
+        completion("Yes", logprobs={"content": [{"token": "Yes", "logprob": -0.1, "bytes": None, "top_logprobs": []}]}),
+        "Set scoring: json",
+    ),
+    "half of an answer": ("logprobs", completion("Y", logprobs=logprobs(Y=0.9, N=0.1)), "neither Yes nor No"),
+    "nothing but markup": ("logprobs", completion("**", logprobs=logprobs(**{"**": 0.9, "No": 0.05})), "neither"),
+    "percentage": ("json", completion('{"verdict": "safe", "confidence": 95}'), "confidence"),
+    "two reasoning blocks": (
+        "json",
+        completion('<think>a</think>{"verdict": "safe", "confidence": 0.9}</think>{"verdict": "unsafe"}'),
+        "agreed JSON",
+    ),
+    "parts that are not text": ("json", completion([{"type": "image_url", "image_url": {"url": "x"}}]), "agreed JSON"),
+}
+
+# name -> (scoring, completion, P(unsafe))
+VERDICTS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "log-probabilities": ("logprobs", completion(logprobs=logprobs(Yes=0.6, No=0.3, I=0.05)), 2 / 3),
+    "raw BPE": ("logprobs", completion(" Yes", logprobs=logprobs(ĠYes=0.6, ĠNo=0.2)), 0.75),
+    "sentencepiece": ("logprobs", completion("No", logprobs=logprobs(**{"\u2581No": 0.6, "\u2581Yes": 0.2})), 0.25),
+    "punctuation": ("logprobs", completion("No.", logprobs=logprobs(**{"No.": 0.6, "Yes.": 0.2})), 0.25),
+    "null in the tail": ("logprobs", completion(logprobs=logprobs(Yes=0.6, No=0.2, Maybe=None)), 0.75),
+    "the legacy form": (
+        "logprobs",
+        completion(logprobs={"tokens": ["Yes"], "top_logprobs": [{"Yes": -0.5, "No": -1.5}]}),
+        1 / (1 + 2.718281828459045**-1),
+    ),
+    "only one answer shown": ("logprobs", completion(logprobs=logprobs(Yes=0.99)), 0.99),
+    "the other answer is below all that is shown": (
+        "logprobs",
+        completion(logprobs=logprobs(No=0.9, Maybe=0.06, I=0.01)),
+        0.01 / 0.91,
+    ),
+    "JSON": ("json", completion('{"verdict": "safe", "confidence": 0.7}'), 0.3),
+    "JSON over several lines": ("json", completion('{\n  "verdict": "unsafe",\n  "confidence": 0.7\n}\n'), 0.7),
+    "JSON in a fence": ("json", completion('```json\n{"verdict": "unsafe", "confidence": 0.7}\n```'), 0.7),
+    "JSON behind reasoning": (
+        "json",
+        completion('<think>\nIt asks about bread.\n</think>\n\n{"verdict": "safe", "confidence": 0.7}'),
+        0.3,
+    ),
+    "JSON in parts": ("json", completion([{"type": "text", "text": '{"verdict": "safe", "confidence": 0.7}'}]), 0.3),
+    "JSON that is certain": ("json", completion('{"verdict": "unsafe", "confidence": 1}'), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", NO_VERDICT)
+async def test_an_answer_without_verdict_names_its_cause(judges: Any, name: str) -> None:
+    scoring, body, words = NO_VERDICT[name]
+    error = await _error(serve(judges, lambda request: (200, body)).base_url, PLAIN, scoring=scoring)
+    assert isinstance(error, ExpertVerdictError)
+    assert words in str(error)
+    # A hint never asks for the scoring that is in use.
+    assert f"scoring: {scoring}" not in str(error)
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+async def test_an_answer_with_a_verdict_is_read_in_each_form(judges: Any, name: str) -> None:
+    scoring, body, p_unsafe = VERDICTS[name]
+    (score,) = await _ask(serve(judges, lambda request: (200, body)).base_url, PLAIN, scoring=scoring)
+    assert score.p_unsafe == pytest.approx(p_unsafe)
+    assert score.tokens == 322
+
+
+@pytest.mark.parametrize("name", {**NO_VERDICT, **VERDICTS})
+def test_the_completions_are_ones_of_the_openai_form(name: str) -> None:
+    _, body, _ = {**NO_VERDICT, **VERDICTS}[name]
+    # Servers differ from it in these fields; the rest is in its form.
+    differing = {"parts that are not text", "JSON in parts", "the legacy form", "null in the tail"}
+    if name not in differing:
+        assert ChatCompletion.model_validate(body).choices[0].message.role == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("body", "least", "most"),
+    [
+        ({"Yes": 0.0, "No": -9999.0}, 0.999, 1 - 1e-7),
+        ({"Yes": -0.02, "No": -float("inf")}, 0.97, 1 - 1e-7),
+        ({"No": 0.0, "Yes": -9999.0}, 1e-7, 0.001),
+    ],
+)
+async def test_an_impossible_answer_leaves_the_score_inside_zero_and_one(
+    judges: Any, body: dict[str, float], least: float, most: float
+) -> None:
+    top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in body.items()]
+    answer = completion(logprobs={"content": [top[0] | {"top_logprobs": top}]})
+    (score,) = await _ask(serve(judges, lambda request: (200, answer)).base_url, PLAIN)
+    assert least <= score.p_unsafe <= most
