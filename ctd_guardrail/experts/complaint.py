@@ -136,7 +136,8 @@ class Complaint:
         is_transient = self.status is None or self.status in _TRANSIENT or self.status >= 500  # noqa: PLR2004
         return ExpertUnavailableError(
             problem,
-            hint=_STATUS_HINTS.get(self.status or 0, ""),
+            # The settings that the hints name are those of the expert that has a scoring.
+            hint=_STATUS_HINTS.get(self.status or 0, "") if scoring else "",
             is_transient=is_transient,
             retry_after_s=self.retry_after_s,
         )
@@ -147,7 +148,7 @@ class Complaint:
             return f"{named}Where the model gives no log-probabilities, set scoring: json"
         if scoring == "json":
             return f"{named}Check that the endpoint takes chat completions of this model"
-        return f"{named}Look into the endpoint's log for what it does not take"
+        return f"{named}Check the model's parameters in the NeMo configuration"
 
 
 def read_complaint(status: int | None, payload: object, retry_after_s: float | None = None) -> Complaint:

@@ -35,6 +35,8 @@ from ctd_guardrail.experts.config import RailExpertConfig
 from ctd_guardrail.experts.deadline import within
 from ctd_guardrail.experts.prompt import fingerprint
 from ctd_guardrail.experts.protocol import ExpertScore
+from ctd_guardrail.experts.rail_models import Heard, listening, provider_error
+from ctd_guardrail.experts.rail_verdicts import RailVerdicts
 
 __all__ = ["RailCollaborators", "RailExpert"]
 
@@ -69,8 +71,8 @@ class RailExpert:
         collaborators: Models and prompts of the surrounding configuration, or of a folder.
 
     Raises:
-        ConfigError: There is no such input rail, it needs a model, prompt or package that is not there, or it
-            rewrites instead of judging.
+        ConfigError: There is no such input rail, it needs a model, prompt or package that is not there, its prompt
+            names no parser of verdicts, or it rewrites instead of judging.
     """
 
     def __init__(self, config: RailExpertConfig, collaborators: RailCollaborators) -> None:
@@ -88,7 +90,9 @@ class RailExpert:
                 hint="Use a rail that blocks, such as content safety check input",
             )
         _check_requirements(config.flow, collaborators.config)
+        self._verdicts = RailVerdicts(rail.surface.action.name, _parser(rail, collaborators.config))
         self._rail = rail
+        self._name = f"rail {config.flow!r}"
         self._identity = f"rail:{config.flow}:{_fingerprint(rail, collaborators.config)}"
 
     @classmethod
@@ -116,20 +120,21 @@ class RailExpert:
         Raises:
             ExpertTimeoutError: The rail did not end before the deadline.
             ExpertUnavailableError: The rail or its model failed.
-            ExpertVerdictError: Its model answered, but the rail could not read a verdict from the answer.
+            ExpertVerdictError: Its model's answer is not a verdict in the rail's own form, or its endpoint refused
+                this conversation.
         """
-        rail = self._rail.with_runtime_dependencies(self._dependencies(self._collaborators.llms()))
+        heard = Heard()
+        llms = listening(self._collaborators.llms(), heard)
+        rail = self._rail.with_runtime_dependencies(self._dependencies(llms))
         messages = [{"role": "user", "content": conversation.plain_text()}]
         try:
             execution = await within(rail.execute(messages), self._config.timeout_s)
         except ExpertError:
             raise
         except Exception as error:  # noqa: BLE001  # NeMo passes on what its providers raise with an HTTP status
-            status = getattr(error, "status", None)
-            cause = f"HTTP {status}" if isinstance(status, int) else type(error).__name__
-            raise ExpertUnavailableError(f"rail {self._config.flow!r} failed ({cause})") from None
+            raise provider_error(error, subject=self._name) from None
         _report(execution)
-        return self._read(execution)
+        return self._read(execution, heard)
 
     async def aclose(self) -> None:
         """Release nothing: the models belong to the host."""
@@ -138,19 +143,34 @@ class RailExpert:
         collaborators = self._collaborators
         return RailDependencies(llms=llms, llm_task_manager=collaborators.llm_task_manager, config=collaborators.config)
 
-    def _read(self, execution: RailExecution) -> ExpertScore:
+    def _read(self, execution: RailExecution, heard: Heard) -> ExpertScore:
         outcome, calls = execution.outcome, execution.llm_calls
-        if outcome.failed and any(call.completion is not None for call in calls):
-            raise ExpertVerdictError(f"rail {self._config.flow!r} could not read a verdict from its model's answer")
+        if outcome.failed and heard.error is not None:
+            raise provider_error(heard.error, subject=self._name)
+        if heard.finish_reason == "content_filter":
+            raise ExpertVerdictError(
+                f"a content filter stopped the answer of the model of {self._name} (finish_reason content_filter)",
+                hint="Switch the content filter of its deployment off, or leave expert_bad_verdict at block",
+            )
+        answers = [call.completion for call in calls if call.completion is not None]
+        if answers and (outcome.failed or not self._is_verdict(answers[-1], is_blocked=outcome.is_blocked)):
+            raise ExpertVerdictError(
+                f"{self._name} got an answer from its model that is not a verdict",
+                hint="Check the rail's prompt and its output_parser, and the forms of verdicts in docs/experts.md",
+            )
         if outcome.failed:
-            raise ExpertUnavailableError(f"rail {self._config.flow!r} failed")
+            raise ExpertUnavailableError(f"{self._name} failed")
         if outcome.is_transform:
-            raise ExpertVerdictError(f"rail {self._config.flow!r} rewrote the message instead of judging it")
+            raise ExpertVerdictError(f"{self._name} rewrote the message instead of judging it")
         return ExpertScore(
             p_unsafe=1.0 if outcome.is_blocked else 0.0,
             attempts=sum(not call.from_cache for call in calls) if calls else 1,
             tokens=sum(call.total_tokens or 0 for call in calls) or None,
         )
+
+    def _is_verdict(self, completion: str, *, is_blocked: bool) -> bool:
+        parsers = self._collaborators.llm_task_manager.output_parsers
+        return self._verdicts.include(completion, is_blocked=is_blocked, registered=parsers)
 
 
 def _report(execution: RailExecution) -> None:
@@ -212,6 +232,17 @@ def _tasks(rail: CompiledRail, config: RailsConfig) -> list[str]:
     name, parameters = parse_configured_surface(rail.flow)
     tasks = {prompt.task for prompt in config.prompts or []}
     return sorted(t for t in tasks if t.split(" ")[0] == name.replace(" ", "_") or t in parameters.values())
+
+
+def _parser(rail: CompiledRail, config: RailsConfig) -> str | None:
+    """Return the name of the parser that the rail reads its model's answer with; None: its prompt names none."""
+    name, parameters = parse_configured_surface(rail.flow)
+    base = name.replace(" ", "_")
+    # NeMo still takes the bare name of a variant for a task.
+    own = [f"{base} ${key}={value}" for key, value in parameters.items()] + list(parameters.values())
+    tasks = {prompt.task for prompt in config.prompts or []}
+    task = next((task for task in own or [base] if task in tasks), None)
+    return None if task is None else get_prompt(config, task).output_parser
 
 
 def _models(rail: CompiledRail, config: RailsConfig) -> list[Model]:
