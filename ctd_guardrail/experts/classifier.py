@@ -1,4 +1,4 @@
-"""P(unsafe) from a sequence classifier: the probability of its unsafe label."""
+"""P(unsafe) from a sequence classifier: the probability of its unsafe labels."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ _GENERIC_NAMES: Final = ("label0", "label1")
 
 
 class ClassifierReader:
-    """Reads a conversation as plain text and looks at one label.
+    """Reads a conversation as plain text and looks at the labels that mean unsafe.
 
-    Softmax over the labels, or a sigmoid of its own for each where the checkpoint is multi-label or has one output.
+    Softmax over the labels, summed over those that mean unsafe. Where the checkpoint is multi-label or has one output,
+    each label has a sigmoid of its own and they do not exclude each other: then the highest of them counts.
 
     Args:
         local: A loaded sequence classifier.
         config: The label and the limits.
 
     Raises:
-        ConfigError: The unsafe label is unknown or ambiguous, or a setting for causal models is given.
+        ConfigError: An unsafe label is unknown, ambiguous or named as the safe one, or a setting for causal models is
+            given.
     """
 
     def __init__(self, local: LocalModel, config: LocalExpertConfig) -> None:
@@ -47,7 +49,7 @@ class ClassifierReader:
         self._max_tokens = config.max_tokens
         settings = local.model.config
         labels = {int(index): str(name) for index, name in settings.id2label.items()}
-        self._label = _unsafe_label(labels, config.unsafe_label)
+        self._unsafe = _unsafe_labels(labels, config.unsafe_label)
         self._independent = len(labels) == 1 or settings.problem_type == "multi_label_classification"
         # The model itself looks for this token: decoders to find a text's end, RoBERTa to number its positions.
         self._pad_id: int | None = settings.get_text_config().pad_token_id
@@ -58,7 +60,9 @@ class ClassifierReader:
     @property
     def identity(self) -> str:
         """What the scores depend on beside model and tokenizer."""
-        return fingerprint(str(self._label), str(self._independent), str(self._local.window), "plain text")
+        return fingerprint(
+            ",".join(map(str, self._unsafe)), str(self._independent), str(self._local.window), "plain text"
+        )
 
     def read(self, conversation: Conversation) -> list[Ids]:
         """Return the windows of a conversation. Thread-safe.
@@ -84,41 +88,61 @@ class ClassifierReader:
         for group, batch in padded_batches(windows, pad_id=self._pad_id, device=model.device):
             logits = model(**batch).logits.float()
             p = logits.sigmoid() if self._independent else logits.softmax(-1)
-            for i, p_unsafe in zip(group, p[:, self._label].tolist(), strict=True):
-                scores[i] = p_unsafe
+            p = p[:, list(self._unsafe)]
+            p_unsafe = p.amax(-1) if self._independent else p.sum(-1)
+            for i, score in zip(group, p_unsafe.tolist(), strict=True):
+                scores[i] = min(score, 1.0)
         return scores
 
 
-def _unsafe_label(labels: Mapping[int, str], chosen: str | int | None) -> int:
+def _unsafe_labels(labels: Mapping[int, str], chosen: str | int | Sequence[str | int] | None) -> tuple[int, ...]:
+    """Return the indices of the labels that mean unsafe, in order."""
     if chosen is None:
-        return _guess_label(labels)
+        return _guess(labels)
+    names = [chosen] if isinstance(chosen, str | int) else chosen
+    indices = sorted({_index(labels, name) for name in names})
+    safe = [index for index in indices if _plain(labels[index]) in _SAFE_NAMES]
+    if safe or (len(indices) == len(labels) > 1):
+        problem = f"label {labels[safe[0]]!r} means safe" if safe else "unsafe_label names every label"
+        raise ConfigError(problem, key="expert.unsafe_label", hint=_choices(labels))
+    return tuple(indices)
+
+
+def _index(labels: Mapping[int, str], chosen: str | int) -> int:
     for index, name in labels.items():
         if chosen in (index, name):
             return index
-    raise ConfigError(
-        f"the classifier has no label {chosen!r}", key="expert.unsafe_label", hint=f"It has {_listing(labels)}"
-    )
+    raise ConfigError(f"the classifier has no label {chosen!r}", key="expert.unsafe_label", hint=_choices(labels))
 
 
-def _guess_label(labels: Mapping[int, str]) -> int:
+def _guess(labels: Mapping[int, str]) -> tuple[int, ...]:
+    """Return the labels that mean unsafe by their names, if the names leave no doubt about any label."""
     if len(labels) == 1:
-        return next(iter(labels))
-    plain = {index: re.sub(r"[^a-z0-9]", "", name.lower()) for index, name in labels.items()}
-    named = [index for index, name in plain.items() if name in _UNSAFE_NAMES]
-    if len(named) == 1:
-        return named[0]
-    safe = [index for index, name in plain.items() if name in _SAFE_NAMES]
-    if not named and len(labels) == len(_GENERIC_NAMES):
+        return tuple(labels)
+    unsafe = [index for index, name in labels.items() if _plain(name) in _UNSAFE_NAMES]
+    safe = [index for index, name in labels.items() if _plain(name) in _SAFE_NAMES]
+    others = [index for index in labels if index not in unsafe and index not in safe]
+    if unsafe and safe and not others:
+        return tuple(sorted(unsafe))
+    # Of two labels, one says what the other one means.
+    if len(labels) == len(_GENERIC_NAMES):
+        if len(unsafe) == 1 and not safe:
+            return tuple(unsafe)
         if len(safe) == 1:
-            return next(index for index in labels if index != safe[0])
-        if tuple(plain[index] for index in sorted(plain)) == _GENERIC_NAMES:
-            return 1
+            return tuple(others)
+        if tuple(_plain(labels[index]) for index in sorted(labels)) == _GENERIC_NAMES:
+            return (1,)
     raise ConfigError(
-        "it is not clear which label of the classifier means unsafe",
-        key="expert.unsafe_label",
-        hint=f"Set it to one of {_listing(labels)}",
+        "it is not clear which labels of the classifier mean unsafe", key="expert.unsafe_label", hint=_choices(labels)
     )
 
 
-def _listing(labels: Mapping[int, str]) -> str:
-    return ", ".join(f"{index} ({name})" for index, name in sorted(labels.items()))
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _choices(labels: Mapping[int, str]) -> str:
+    listing = ", ".join(
+        f"{index} ({name})" for index, name in sorted(labels.items()) if _plain(name) not in _SAFE_NAMES
+    )
+    return f"Set it to one of these, or to a list of all that mean unsafe: {listing}"

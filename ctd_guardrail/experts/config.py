@@ -12,6 +12,7 @@ from ctd_guardrail.address import BaseUrl, VariableName
 __all__ = ["Completions", "ExpertConfig", "LocalExpertConfig", "OpenAIExpertConfig", "RailExpertConfig"]
 
 _Text = Annotated[str, Field(min_length=1)]
+_Label = str | int
 _Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 
 
@@ -99,7 +100,8 @@ class LocalExpertConfig(_Section):
         window: Tokens in one forward window; None: what the model's positions allow, at most 4096. Longer
             conversations are scored in overlapping windows, of which the highest score counts.
         max_tokens: Conversations with more tokens are refused, never cut.
-        unsafe_label: Classifiers only: name or index of the label that means unsafe; None: found by its name.
+        unsafe_label: Classifiers only: name or index of the label that means unsafe, or a list of them; None: found by
+            their names.
         completions: Causal models only: the two answers; None: Yes (unsafe) and No (safe).
         instruction: Causal models only: replaces the built-in definition of what is unsafe.
     """
@@ -111,7 +113,7 @@ class LocalExpertConfig(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     window: Annotated[int, Field(ge=8)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] = 32_768
-    unsafe_label: str | int | None = None
+    unsafe_label: _Label | Annotated[tuple[_Label, ...], Field(min_length=1)] | None = None
     completions: Completions | None = None
     instruction: _Text | None = None
 

@@ -31,7 +31,8 @@ _ROUNDING: Final = 1e-6
 _LARGEST_LOGPROB: Final = 1e-3
 # Below this a probability is 0 in any case; servers write -9999 or an even larger integer for "never".
 _SMALLEST_LOGPROB: Final = -1e4
-# What an answer that is not shown may still have: no server computes probabilities more finely than this.
+# What an answer that is not shown may still have, and the distance that a score keeps from 0 and 1: no server computes
+# probabilities more finely than this.
 _LEAST_PROBABILITY: Final = 1e-6
 _TOKEN_ID: Final = re.compile(r"token_id:\d+")
 _REASONING: Final = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>", re.DOTALL)
@@ -46,7 +47,7 @@ def p_unsafe_from_logprobs(top_logprobs: object) -> float:
     the most likely token is one of the answers, or if both answers together hold at least half of the probability.
 
     An answer that is not shown gets the most that it can have: no more than the least likely token that is shown, and
-    no more than what the shown tokens leave.
+    no more than what the shown tokens leave. So a score is never exactly 0 or 1.
 
     Args:
         top_logprobs: ``choices[0].logprobs.content[i].top_logprobs`` of a chat completion, for the token i that
@@ -71,7 +72,7 @@ def p_unsafe_from_logprobs(top_logprobs: object) -> float:
     shown = [p for _, p in alternatives if p > 0.0]
     unseen = min(likeliest, max(_LEAST_PROBABILITY, min(*shown, 1.0 - sum(shown))))
     unsafe, safe = unsafe or unseen, safe or unseen
-    return unsafe / (unsafe + safe)
+    return min(max(unsafe / (unsafe + safe), _LEAST_PROBABILITY), 1.0 - _LEAST_PROBABILITY)
 
 
 def is_markup(token: object) -> bool:

@@ -33,6 +33,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
+# Templates that lose words in silence: system messages, their end, the beginning of user messages, everything.
+DROPS_SYSTEM = CHAT_TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+CUTS_SYSTEM = CHAT_TEMPLATE.replace(
+    "{{ m['content'] | trim }}", "{{ m['content'][:40] if m['role'] == 'system' else m['content'] | trim }}"
+)
+DROPS_BEGINNING = DROPS_SYSTEM.replace("m['content'] | trim", "m['content'][-200:]")
+DROPS_ALL = "<s>{% if add_generation_prompt %}<assistant>{% endif %}"
+ESCAPES = CHAT_TEMPLATE.replace("| trim", "| tojson")
 SPECIAL = ["<pad>", "<s>", "</turn>", "<user>", "<system>", "<assistant>", "[CLS]", "[SEP]"]
 TEXTS = ["kill a Python process", "a", "how do I bake bread? " * 6, "x" * 90, "ünïcödé 😀", "one two three four"]
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -162,15 +170,31 @@ async def test_one_token_answers_share_one_forward_pass(llama: str) -> None:
     assert score.tokens == len(unsafe.ids) - 1
 
 
-@pytest.mark.parametrize("template", [None, NO_SYSTEM])
+@pytest.mark.parametrize("template", [None, NO_SYSTEM, DROPS_SYSTEM, CUTS_SYSTEM])
 async def test_a_model_without_template_or_system_role_still_gets_the_instruction(
     template: str | None, tmp_path: Path
 ) -> None:
     expert = _expert(_llama(tmp_path, template), instruction="Judge the stakes.")
     service = expert._service
     assert service is not None
-    assert "Judge the stakes." in service._reader._before  # type: ignore[attr-defined]
+    before: str = service._reader._before  # type: ignore[attr-defined]
+    assert before.count("Judge the stakes.") == 1
+    assert "<system>" not in before
     assert 0.0 <= await _p(expert, "hello") <= 1.0
+
+
+async def test_a_template_with_system_messages_is_left_as_it_is(llama: str) -> None:
+    service = _expert(llama)._service
+    assert service is not None
+    before: str = service._reader._before  # type: ignore[attr-defined]
+    assert before.startswith("<s><system>You judge conversations")
+
+
+@pytest.mark.parametrize("template", [DROPS_BEGINNING, DROPS_ALL, ESCAPES])
+def test_a_template_that_loses_the_instruction_either_way_is_refused(template: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not keep the judge's prompt") as raised:
+        _expert(_llama(tmp_path, template))
+    assert raised.value.key == "expert.model"
 
 
 async def test_chat_tokens_that_a_user_types_stay_text(llama: str) -> None:
@@ -269,7 +293,8 @@ async def test_experts_of_one_configuration_share_the_model_until_all_are_closed
         (["one"], None, 0),
         (["ham", "spam"], "spam", 1),
         (["ham", "spam"], 0, 0),
-        (["a", "unsafe", "c"], None, 1),
+        (["benign", "ham", "spam"], "spam", 2),
+        (["benign", "ham", "spam"], [2], 2),
     ],
 )
 async def test_the_unsafe_label_is_found(
@@ -282,18 +307,73 @@ async def test_the_unsafe_label_is_found(
     assert await _p(expert, "hello") == pytest.approx(float(p[index]), abs=1e-6)
 
 
-async def test_a_multi_label_classifier_uses_the_labels_own_sigmoid(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("labels", "chosen", "indices"),
+    [
+        (["normal", "hate", "malicious"], None, [1, 2]),
+        (["Toxic", "Safe", "Harmless", "Hate"], None, [0, 3]),
+        (["benign", "ham", "spam"], ["spam", "ham"], [1, 2]),
+        (["benign", "ham", "spam"], [1, "spam", 2], [1, 2]),
+        (["ham", "unsafe", "spam"], ["unsafe", 0], [0, 1]),
+    ],
+)
+async def test_several_unsafe_labels_are_added_up(
+    labels: list[str], chosen: list[str | int] | None, indices: list[int], tmp_path: Path
+) -> None:
+    model = _bert(tmp_path, labels)
+    p = _bert_logits(model, "hello").softmax(-1)
+    score = await _p(_expert(model, unsafe_label=chosen), "hello")
+    assert score == pytest.approx(float(p[indices].sum()), abs=1e-6)
+    assert score == pytest.approx(1 - float(sum(p[i] for i in range(len(labels)) if i not in indices)), abs=1e-6)
+
+
+@pytest.mark.parametrize(("chosen", "index"), [("insult", 1), (["toxic", "insult", 1], None)])
+async def test_a_multi_label_classifier_uses_the_labels_own_sigmoids(
+    chosen: str | list[str | int], index: int | None, tmp_path: Path
+) -> None:
     model = _bert(tmp_path, ["toxic", "insult", "threat"], problem_type="multi_label_classification")
-    expected = _bert_logits(model, "hello").sigmoid()[0]
-    assert await _p(_expert(model), "hello") == pytest.approx(float(expected), abs=1e-6)
+    p = _bert_logits(model, "hello").sigmoid()
+    # Such labels do not exclude each other: the highest counts.
+    expected = float(p[:2].max() if index is None else p[index])
+    assert await _p(_expert(model, unsafe_label=chosen), "hello") == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_identity_tells_lists_of_labels_apart(tmp_path: Path) -> None:
+    model = _bert(tmp_path, ["benign", "ham", "spam"])
+    one, same, both, turned = (
+        _expert(model, unsafe_label=chosen).identity for chosen in ("spam", [2], ["ham", "spam"], [2, 1])
+    )
+    assert one == same != both == turned
 
 
 @pytest.mark.parametrize(
-    "labels", [["ham", "spam"], ["toxic", "harmful"], ["safe", "maybe", "other"], ["jailbreak", "injection", "benign"]]
+    "labels",
+    [
+        ["ham", "spam"],
+        ["toxic", "harmful"],
+        # A second unsafe kind may hide among names that say nothing.
+        ["ham", "unsafe", "spam"],
+        ["toxic", "insult", "threat"],
+    ],
 )
 def test_ambiguous_labels_are_refused_by_name(labels: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"unsafe_label.*{labels[0]}.*{labels[1]}"):
         _expert(_bert(tmp_path, labels))
+
+
+@pytest.mark.parametrize("chosen", [None, "nonsense", "safe", 0, ["safe", "other"], [0, 1, 2]])
+def test_no_hint_offers_the_safe_label_and_it_is_not_taken(
+    chosen: str | int | list[str | int] | None, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        _expert(_bert(tmp_path, ["safe", "maybe", "other"]), unsafe_label=chosen)
+    assert raised.value.key == "expert.unsafe_label"
+    assert "list of all that mean unsafe: 1 (maybe), 2 (other)" in str(raised.value)
+
+
+def test_a_list_that_names_every_label_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="every label"):
+        _expert(_bert(tmp_path, ["ham", "spam"]), unsafe_label=["ham", "spam"])
 
 
 async def test_a_decoder_classifier_without_padding_token_is_scored_row_by_row(tmp_path: Path) -> None:

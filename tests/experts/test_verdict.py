@@ -47,7 +47,7 @@ def test_an_answer_that_is_not_shown_gets_the_most_that_it_can_have(
     assert p_unsafe_from_logprobs(top) == pytest.approx(p_unsafe)
 
 
-@pytest.mark.parametrize("never", [-9999.0, -math.inf, -(10**400)])
+@pytest.mark.parametrize("never", [-40.0, -9999.0, -math.inf, -(10**400)])
 def test_an_impossible_answer_leaves_the_score_inside_zero_and_one(never: float) -> None:
     for word, other in (("Yes", "No"), ("No", "Yes")):
         p = p_unsafe_from_logprobs([*_top(**{word: 1.0}), {"token": other, "logprob": never}])
