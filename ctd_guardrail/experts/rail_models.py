@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from nemoguardrails.exceptions import LLMResponseValidationError
-
 from ctd_guardrail.errors import ExpertError, ExpertUnavailableError, ExpertVerdictError
 from ctd_guardrail.experts.complaint import Cause, read_complaint, stated_error
 
@@ -70,7 +68,7 @@ def provider_error(error: Exception, *, subject: str) -> ExpertError:
         subject: Whose model it is, for the message.
     """
     inner = _innermost(error)
-    if isinstance(inner, LLMResponseValidationError):
+    if hasattr(inner, "response_data"):  # NeMo's error for an HTTP 200 that is no chat completion
         stated = stated_error(inner.response_data)
         if stated is None:
             return ExpertVerdictError(

@@ -6,11 +6,15 @@ from typing import Any
 import openai
 import pytest
 from faulty.endpoints import OUTAGES, SENDERS, WORD, completion, logprobs, openai_error, refusing, serve
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import Reason
 from ctd_guardrail.errors import ExpertError, ExpertUnavailableError, ExpertVerdictError
+from ctd_guardrail.experts.complaint import read_complaint, stated_error
+from ctd_guardrail.experts.completion import is_only_markup, read_completion
 from ctd_guardrail.experts.config import OpenAIExpertConfig
 from ctd_guardrail.experts.openai import OpenAIExpert
 from ctd_guardrail.experts.protocol import ExpertScore
@@ -237,3 +241,40 @@ async def test_an_impossible_answer_leaves_the_score_inside_zero_and_one(
     answer = completion(logprobs={"content": [top[0] | {"top_logprobs": top}]})
     (score,) = await _ask(serve(judges, lambda request: (200, answer)).base_url, PLAIN)
     assert least <= score.p_unsafe <= most
+
+
+KEYS = [
+    "error",
+    "message",
+    "code",
+    "type",
+    "param",
+    "detail",
+    "loc",
+    "msg",
+    "innererror",
+    "metadata",
+    "choices",
+    "object",
+]
+KEYS += ["logprobs", "content", "top_logprobs", "token", "finish_reason", "refusal", "usage", "total_tokens", "text"]
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["error", "text", "length", "400", "Yes"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=6),
+    max_leaves=20,
+)
+
+
+@given(json_values, st.sampled_from(["logprobs", "json"]))
+def test_any_json_is_a_complaint_or_no_verdict(value: object, scoring: Any) -> None:
+    for status in (None, 400, 403, 422, 500):
+        assert isinstance(read_complaint(status, value).error(scoring=scoring), ExpertError)
+    complaint = stated_error(value)
+    assert complaint is None or isinstance(complaint.error(), ExpertError)
+    with pytest.raises(ExpertVerdictError):
+        read_completion(value, scoring)
+    is_only_markup(value)

@@ -41,6 +41,10 @@ WORDS: Final = (
         "}",
         "0.5",
         "1e9",
+        "<think>",
+        "</think>",
+        "```json\n",
+        "\n```",
     ),
     *("messages", "text", "role", "user", "content", "type", "contents", "overrides", "assistant", "tool"),
     *("activations", "layers", "probe", "components", "rows", "alpha", "calibration", "__metadata__", "data_offsets"),
@@ -88,7 +92,8 @@ def _verdict(data: bytes) -> None:
         p = 1.0
     assert 0.0 <= p <= 1.0
     if p < 0.5:
-        assert json.loads(text)["verdict"] == "safe"
+        # Reasoning before it and a fence around it hold no other verdict.
+        assert json.loads(text[text.rindex("{") : text.rindex("}") + 1])["verdict"] == "safe"
     try:
         alternatives = json.loads(text)
     except (ValueError, RecursionError):
