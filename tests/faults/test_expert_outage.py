@@ -1,6 +1,7 @@
 """Twelve ways in which an expert is down, inside NeMo Guardrails and over real sockets."""
 
 import asyncio
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -8,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty.expert import FAULTS, Judge, hang, running
+from faulty.endpoints import SENDERS, refusing, serve
+from faulty.expert import FAULTS, Judge, Judges, hang, running
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 
@@ -129,6 +131,27 @@ async def test_an_outage_blocks_every_request_and_is_counted_by_its_cause(
     assert counts.failures == counts.delegated == counts.expert_attempts == len(requests)
     assert llm.inference_count == 0
     record(f"outage_in_{'parallel' if parallel else 'sequence'}", told.count(UNAVAILABLE), len(requests))
+
+
+@pytest.mark.parametrize("name", ["azure filter", "a proxy's limit on bodies", "tgi too long", "a bare refusal"])
+async def test_a_policy_for_outages_lets_nothing_through_that_a_sender_provoked(
+    make_rails: Callable[..., tuple[LLMRails, FakeLLMModel]], guards: list[Guard], name: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        judge = serve(Judges(stack), refusing(INPUT, SENDERS[name][0]))
+        expert = {"type": "openai", "base_url": judge.base_url, "model": "judge", "timeout_s": 60}
+        rails, llm = make_rails(
+            parallel=False,
+            expert=expert,
+            deadline_s=120,
+            on_failure={"default": "block", "expert_unavailable": "allow"},
+        )
+        told = await answers(rails, [[{"role": "user", "content": INPUT}]] * 3)
+    assert told == [UNAVAILABLE] * 3
+    assert llm.inference_count == 0
+    counts = guards[0].tally.snapshot()
+    assert {reason.value for (_, _, reason) in counts.decisions} == {"expert_bad_verdict"}
+    assert not counts.bypasses
 
 
 async def test_a_cancellation_anywhere_inside_opens_no_gate(
