@@ -200,7 +200,13 @@ class OverrideError(CtdError):
 
 
 class ExpertError(CtdError):
-    """The expert gave no usable score."""
+    """The expert gave no usable score.
+
+    Attributes:
+        attempts: Calls that were made for it, where one was made at all.
+    """
+
+    attempts: int = 1
 
 
 class ExpertNotAskedError(ExpertError):

@@ -19,6 +19,7 @@ from ctd_guardrail.errors import (
     CapStoreError,
     ExpertCapError,
     ExpertDisabledError,
+    ExpertError,
     ExpertNotAskedError,
     ExpertTimeoutError,
     ExpertUnavailableError,
@@ -193,6 +194,10 @@ class GuardedExpert:
             score = await within(self.unguarded.score(question.conversation), question.left_s)
         except ExpertNotAskedError:  # a local expert's own queue is full
             await self._settle(question, calls=-1, tokens=-estimate)
+            raise
+        except ExpertError as error:
+            if error.attempts > 1:
+                await self._settle(question, calls=error.attempts - 1, tokens=0)
             raise
         billed = estimate if score.tokens is None else score.tokens
         await self._settle(question, calls=score.attempts - 1, tokens=billed - estimate)

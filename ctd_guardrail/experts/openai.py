@@ -47,6 +47,13 @@ _WHOLE_SECONDS: Final = re.compile(r"[0-9]{1,9}")
 _GREETING: Final = Conversation.from_text("Good morning.")
 
 
+@dataclasses.dataclass(slots=True)
+class _Count:
+    """The calls that one question has taken so far."""
+
+    calls: int = 0
+
+
 class OpenAIExpert:
     """Asks a chat model whether the conversation is unsafe.
 
@@ -95,32 +102,41 @@ class OpenAIExpert:
             ExpertVerdictError: The answer is not a verdict, or the endpoint refuses this conversation.
         """
         call = IO_THREAD.submit(self._ask(self._prompt.render(conversation)))
-        answer, attempts = await within(asyncio.wrap_future(call), self._config.timeout_s)
-        return dataclasses.replace(read_completion(answer, self._config.scoring), attempts=attempts)
+        return await within(asyncio.wrap_future(call), self._config.timeout_s)
 
     async def aclose(self) -> None:
         """Close the connections; calls that are under way fail."""
         if self._finalizer.detach():
             await asyncio.wrap_future(IO_THREAD.submit(self._client.aclose()))
 
-    async def _ask(self, prompt: RenderedPrompt) -> tuple[object, int]:
-        """Return the endpoint's answer, and how many calls it took. Runs on the I/O thread."""
+    async def _ask(self, prompt: RenderedPrompt) -> ExpertScore:
+        """Return the endpoint's score, with the calls that it took. Runs on the I/O thread."""
+        count = _Count()
+        try:
+            score = read_completion(await self._answer(prompt, count), self._config.scoring)
+        except ExpertError as error:
+            error.attempts = count.calls
+            raise
+        return dataclasses.replace(score, attempts=count.calls)
+
+    async def _answer(self, prompt: RenderedPrompt, count: _Count) -> object:
+        """Return the endpoint's answer in the form of request that it takes."""
         form = self._form
-        answer, attempts = await self._exchange(prompt, form), 1
+        answer = await self._exchange(prompt, form, count)
         if isinstance(answer, Complaint):
             if self._may_seek(answer):
-                attempts += await self._seek_form()
+                await self._seek_form(answer, count)
             if self._form != form:
                 form = self._form
-                answer, attempts = await self._exchange(prompt, form), attempts + 1
+                answer = await self._exchange(prompt, form, count)
         if not isinstance(answer, Complaint):
             self._is_taken, self._unfit = True, None
             if is_only_markup(answer) and form.is_short:
                 self._form = self._form.longer()
-                answer, attempts = await self._exchange(prompt, self._form), attempts + 1
+                answer = await self._exchange(prompt, self._form, count)
         if isinstance(answer, Complaint):
             raise self._error(answer)
-        return answer, attempts
+        return answer
 
     def _may_seek(self, complaint: Complaint) -> bool:
         """Whether another form of request may help, and none was sought in vain."""
@@ -133,36 +149,34 @@ class OpenAIExpert:
             return self._unfit.error(scoring=self._config.scoring, is_every=True)
         return complaint.error(scoring=self._config.scoring)
 
-    async def _seek_form(self) -> int:
-        """Find the form of request that the endpoint takes, and return how many calls it took."""
+    async def _seek_form(self, complaint: Complaint, count: _Count) -> None:
+        """Find the form of request that the endpoint takes, with a harmless text."""
         async with self._seeking:
-            if self._is_taken or self._unfit:
-                return 0
-            prompt = self._prompt.render(_GREETING)
-            form, calls = self._form, 1
+            if not self._may_seek(complaint):  # another question has done so in the meantime
+                return
+            prompt, form = self._prompt.render(_GREETING), self._form
             has_guessed = False
-            while isinstance(answer := await self._exchange(prompt, form), Complaint):
+            while isinstance(answer := await self._exchange(prompt, form, count), Complaint):
                 other = form.adapted(answer) if answer.may_be_the_form else None
                 if other is None:
                     # One that is down or busy does not tell whether it takes the form.
                     self._unfit = answer if answer.may_be_the_form and not answer.is_failure else None
                     self._has_failed |= answer.is_failure
-                    return calls
+                    return
                 has_guessed |= other.is_folded != form.is_folded and "system" not in answer.parts
-                form, calls = other, calls + 1
+                form = other
             if has_guessed:
                 # The fault may have passed by itself in the meantime.
                 plain = form.folded(fold=False)
-                calls += 1
-                if not isinstance(await self._exchange(prompt, plain), Complaint):
+                if not isinstance(await self._exchange(prompt, plain, count), Complaint):
                     form = plain
             if form != self._form:
                 log.warning("the expert's endpoint takes requests of this form only: %s", form.described())
             self._form, self._is_taken = form, True
-            return calls
 
-    async def _exchange(self, prompt: RenderedPrompt, form: RequestForm) -> object:
+    async def _exchange(self, prompt: RenderedPrompt, form: RequestForm, count: _Count) -> object:
         """Return the parsed answer to one request, or the endpoint's complaint."""
+        count.calls += 1
         payload = json.dumps(form.payload(self._config.model, prompt)).encode("ascii")
         status, body, retry_after = await self._call(payload)
         answer = parsed(body)

@@ -167,6 +167,19 @@ async def test_only_a_transient_fault_is_tried_again_and_every_attempt_counts(
     assert spend.tokens == calls * ESTIMATE
 
 
+async def test_calls_that_a_failure_took_count_as_well() -> None:
+    refused = ExpertVerdictError("refused")
+    refused.attempts = 4
+    spend, limit = Spend(), Cap("calls", 5, 60.0, 5, per_principal=False)
+    guarded = GuardedExpert(Double(refused, ExpertScore(0.5)), caps=caps(limit))
+    with pytest.raises(ExpertVerdictError):
+        await guarded.ask(INPUT, spend)
+    assert spend == Spend(attempts=4, tokens=ESTIMATE)
+    await guarded.ask(INPUT, Spend())
+    with pytest.raises(ExpertCapError):
+        await guarded.ask(INPUT, Spend())
+
+
 async def test_the_experts_own_time_to_come_again_is_kept_within_the_deadline() -> None:
     now = asyncio.get_running_loop().time
     expert, start = Double(ExpertUnavailableError("HTTP 429", retry_after_s=0.05), ExpertScore(0.5)), now()

@@ -184,8 +184,9 @@ async def test_a_fault_that_passes_folds_nothing(judges: Any) -> None:
     faults = iter([True, True])
     judge = serve(judges, lambda request: (500, b"") if next(faults, False) else (200, verdict(request)))
     expert = _expert(judge.base_url)
-    with pytest.raises(ExpertUnavailableError):
+    with pytest.raises(ExpertUnavailableError) as raised:
         await expert.score(TEXTS[0])
+    assert raised.value.attempts == 4
     assert [_has_system(request) for request in judge.requests] == [True, True, False, True]
     assert (await expert.score(TEXTS[0])).attempts == 1
     assert _has_system(judge.requests[-1])
