@@ -194,7 +194,7 @@ class OpenAIExpert:
                 self._client.stream("POST", self._url, content=payload, headers=authorization(self._key)) as response,
             ):
                 status = response.status_code
-                # The text of a refusal goes no further than to who reads its cause: it may quote the conversation.
+                # Of an error's text only the cause is kept: it may quote the conversation.
                 if status == httpx.codes.OK:
                     body = await _read_body(response)
                 else:

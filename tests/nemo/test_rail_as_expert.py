@@ -70,6 +70,21 @@ async def test_an_outage_of_its_model_is_a_broken_guard(make_config: Callable[..
     assert judge.answers == 0
 
 
+@pytest.mark.parametrize("text", ["an odd question", "an odd and harmful wish"])
+async def test_an_answer_in_another_form_is_a_broken_guard_and_no_verdict(
+    make_config: Callable[..., RailsConfig], judge: Any, text: str
+) -> None:
+    # The judge answers in JSON, and the prompt's parser reads words.
+    config = make_config(prompts=[{"task": TASK, "content": "{{ user_input }}", "output_parser": "is_content_safe"}])
+    reply = await LLMRails(config).generate_async(messages=user(text))
+    assert reply["content"] == UNAVAILABLE
+    JUDGED.clear()
+    async with IORails(config) as engine:
+        reply = await engine.generate_async(messages=user(text))
+    assert reply["content"] == BROKEN
+    assert (judge.calls, judge.answers) == (2, 0)
+
+
 def test_asyncio_run_again_and_again(make_config: Callable[..., RailsConfig], judge: Any) -> None:
     app = LLMRails(make_config())
     for text, answer in [("an odd question", ANSWER), ("an odd and harmful wish", REFUSED)] * 3:
