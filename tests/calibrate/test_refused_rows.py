@@ -80,7 +80,7 @@ def ask(
     return scores
 
 
-@pytest.mark.parametrize("form", ["declines", "filters"])
+@pytest.mark.parametrize("form", ["declines", "filters", "blocks", "overflows"])
 def test_the_run_goes_on_and_names_the_row(dataset: Dataset, row_judge: RowJudge, tmp_path: Path, form: str) -> None:
     setattr(row_judge, form, {name(7), name(31)})
     console = Console(file=io.StringIO(), record=True)
