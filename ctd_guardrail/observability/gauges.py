@@ -77,7 +77,7 @@ def _inputs(watch: Watch) -> Values:
 
 def _alarm(watch: Watch) -> Values:
     for name, raised_at in watch.alarms.items():
-        yield _value(raised_at is not None, watch, alarm=name)
+        yield _value(int(raised_at is not None), watch, alarm=name)
 
 
 def _evidence(watch: Watch) -> Values:
@@ -114,19 +114,26 @@ def _lost(watch: Watch) -> Values:
         yield _value(watch.audit_log.lost, watch)
 
 
+# Units are annotations in braces: every translator to Prometheus drops them. Some append `_ratio` where a gauge has the
+# unit 1, and the dashboard would have to know which one is in use.
 _GAUGES = (
-    ("ctd.alpha", "1", "The budget: largest share of the inputs that the expert may see.", _alpha),
-    ("ctd.lambda", "1", "The threshold on the delegation value.", _lambda),
+    ("ctd.alpha", "{share}", "The budget: largest share of the inputs that the expert may see.", _alpha),
+    ("ctd.lambda", "{score}", "The threshold on the delegation value.", _lambda),
     ("ctd.load.duration", "s", "Time that loading the guard took.", _load),
-    ("ctd.rate.expected", "1", "Share of the inputs that calibration expects at the expert.", _expected_rate),
-    ("ctd.rate.realised", "1", "Share of the inputs that went to the expert.", _rate),
-    ("ctd.rate.bound", "1", "Confidence band around it, valid at all times.", _rate_bound),
-    ("ctd.rate.inputs", "1", "Number of inputs that the share is of.", _inputs),
-    ("ctd.alarm.raised", "1", "1 where an alarm is raised.", _alarm),
-    ("ctd.alarm.evidence", "1", "Evidence against no change; an alarm is raised at 1 / delta.", _evidence),
-    ("ctd.audit.missed", "1", "Share of the inputs that were let through and that the expert calls unsafe.", _missed),
-    ("ctd.audit.inputs", "1", "Number of inputs that were audited.", _audits),
-    ("ctd.scores.kept", "1", "Number of recent scores at hand for a recalibration.", _scores_kept),
+    ("ctd.rate.expected", "{share}", "Share of the inputs that calibration expects at the expert.", _expected_rate),
+    ("ctd.rate.realised", "{share}", "Share of the inputs that went to the expert.", _rate),
+    ("ctd.rate.bound", "{share}", "Confidence band around it, valid at all times.", _rate_bound),
+    ("ctd.rate.inputs", "{input}", "Number of inputs that the share is of.", _inputs),
+    ("ctd.alarm.raised", "{alarm}", "1 where an alarm is raised.", _alarm),
+    ("ctd.alarm.evidence", "{evidence}", "Evidence against no change; an alarm is raised at 1 / delta.", _evidence),
+    (
+        "ctd.audit.missed",
+        "{share}",
+        "Share of the inputs that passed and that the expert calls unsafe.",
+        _missed,
+    ),
+    ("ctd.audit.inputs", "{input}", "Number of inputs that were audited.", _audits),
+    ("ctd.scores.kept", "{score}", "Number of recent scores at hand for a recalibration.", _scores_kept),
 )
 _COUNTERS = (
     ("ctd.audit_log.lines", "Lines written to the audit log.", _written),

@@ -6,14 +6,15 @@ policy's hash: no text, no score, nothing that a user wrote.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Final, NamedTuple
 
 from opentelemetry import metrics
 
 from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
+from ctd_guardrail.failures import FailurePolicies
 from ctd_guardrail.observability.sink import Observation
 from ctd_guardrail.observability.totals import Totals
 
@@ -29,12 +30,13 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 
 class _Instruments(NamedTuple):
+    decisions: Totals
+    failures: Totals
+    bypasses: Totals
     unscreened: Totals
-    decisions: metrics.Counter
-    bypasses: metrics.Counter
-    recalled: metrics.Counter
-    attempts: metrics.Counter
-    tokens: metrics.Counter
+    recalled: Totals
+    attempts: Totals
+    tokens: Totals
     queue: metrics.Histogram
     forward: metrics.Histogram
     expert: metrics.Histogram
@@ -43,28 +45,34 @@ class _Instruments(NamedTuple):
 
 @cache
 def _instruments(meter: metrics.Meter) -> _Instruments:
-    def seconds(name: str, description: str) -> metrics.Histogram:
-        return meter.create_histogram(
-            name, unit="s", description=description, explicit_bucket_boundaries_advisory=_SECONDS
-        )
-
     def totals(name: str, description: str, *attributes: str) -> Totals:
         counted = Totals(*_GUARD, *attributes)
         meter.create_observable_counter(name, [counted.observe], description=description)
         return counted
 
+    def seconds(name: str, description: str) -> metrics.Histogram:
+        return meter.create_histogram(
+            name, unit="s", description=description, explicit_bucket_boundaries_advisory=_SECONDS
+        )
+
     return _Instruments(
+        decisions=totals(
+            "ctd.decisions", "Decisions by verdict, route, reason and mode.", "verdict", "route", "reason", "mode"
+        ),
+        failures=totals("ctd.failures", "Decisions in which the guard could not do its work, by reason.", "reason"),
+        bypasses=totals(
+            "ctd.bypasses",
+            "Failures of the guard in which a failure policy other than block took its place.",
+            "reason",
+            "on_failure",
+            "verdict",
+        ),
         unscreened=totals(
             "ctd.unscreened_calls", "Calls of the main LLM for which the guard had given no verdict.", "door"
         ),
-        decisions=meter.create_counter("ctd.decisions", description="Decisions by verdict, route, reason and mode."),
-        bypasses=meter.create_counter(
-            "ctd.bypasses",
-            description="Failures of the guard in which a failure policy other than block took its place.",
-        ),
-        recalled=meter.create_counter("ctd.recalled", description="Turns that had been judged before."),
-        attempts=meter.create_counter("ctd.expert.attempts", description="Calls of the expert, answered or not."),
-        tokens=meter.create_counter("ctd.expert.tokens", description="Tokens that the expert billed."),
+        recalled=totals("ctd.recalled", "Turns that had been judged before."),
+        attempts=totals("ctd.expert.attempts", "Calls of the expert, answered or not."),
+        tokens=totals("ctd.expert.tokens", "Tokens that the expert billed."),
         queue=seconds("ctd.queue.duration", "Wait for the device of the base model."),
         forward=seconds("ctd.forward.duration", "The batch on the device."),
         expert=seconds("ctd.expert.duration", "The expert's answer, where it was asked."),
@@ -83,52 +91,40 @@ class Metrics:
     def __init__(self, labels: Mapping[str, str], *, meter: metrics.Meter | None = None) -> None:
         self._instruments = _instruments(default_meter() if meter is None else meter)
         self._labels = dict(labels)
-        self._guard = tuple(labels[name] for name in _GUARD)
-        self._instruments.unscreened.expect((*self._guard, door) for door in DOORS)
         self._routes = {route: {**labels, "route": route.value} for route in Route}
-        self._attributes: dict[tuple[Verdict, Route, Reason, Mode], dict[str, str]] = {}
-        self._counts: Counter[tuple[Verdict, Route, Reason, Mode]] = Counter()
-        self._bypasses: Counter[tuple[Reason, FailurePolicy | None, Verdict]] = Counter()
+        self._guard = guard = tuple(labels[name] for name in _GUARD)
+        counters = self._instruments
+        counters.decisions.expect(self, ((*guard, *words) for words in _judgements()))
+        counters.failures.expect(self, ((*guard, reason.value) for reason in Reason if reason.is_failure))
+        counters.bypasses.expect(self, ((*guard, *words) for words in _bypasses()))
+        counters.unscreened.expect(self, ((*guard, door) for door in DOORS))
+        for counter in (counters.recalled, counters.attempts, counters.tokens):
+            counter.expect(self, [guard])
 
     def decided(self, seen: Observation) -> None:
         """Count and time a decision."""
-        decision = seen.decision
-        self._counts[decision.verdict, decision.route, decision.reason, decision.mode] += 1
-        if decision.is_bypass:
-            self._bypasses[decision.reason, decision.on_failure, decision.verdict] += 1
+        decision, counters = seen.decision, self._instruments
+        verdict, route, reason, mode = decision.verdict, decision.route, decision.reason, decision.mode
+        counters.decisions.add(1, *self._guard, verdict.value, route.value, reason.value, mode.value)
+        if reason.is_failure:
+            counters.failures.add(1, *self._guard, reason.value)
+        if decision.is_bypass and decision.on_failure is not None:
+            counters.bypasses.add(1, *self._guard, reason.value, decision.on_failure.value, verdict.value)
         self._time(decision)
 
     def asked(self, attempts: int, tokens: int | None) -> None:
         """Count calls of the expert."""
-        self._instruments.attempts.add(attempts, self._labels)
+        self._instruments.attempts.add(attempts, *self._guard)
         if tokens is not None:
-            self._instruments.tokens.add(tokens, self._labels)
+            self._instruments.tokens.add(tokens, *self._guard)
 
     def recalled(self) -> None:
         """Count a turn that had been judged before."""
-        self._instruments.recalled.add(1, self._labels)
+        self._instruments.recalled.add(1, *self._guard)
 
     def unscreened(self, door: str) -> None:
         """Count a call of the main LLM without a verdict. On any thread."""
         self._instruments.unscreened.add(1, *self._guard, door if door in DOORS else DOORS[-1])
-
-    def tick(self) -> None:
-        """Hand over what was counted: instruments of an SDK take 20 us a call, whatever they add."""
-        for key, count in self._counts.items():
-            verdict, route, reason, mode = key
-            attributes = self._attributes.get(key)
-            if attributes is None:
-                words = {"verdict": verdict, "route": route, "reason": reason, "mode": mode}
-                attributes = self._attributes[key] = {
-                    **self._labels,
-                    **{name: str(each) for name, each in words.items()},
-                }
-            self._instruments.decisions.add(count, attributes)
-        self._counts.clear()
-        for (reason, policy, verdict), count in self._bypasses.items():
-            attributes = {"reason": str(reason), "on_failure": str(policy), "verdict": str(verdict)}
-            self._instruments.bypasses.add(count, {**self._labels, **attributes})
-        self._bypasses.clear()
 
     def _time(self, decision: Decision) -> None:
         timings, instruments = decision.timings, self._instruments
@@ -138,6 +134,26 @@ class Metrics:
             instruments.forward.record(timings.forward_ms / 1000, self._labels)
         if decision.route is Route.EXPERT:
             instruments.expert.record(timings.expert_ms / 1000, self._labels)
+
+
+def _judgements() -> Iterator[tuple[str, str, str, str]]:
+    """Return verdict, route, reason and mode of each judgement."""
+    for mode in Mode:
+        yield Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE, mode
+        yield Verdict.BLOCK, Route.PROBE, Reason.PROBE_UNSAFE, mode
+        yield Verdict.ALLOW, Route.EXPERT, Reason.EXPERT_SAFE, mode
+        yield Verdict.BLOCK, Route.EXPERT, Reason.EXPERT_UNSAFE, mode
+        yield Verdict.ALLOW, Route.PROBE, Reason.BLANK, mode
+        for verdict, route in itertools.product(Verdict, Route):
+            yield verdict, route, Reason.ABSTAINED, mode
+
+
+def _bypasses() -> Iterator[tuple[str, str, str]]:
+    """Return reason, failure policy and verdict of each bypass."""
+    for reason in FailurePolicies.model_fields.keys() - {"default"}:
+        yield reason, FailurePolicy.ALLOW, Verdict.ALLOW
+        yield reason, FailurePolicy.PROBE, Verdict.ALLOW
+        yield reason, FailurePolicy.PROBE, Verdict.BLOCK
 
 
 @cache

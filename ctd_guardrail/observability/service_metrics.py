@@ -12,7 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from ctd_guardrail.observability.metrics import default_meter
 
-__all__ = ["ObservedService", "show_service"]
+__all__ = ["ObservedService", "register", "show_service"]
 
 
 class ObservedService(Protocol):
@@ -32,17 +32,21 @@ class ObservedService(Protocol):
         ...
 
 
+_STATUSES: Final = (400, 401, 404, 405, 408, 413, 422, 500, 503)
+"""Those that exist at 0 from the start, so that the first refusals are an increase."""
+
 _SERVICES: Final[weakref.WeakSet[ObservedService]] = weakref.WeakSet()
 
 
 def show_service(service: ObservedService) -> None:
     """Show a service as long as it lives. A process has one."""
     _SERVICES.add(service)
-    _register(default_meter())
+    register(default_meter())
 
 
 @cache
-def _register(meter: Meter) -> None:
+def register(meter: Meter) -> None:
+    """Show all services of this process; once for each meter."""
     meter.create_observable_gauge("ctd.ready", [_ready], description="1 where traffic should come here.")
     meter.create_observable_gauge("ctd.requests.running", [_running], description="Requests under way.")
     meter.create_observable_counter(
@@ -63,7 +67,7 @@ def _refused(_: CallbackOptions) -> Iterable[Observation]:
     return [
         Observation(count, {"status": str(status)})
         for service in list(_SERVICES)
-        for status, count in list(service.refused.items())
+        for status, count in (dict.fromkeys(_STATUSES, 0) | service.refused).items()
     ]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable
 from typing import final
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
 __all__ = ["Totals"]
+
+Values = tuple[str, ...]
 
 
 @final
@@ -26,13 +29,18 @@ class Totals:
     def __init__(self, *names: str) -> None:
         self._names = names
         self._lock = threading.Lock()
-        self._totals: dict[tuple[str, ...], int] = {}
+        self._totals: dict[Values, int] = {}
+        self._expected: weakref.WeakKeyDictionary[object, tuple[Values, ...]] = weakref.WeakKeyDictionary()
 
-    def expect(self, values: Iterable[tuple[str, ...]]) -> None:
-        """Let totals exist, at 0 where nothing was counted yet."""
+    def expect(self, owner: object, values: Iterable[Values]) -> None:
+        """Let totals exist at 0.
+
+        Args:
+            owner: What may count them. Totals that are still 0 end with it, so that reloads leave none behind.
+            values: Attribute values of each total.
+        """
         with self._lock:
-            for each in values:
-                self._totals.setdefault(each, 0)
+            self._expected[owner] = tuple(tuple(map(str, each)) for each in values)
 
     def add(self, amount: int, *values: str) -> None:
         """Add to the total of these attribute values."""
@@ -42,5 +50,5 @@ class Totals:
     def observe(self, _: CallbackOptions) -> list[Observation]:
         """Return all totals. Called by the SDK."""
         with self._lock:
-            totals = list(self._totals.items())
-        return [Observation(total, dict(zip(self._names, values, strict=True))) for values, total in totals]
+            totals = {values: 0 for expected in list(self._expected.values()) for values in expected} | self._totals
+        return [Observation(total, dict(zip(self._names, values, strict=True))) for values, total in totals.items()]

@@ -109,7 +109,6 @@ class Watch:
 
     def tick(self, *, is_last: bool) -> None:
         """Do what is due. On the relay's thread."""
-        self._metrics.tick()
         if self.kept is not None:
             self.kept.tick(is_last=is_last)
 

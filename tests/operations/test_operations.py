@@ -5,45 +5,27 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from station import Station
 
 from ctd_guardrail.decision import Reason
-from ctd_guardrail.observability import gauges, metrics, service_metrics
 
-OPERATIONS = Path(__file__).parents[1] / "docs" / "operations"
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations"
 DASHBOARD = json.loads((OPERATIONS / "dashboard.json").read_text())
 RULES = [rule for group in yaml.safe_load((OPERATIONS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 RUNBOOK = (OPERATIONS / "runbook.md").read_text()
 LABELS = {"guard", "policy", "verdict", "route", "reason", "mode", "on_failure", "bound", "alarm", "status", "door"}
 
 
-class NamingMeter:
-    """Notes under which names Prometheus would know the instruments."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def __getattr__(self, method: str) -> Any:
-        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-        kind = method.rsplit("_", 1)[1]
-
-        def create(name: str, *arguments: Any, unit: str = "", **options: Any) -> None:
-            stem = name.replace(".", "_") + ("_seconds" if unit == "s" else "")
-            self.names |= {stem + suffix for suffix in suffixes[kind]}
-
-        return create
-
-
-@pytest.fixture(scope="module")
-def existing() -> set[str]:
-    meter: Any = NamingMeter()
-    metrics._instruments(meter)
-    gauges.register_gauges(meter)
-    service_metrics._register(meter)
-    return set(meter.names)
+@pytest.fixture
+def existing(station: Station) -> set[str]:
+    """Names under which Prometheus knows the metrics of a guard to which everything has happened once."""
+    for act in (station.bypass, station.wait_for_the_device, station.delegate, station.miss):
+        act()
+    station.decide(Reason.EXPERT_SAFE)
+    return {name for name, _ in station.export()["python"]}
 
 
 def expressions() -> list[str]:
