@@ -45,6 +45,7 @@ from ctd_guardrail.activations.huggingface import HuggingFaceSource, open_tokeni
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows
+from ctd_guardrail.policy.lock import writing
 from ctd_guardrail.policy.match import RECORDED
 from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
 
@@ -106,6 +107,7 @@ def run(config: CalibrateConfig, *, console: Console, ask_refused_again: bool = 
 
     Raises:
         ConfigError: A key of the configuration does not fit the base model, or a folder cannot be written to.
+        PolicyLockedError: Another process writes the output.
         DataError: A row is malformed or too long, there are too few rows, or the expert refused too many.
         InfeasibleBudgetError: There are too few calibration rows for this alpha and delta.
         ActivationError: The base model cannot be loaded.
@@ -116,6 +118,20 @@ def run(config: CalibrateConfig, *, console: Console, ask_refused_again: bool = 
     split = split_rows(dataset, config.splits)
     safety = _read_safety_data(config, dataset)
     _check_rows(config, dataset, split)
+    # From here on: a second run would compute for hours what it could not write.
+    with writing(config.output):
+        return _run(config, console, dataset, split, safety, ask_refused_again=ask_refused_again)
+
+
+def _run(
+    config: CalibrateConfig,
+    console: Console,
+    dataset: Dataset,
+    split: Split,
+    safety: _SafetyData | None,
+    *,
+    ask_refused_again: bool,
+) -> PipelineResult:
     cache = open_cache(config.cache)
     rows = np.concatenate([split.train, split.calibration, split.test])
     cuts = [split.train.size, split.train.size + split.calibration.size]

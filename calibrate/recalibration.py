@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, sort_scores
+from ctd_guardrail.policy.lock import writing
 from ctd_guardrail.policy.manifest import RecalibrationRecord
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import MANIFEST_FILE, TENSORS_FILE, finish_write, read_policy, write_policy
@@ -69,8 +70,16 @@ def recalibrate_policy(
         ConfigError: alpha or delta lies outside (0, 1), or delta differs from the one that earlier recalibrations
             spent parts of.
         DataError: A score is NaN or infinite, or these scores are in force already.
-        PolicyError: The folder is not a policy.
+        PolicyError: The folder is not a policy, or another process writes it.
     """
+    read_policy(folder)  # before a lock is written into what is no policy
+    with writing(folder):
+        return _recalibrate(folder, scores, source, alpha, delta)
+
+
+def _recalibrate(
+    folder: Path, scores: NDArray[np.float64], source: Path, alpha: float | None, delta: float | None
+) -> Recalibration:
     policy = read_policy(folder)
     manifest = policy.manifest
     past = manifest.recalibrations

@@ -10,6 +10,7 @@
     ├── PolicyError
     │   ├── PolicyFormatError    the policy folder cannot be read as a policy
     │   ├── PolicyIntegrityError its content is not what its manifest says
+    │   ├── PolicyLockedError    another process writes it
     │   └── PolicyMismatchError  it was made for another base model, tokenizer, layer, dtype or expert
     ├── InfeasibleBudgetError    the calibration scores cannot certify this alpha at this delta
     ├── InputError               a conversation cannot be screened as it stands
@@ -65,6 +66,7 @@ __all__ = [
     "PolicyError",
     "PolicyFormatError",
     "PolicyIntegrityError",
+    "PolicyLockedError",
     "PolicyMismatchError",
 ]
 
@@ -137,6 +139,10 @@ class PolicyFormatError(PolicyError):
 
 class PolicyIntegrityError(PolicyError):
     """A hash, shape or dtype in the folder differs from what its manifest states."""
+
+
+class PolicyLockedError(PolicyError):
+    """Another process writes the policy folder."""
 
 
 class PolicyMismatchError(PolicyError):

@@ -10,6 +10,9 @@ from calibrate.pipeline import PipelineResult
 from calibrate.report.card import write_card
 from calibrate.report.page import explore_policy, write_report
 from calibrate.report.reproducibility import write_reproducibility
+from ctd_guardrail.errors import PolicyIntegrityError
+from ctd_guardrail.policy.lock import writing
+from ctd_guardrail.policy.store import MANIFEST_FILE, read_policy
 
 __all__ = ["write_documents"]
 
@@ -21,17 +24,27 @@ def write_documents(result: PipelineResult, config: CalibrateConfig, *, command:
         result: Of the run.
         config: Of the run.
         command: The command line that makes the policy again; None where a program called.
+
+    Raises:
+        PolicyError: Another process writes the folder, or has put another policy there since the run.
     """
     folder, policy, rows = result.output, result.policy, result.tested
     explorer = explore_policy(policy, rows, config.prices)
-    write_card(folder, policy, rows, explorer)
-    write_reproducibility(folder, policy.manifest, config, command=command)
-    return write_report(
-        folder,
-        policy,
-        rows,
-        prices=config.prices,
-        expert=config.expert,
-        explorer=explorer,
-        refused=result.expert.refused,
-    )
+    with writing(folder):
+        there = read_policy(folder).manifest
+        if (there.tensors_sha256, there.pins_sha256) != (policy.manifest.tensors_sha256, policy.manifest.pins_sha256):
+            raise PolicyIntegrityError(
+                f"{folder / MANIFEST_FILE} was replaced by another process: a report would not be about it",
+                hint="Calibrate again, which goes on from what was saved; or write to another folder",
+            )
+        write_card(folder, policy, rows, explorer)
+        write_reproducibility(folder, policy.manifest, config, command=command)
+        return write_report(
+            folder,
+            policy,
+            rows,
+            prices=config.prices,
+            expert=config.expert,
+            explorer=explorer,
+            refused=result.expert.refused,
+        )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
+from ctd_guardrail.policy.lock import writing
 
 __all__ = ["MANIFEST_FILE", "TENSORS_FILE", "finish_write", "read_json", "read_tensors", "write_files"]
 
@@ -67,20 +68,25 @@ def read_tensors(folder: Path, *, sha256: str) -> bytes:
 
 
 def write_files(folder: Path, *, manifest: bytes, tensors: bytes) -> None:
-    """Write both files so that a reader sees the old policy or the new one, also after a crash."""
-    folder.mkdir(parents=True, exist_ok=True)
-    finish_write(folder)
-    # The manifest makes the new policy the one that is read: it names its tensors by their hash, wherever they lie. A
-    # process that is killed before that line leaves the old policy, one that is killed after it the new one.
-    _replace(folder / _NEXT_TENSORS_FILE, tensors)
-    _replace(folder / MANIFEST_FILE, manifest)
-    finish_write(folder)
+    """Write both files so that a reader sees the old policy or the new one, also after a crash.
+
+    Raises:
+        PolicyLockedError: Another process writes the folder.
+        ConfigError: The folder cannot be written to.
+    """
+    with writing(folder):
+        finish_write(folder)
+        # The manifest makes the new policy the one that is read: it names its tensors by their hash, wherever they
+        # lie. A process that is killed before that line leaves the old policy, one that is killed after it the new one.
+        _replace(folder / _NEXT_TENSORS_FILE, tensors)
+        _replace(folder / MANIFEST_FILE, manifest)
+        finish_write(folder)
 
 
 def finish_write(folder: Path) -> None:
     """Bring the tensors of the policy in force into their place, where a writer was killed before it did.
 
-    Readers do without it; who copies or replaces the files of a policy calls it first.
+    Readers do without it; who copies or replaces the files of a policy calls it first, within :func:`writing`.
     """
     following = folder / _NEXT_TENSORS_FILE
     if not following.is_file():

@@ -132,6 +132,10 @@ def write_policy(
 
     Returns:
         The policy as a reader will see it.
+
+    Raises:
+        PolicyLockedError: Another process writes the folder.
+        ConfigError: The folder cannot be written to.
     """
     # safetensors writes the bytes as they lie in memory: a transposed array would come back scrambled.
     tensors: dict[str, NDArray[Any]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty.writers import holding
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -18,10 +19,12 @@ from calibrate.cli import app
 from calibrate.config import load_config
 from calibrate.data import read_dataset
 from calibrate.pipeline import PipelineResult, run
+from calibrate.report.documents import write_documents
 from ctd_guardrail.activations.engine import get_engine
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
-from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
+from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError, PolicyIntegrityError
 from ctd_guardrail.policy.budget import certify
+from ctd_guardrail.policy.lock import LOCK_FILE
 from ctd_guardrail.policy.store import read_policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
@@ -199,6 +202,30 @@ def test_an_output_or_a_cache_that_is_a_file_is_refused(
         with pytest.raises(ConfigError) as caught:
             _run(write_config(**{key: "rows.jsonl"}))
         assert caught.value.key == key
+
+
+def test_an_output_that_another_process_writes_is_refused_before_anything_is_computed(
+    make_rows: Make, write_rows: Write, write_config: Write, tmp_path: Path, forwarded: list[int]
+) -> None:
+    write_rows(make_rows())
+    config = write_config()
+    with holding(tmp_path / "policy"):
+        refused = _invoke("run", config)
+    assert refused.exit_code == 2
+    assert str(tmp_path / "policy" / LOCK_FILE) in refused.stderr
+    assert not forwarded
+    assert not (tmp_path / "policy" / "policy.json").exists()
+
+
+def test_documents_are_not_written_beside_another_policy(
+    make_rows: Make, write_rows: Write, write_config: Write, tmp_path: Path
+) -> None:
+    write_rows(make_rows())
+    first, second = _run(write_config()), _run(write_config(splits={"seed": 5}))
+    with pytest.raises(PolicyIntegrityError, match=r"policy\.json was replaced by another process"):
+        write_documents(first, load_config(write_config()))
+    assert not (tmp_path / "policy" / "report.html").exists()
+    write_documents(second, load_config(write_config(splits={"seed": 5})))
 
 
 def _invoke(*arguments: str | Path) -> Result:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from click.testing import Result
 from faulty.policies import write_plain_policy
+from faulty.writers import holding
 from typer.testing import CliRunner
 
 from calibrate.cli import app
 from ctd_guardrail.policy.budget import max_exceedances
+from ctd_guardrail.policy.lock import LOCK_FILE
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import CalibrationScores, read_policy
 
@@ -40,7 +42,7 @@ def policy(tmp_path: Path) -> Path:
 
 
 def test_the_new_certificate_comes_from_the_traffic_and_the_old_policy_is_kept(policy: Path, tmp_path: Path) -> None:
-    before = {path.name: path.read_bytes() for path in policy.iterdir()}
+    before = {path.name: path.read_bytes() for path in policy.iterdir() if path.name != LOCK_FILE}
     result, answer = _run(policy, _scores(tmp_path / "traffic.csv", 2000, seed=1))
     assert result.exit_code == 0
     assert answer["k"] == max_exceedances(2000, 0.1, spent_delta(0.05, 1))
@@ -120,3 +122,16 @@ def test_tampered_traffic_scores_are_refused(policy: Path, tmp_path: Path) -> No
     result, _ = _run(policy, _scores(tmp_path / "2.csv", 2000, seed=2))
     assert result.exit_code == 2
     assert "traffic.d" in result.stderr
+
+
+def test_a_policy_that_another_process_writes_is_left_alone(policy: Path, tmp_path: Path) -> None:
+    before = (policy / "policy.json").read_bytes()
+    scores = _scores(tmp_path / "traffic.csv", 2000, seed=1)
+    with holding(policy):
+        result, _ = _run(policy, scores)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert str(policy / LOCK_FILE) in result.stderr
+    assert "Wait until it has ended" in result.stderr
+    assert (policy / "policy.json").read_bytes() == before
+    assert not (policy / "history").exists()
+    assert _run(policy, scores)[0].exit_code == 0

@@ -63,7 +63,7 @@ def test_what_is_read_is_what_was_written(policy: Policy, tmp_path: Path) -> Non
     assert np.array_equal(again.probe["0.weight"], policy.probe["0.weight"])
     for column in ("d", "p", "expert", "label"):
         assert np.array_equal(getattr(again.calibration, column), getattr(policy.calibration, column))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.lock", "policy.safetensors"]
 
 
 def test_arrays_in_any_memory_layout_come_back_as_they_were(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_writer_that_is_killed_leaves_the_old_policy_or_the_new_one(
     np.testing.assert_array_equal(read_policy(tmp_path).probe["0.weight"], expected["0.weight"])
     write_policy(tmp_path, manifest(), PROBE, policy.calibration)
     np.testing.assert_array_equal(read_policy(tmp_path).probe["0.weight"], PROBE["0.weight"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.lock", "policy.safetensors"]
 
 
 def test_rows_are_sorted_together() -> None:

@@ -16,6 +16,7 @@ from calibrate.cli import app
 from calibrate.config import PriceConfig
 from calibrate.report.reproducibility import read_prices
 from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.policy.lock import LOCK_FILE
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def folder(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_report_card_and_recipe_beside_the_policy(folder: Path) -> None:
-    names = {path.name for path in (folder / "policy").iterdir()}
+    names = {path.name for path in (folder / "policy").iterdir()} - {LOCK_FILE}
     assert names == {"policy.json", "policy.safetensors", "report.html", "MODEL_CARD.md", "reproducibility.json"}
 
 
