@@ -14,8 +14,8 @@ from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.spec import ProbeSpec
 
 __all__ = [
+    "DESCRIBES",
     "FORMAT",
-    "PINS",
     "CalibrationRecord",
     "DataRecord",
     "Manifest",
@@ -26,8 +26,14 @@ __all__ = [
 
 FORMAT: Literal[1] = 1
 
-PINS: Final = frozenset({"activations", "fingerprint", "probe", "normaliser", "context", "expert", "tensors_sha256"})
-"""What the scores of an input depend on, and with them the certificate."""
+DESCRIBES: Final = frozenset({"created_at", "versions", "data", "training", "evaluation"})
+"""Fields that say how the policy was made. No decision depends on them, and they may be edited. Every other field is
+hashed, also one that a later version adds."""
+
+_EARLIER_PINS: Final = frozenset(
+    {"activations", "fingerprint", "probe", "normaliser", "context", "expert", "tensors_sha256"}
+)
+"""What earlier versions hashed: what the scores depend on, but neither the rule for a verdict nor the budget."""
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
@@ -152,7 +158,7 @@ class Manifest(BaseModel):
         training: How the probes were chosen: alternatives and their cross-validated scores.
         evaluation: Figures on the test split.
         tensors_sha256: Hash of policy.safetensors.
-        pins_sha256: Hash of the fields :data:`PINS`, so that none of them is edited by mistake.
+        pins_sha256: Hash of all fields that a decision depends on, so that none of them is edited by mistake.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -179,6 +185,14 @@ class Manifest(BaseModel):
 
     def hash_pins(self) -> str:
         """Return what ``pins_sha256`` has to be."""
+        return self._hash(set(type(self).model_fields) - DESCRIBES - {"pins_sha256"})
+
+    @property
+    def is_of_an_earlier_version(self) -> bool:
+        """Whether the hash is one that earlier versions wrote, which covers only a part of what decisions depend on."""
+        return self.pins_sha256 == self._hash(set(_EARLIER_PINS))
+
+    def _hash(self, fields: set[str]) -> str:
         # Without defaults, so that a later version's new settings leave the hash of older policies as it is.
-        pins = self.model_dump_json(include=set(PINS), exclude_defaults=True)
+        pins = self.model_dump_json(include=fields, exclude_defaults=True)
         return hashlib.sha256(pins.encode()).hexdigest()

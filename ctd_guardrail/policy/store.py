@@ -24,7 +24,7 @@ from ctd_guardrail.policy.files import (
     read_tensors,
     write_files,
 )
-from ctd_guardrail.policy.manifest import PINS, Manifest
+from ctd_guardrail.policy.manifest import DESCRIBES, Manifest
 from ctd_guardrail.probes.spec import check_tensors
 
 __all__ = [
@@ -163,7 +163,7 @@ def read_policy(folder: Path) -> Policy:
 
     Raises:
         PolicyFormatError: The folder, a file, a field or a tensor is missing or malformed.
-        PolicyIntegrityError: The tensors, or what the scores depend on, are not those that it was written with.
+        PolicyIntegrityError: The tensors, or what decisions depend on, are not those that it was written with.
     """
     try:
         manifest = Manifest.model_validate(read_json(folder / MANIFEST_FILE))
@@ -175,8 +175,15 @@ def read_policy(folder: Path) -> Policy:
             hint="Calibrate again with this version, or use the version that wrote the policy",
         ) from error
     if manifest.hash_pins() != manifest.pins_sha256:
+        if manifest.is_of_an_earlier_version:
+            raise PolicyIntegrityError(
+                f"{folder / MANIFEST_FILE} was written by an earlier version, whose hash leaves out a part of what "
+                "decisions depend on",
+                hint="Run `ctd-calibrate run` again: it goes on from what was saved and asks no expert score twice",
+            )
         raise PolicyIntegrityError(
-            f"{folder / MANIFEST_FILE} was changed in what the scores depend on: {', '.join(sorted(PINS))}",
+            f"{folder / MANIFEST_FILE} was changed in something that decisions depend on: only "
+            f"{', '.join(sorted(DESCRIBES))} may be edited",
             hint="Copy the policy again, or calibrate one with these settings",
         )
     blob = read_tensors(folder, sha256=manifest.tensors_sha256)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from faulty.artefacts import edit
 from faulty.policies import write_plain_policy
 from faulty.writers import holding
 from typer.testing import CliRunner
@@ -116,9 +117,7 @@ def test_a_bad_row_is_named_and_the_policy_unchanged(policy: Path, tmp_path: Pat
 
 def test_tampered_traffic_scores_are_refused(policy: Path, tmp_path: Path) -> None:
     _run(policy, _scores(tmp_path / "1.csv", 2000, seed=1))
-    manifest = json.loads((policy / "policy.json").read_text())
-    manifest["recalibrations"] = []
-    (policy / "policy.json").write_text(json.dumps(manifest))
+    edit(policy, recalibrations=[])  # and hashed again
     result, _ = _run(policy, _scores(tmp_path / "2.csv", 2000, seed=2))
     assert result.exit_code == 2
     assert "traffic.d" in result.stderr

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from apps import guard_of
+from faulty.artefacts import edit
 from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
@@ -201,8 +202,7 @@ def test_a_policy_that_changed_on_disk_is_taken_by_the_next_app_with_the_same_mo
     shutil.copytree(rail_policy, tmp_path / "policy")
     folder = make_rail_folder(policy=str(tmp_path / "policy"))
     old = app_for(folder)
-    manifest = tmp_path / "policy" / "policy.json"
-    manifest.write_text(manifest.read_text().replace('"decision_threshold": 0.5', '"decision_threshold": 0.05'))
+    edit(tmp_path / "policy", decision_threshold=0.05)
     new = app_for(folder)
     assert guard_of(new) is not guard_of(old)
     assert engine_of(new) is engine_of(old)
@@ -213,8 +213,7 @@ def test_configurations_in_two_folders_do_not_leak_into_each_other(
     make_rail_folder: Callable[..., Path], rail_policy: Path, tmp_path: Path
 ) -> None:
     strict = shutil.copytree(rail_policy, tmp_path / "strict")
-    manifest = strict / "policy.json"
-    manifest.write_text(manifest.read_text().replace('"decision_threshold": 0.5', '"decision_threshold": 0.05'))
+    edit(strict, decision_threshold=0.05)
     one = make_rail_folder(policy="policy")
     two = shutil.copytree(one, tmp_path / "other")
     (one / "policy").symlink_to(rail_policy)

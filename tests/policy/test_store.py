@@ -1,6 +1,5 @@
 import contextlib
 import datetime as dt
-import json
 from pathlib import Path
 from typing import Any
 
@@ -187,27 +186,6 @@ def test_a_changed_tensor_file_is_an_integrity_error(tmp_path: Path) -> None:
     )
     (tmp_path / "policy.safetensors").write_bytes((other / "policy.safetensors").read_bytes())
     with pytest.raises(PolicyIntegrityError):
-        read_policy(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("activations", {"model": "other", "layers": [1], "site": "residual"}),
-        ("activations", {"model": "m", "revision": "other", "layers": [1], "site": "residual"}),
-        ("activations", {"model": "m", "layers": [1], "site": "residual", "dtype": "bfloat16"}),
-        ("probe", {"features": ["length"]}),
-        ("normaliser", "0"),
-        ("context", "last_turn"),
-        ("expert", "judge-2"),
-    ],
-)
-def test_what_the_scores_depend_on_is_not_edited_by_hand(
-    policy: Policy, tmp_path: Path, field: str, value: Any
-) -> None:
-    path = tmp_path / "policy.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    with pytest.raises(PolicyIntegrityError, match="changed in what the scores depend on"):
         read_policy(tmp_path)
 
 
