@@ -32,7 +32,7 @@ def serve(
     token_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable with the bearer token to ask for.")
     ] = None,
-    scores: Annotated[bool, typer.Option("--scores", help="Answer with p, d and the expert's score as well.")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Answer with scores and time taken as well.")] = False,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Largest body.")] = _DEFAULTS.limits.body_bytes,
     max_messages: Annotated[
         int, typer.Option(min=1, help="Most messages of a conversation, or contents of a call.")

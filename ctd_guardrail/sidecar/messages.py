@@ -58,7 +58,8 @@ class CheckAnswer(BaseModel):
         receipt: Proof of a refusal, to go back as ``metadata.ctd_receipt`` of the message that shows it to the user;
             absent without ``receipt_key_env``.
         request_id: The request's ``X-Request-Id``, or one that was made for it.
-        latency_ms: Time that the guard took.
+        latency_ms: Time that the guard took; where scores are shown. A turn that was judged before takes none, so it
+            tells whether the same turn has been sent, by anyone.
         p: Safety probe, P(unsafe); where scores are shown.
         d: Delegation value; where scores are shown.
         p_expert: Expert, P(unsafe); where scores are shown and it was asked.
@@ -73,7 +74,7 @@ class CheckAnswer(BaseModel):
     on_failure: FailurePolicy | None = None
     receipt: str | None = None
     request_id: str
-    latency_ms: float
+    latency_ms: float | None = None
     p: float | None = None
     d: float | None = None
     p_expert: float | None = None
@@ -91,11 +92,11 @@ class CheckAnswer(BaseModel):
             on_failure=decision.on_failure,
             receipt=decision.receipt if decision.is_blocking else None,
             request_id=request_id,
-            latency_ms=round(decision.timings.total_ms, 3),
         )
         if not show_scores:
             return answer
-        return answer.model_copy(update={"p": decision.p, "d": decision.d, "p_expert": decision.p_expert})
+        shown = {"p": decision.p, "d": decision.d, "p_expert": decision.p_expert}
+        return answer.model_copy(update={"latency_ms": round(decision.timings.total_ms, 3), **shown})
 
 
 class ContentsRequest(BaseModel):

@@ -38,7 +38,7 @@ class ServeSettings:
         port: Port; 0 takes a free one.
         token: Bearer token that requests must carry; None: none is asked for.
         limits: Where requests are refused.
-        show_scores: Whether answers carry p, d and the expert's score.
+        show_scores: Whether answers carry p, d, the expert's score and the time that the guard took.
         drain_delay_s: After SIGTERM, seconds in which requests are still taken while ``/health/ready`` says no.
         drain_deadline_s: Then, seconds in which running requests may end.
         tls_cert: Certificate chain (PEM); None: plain HTTP.

@@ -30,8 +30,22 @@ def test_check_answers_with_verdict_route_and_reason(
             assert (answer["verdict"], answer["route"], answer["reason"]) == (verdict, route, reason)
             assert answer["failed"] is False
             assert answer["request_id"] == response.headers["X-Request-Id"] == "an-id-of-mine"
-            assert set(answer) == {"verdict", "mode", "route", "reason", "failed", "request_id", "latency_ms"}
+            assert set(answer) == {"verdict", "mode", "route", "reason", "failed", "request_id"}
     assert judge.calls - asked in {2, 4}  # a judgement may be remembered
+
+
+def test_an_answer_does_not_tell_whether_the_same_turn_was_sent_before(
+    make_rail_folder: Callable[..., Path], make_sidecar: Callable[..., Any]
+) -> None:
+    sidecar = make_sidecar(make_rail_folder())
+    for text, *_ in VERDICTS:
+        first, again = (httpx.post(f"{sidecar.url}/v1/check", json={"text": text}) for _ in range(2))
+        assert sidecar.service.stats()["recalled"]
+        told = [
+            (response.status_code, {**response.json(), "request_id": None}, sorted(response.headers.keys()))
+            for response in (first, again)
+        ]
+        assert told[0] == told[1]
 
 
 def test_scores_are_shown_where_the_operator_says_so(
@@ -41,6 +55,7 @@ def test_scores_are_shown_where_the_operator_says_so(
     answer = httpx.post(f"{sidecar.url}/v1/check", json={"text": "an odd and harmful wish"}).json()
     assert (round(answer["p"], 3), round(answer["d"], 3)) == (0.1, 0.9)
     assert answer["p_expert"] == pytest.approx(0.98)
+    assert answer["latency_ms"] > 0
     assert answer["request_id"]
 
 
