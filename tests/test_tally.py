@@ -37,7 +37,7 @@ def test_an_observer_is_told_of_all_that_is_counted() -> None:
     tally.count_audit(missed=True)
     tally.count_expert_attempts(2, 30)
     tally.count_recalled()
-    tally.count_unscreened_call("llmrails")
+    tally.count_unscreened_call("unknown")
     assert recorder.seen == [
         (decision, "digest"),
         (decision, None),
@@ -45,7 +45,7 @@ def test_an_observer_is_told_of_all_that_is_counted() -> None:
         (True,),
         (2, 30),
         (),
-        ("llmrails",),
+        ("unknown",),
     ]
     counts = tally.snapshot()
     assert (counts.total, counts.expert_attempts, counts.recalled, counts.unscreened_calls) == (2, 2, 1, 1)

@@ -22,8 +22,9 @@ __all__ = ["DOORS", "METER", "Metrics", "default_meter"]
 
 METER: Final = "ctd_guardrail"
 
-DOORS: Final = ("llmrails", "iorails", "sidecar", "other")
-"""Where calls of the main LLM are seen; any other word is counted as ``other``."""
+DOORS: Final = ("unknown", "client_options", "other")
+"""How a request came to the main LLM without a verdict: outside of every door that the gate knows, or because the
+operator allows clients to switch the rail off. Any further word is counted as ``other``."""
 
 _GUARD: Final = ("guard", "policy")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

@@ -97,9 +97,9 @@ def test_calls_of_the_main_model_without_a_verdict_are_counted_from_zero(
         return {point.attributes["door"]: point.value for point in found}
 
     assert totals() == dict.fromkeys(DOORS, 0)
-    metrics.unscreened("iorails")
+    metrics.unscreened("unknown")
     metrics.unscreened("a word of some caller")
-    assert totals() == {**dict.fromkeys(DOORS, 0), "iorails": 1, "other": 1}
+    assert totals() == {**dict.fromkeys(DOORS, 0), "unknown": 1, "other": 1}
 
 
 def test_calls_tokens_and_recalled_turns_are_counted(metrics: Metrics, reader: InMemoryMetricReader) -> None:

@@ -185,13 +185,13 @@ def test_a_call_without_a_verdict_reaches_the_metrics_of_its_guard(make_rail_fol
     watch = guard.cascade.watch
     assert watch is not None
     watch._metrics = Metrics(watch.facts.labels, meter=MeterProvider([reader := InMemoryMetricReader()]).get_meter("t"))
-    guard.cascade.tally.count_unscreened_call("llmrails")
+    guard.cascade.tally.count_unscreened_call("unknown")
     data = reader.get_metrics_data()
     assert data is not None
     metrics: Any = data.resource_metrics[0].scope_metrics[0].metrics
     (counted,) = [metric for metric in metrics if metric.name == "ctd.unscreened_calls"]
     totals = {point.attributes["door"]: point.value for point in counted.data.data_points}
-    assert totals == {**dict.fromkeys(DOORS, 0), "llmrails": 1}
+    assert totals == {**dict.fromkeys(DOORS, 0), "unknown": 1}
     assert guard.cascade.tally.snapshot().unscreened_calls == 1
 
 

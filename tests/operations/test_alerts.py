@@ -65,7 +65,7 @@ SCENES: Final[dict[str, tuple[set[str], Event]]] = {
     "calm": (set(), lambda *_: None),
     "not ready": ({"CtdNotReady"}, once(become_unready)),
     "bypass": ({"CtdBypass"}, once(Station.bypass)),
-    "unscreened call": ({"CtdUnscreenedCall"}, once(lambda station: station.metrics.unscreened("llmrails"))),
+    "unscreened call": ({"CtdUnscreenedCall"}, once(lambda station: station.metrics.unscreened("unknown"))),
     "rate": ({"CtdRateAlarm"}, once(Station.delegate)),
     "drift": ({"CtdScoreDrift"}, once(Station.drift)),
     "missed harm": ({"CtdMissedHarm"}, once(Station.miss)),
