@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = [
     path.relative_to(ROOT) for package in ("ctd_guardrail", "calibrate") for path in (ROOT / package).rglob("*.py")
 ]
-# The one file behind which a library stands.
-OWN_OF = {"redis_store.py": ["redis"], "lock.py": ["filelock"]}
+# The files behind which a library stands.
+OWN_OF = {"redis_store.py": ["redis"], "lock.py": ["filelock"], "kept_monitors.py": ["filelock"]}
 SOURCES = [*MODULES, *(path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py"))]
 
 

@@ -13,12 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.guards.monitors import Monitors, MonitorSettings
 from ctd_guardrail.guards.state import fingerprint
-from ctd_guardrail.guards.state_file import FileLock, read_state, write_state, write_whole
+from ctd_guardrail.guards.state_file import read_state, write_state, write_whole
 from ctd_guardrail.policy.budget import sort_scores
 
 __all__ = ["KeptMonitors"]
@@ -69,9 +70,10 @@ class KeptMonitors:
         self._save_every_s = save_every_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._writer = None if folder is None else FileLock(folder / f"monitors-{key}.lock")
-        if self._writer is not None:
-            weakref.finalize(self, self._writer.release)
+        self._writer: FileLock | None = None
+        if folder is not None:
+            self._writer = FileLock(folder / f"monitors-{key}.lock", blocking=False, thread_local=False)
+            weakref.finalize(self, self._writer.release, force=True)
         self._has_said_that_another_writes = False
         self._said: set[str] = set()
         self._is_saved = False
@@ -123,16 +125,22 @@ class KeptMonitors:
             self._is_saved, self._has_changed = True, False
 
     def _may_write(self) -> bool:
+        if self._writer is None or self._writer.is_locked:
+            return True
         try:
-            if self._writer is None or self._writer.take():
-                return True
+            Path(self._writer.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            self._writer.acquire()
+        except Timeout:
+            if not self._has_said_that_another_writes:
+                self._has_said_that_another_writes = True
+                log.warning(
+                    "another process writes %s: these monitors are not saved as long as it does", self.state_file
+                )
+            return False
         except OSError as error:
             log.error("the monitors' state could not be saved to %s: %s", self.state_file, error.strerror)  # noqa: TRY400
             return False
-        if not self._has_said_that_another_writes:
-            self._has_said_that_another_writes = True
-            log.warning("another process writes %s: these monitors are not saved as long as it does", self.state_file)
-        return False
+        return True
 
     def _read(self) -> Monitors | None:
         if self.state_file is None:

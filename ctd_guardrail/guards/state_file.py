@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
-from typing import BinaryIO
 
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.guards.state import State
 
-if sys.platform != "win32":
-    import fcntl
-
-__all__ = ["FileLock", "read_state", "write_state", "write_whole"]
+__all__ = ["read_state", "write_state", "write_whole"]
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -56,45 +51,3 @@ def read_state(file: Path) -> State | None:
     if not isinstance(state, dict):
         raise DataError("is not a JSON object", file=file, hint="Remove it: the monitors then begin anew")
     return state
-
-
-class FileLock:
-    """Held by one owner at a time, in whatever process, and let go of when the process ends, however it does.
-
-    Where the platform has no such locks (Windows), everybody holds it.
-
-    Args:
-        file: The lock; its folder is made when it is taken.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._stream: BinaryIO | None = None
-
-    def take(self) -> bool:
-        """Return whether it is held, after trying to take it.
-
-        Raises:
-            OSError: The file cannot be opened.
-        """
-        if self._stream is None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            stream = self._file.open("ab")
-            try:
-                _lock(stream.fileno())
-            except BlockingIOError:
-                stream.close()
-                return False
-            self._stream = stream
-        return True
-
-    def release(self) -> None:
-        """Let go of it."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform != "win32":
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

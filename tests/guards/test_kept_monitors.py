@@ -1,7 +1,6 @@
 import gc
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -137,7 +136,6 @@ def test_an_alarm_is_said_once_and_outlives_the_process(tmp_path: Path, caplog: 
     assert "alarm rate" in caplog.text
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no locks there")
 def test_of_two_that_share_a_folder_one_writes_and_the_other_says_so_until_the_first_has_gone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
