@@ -53,7 +53,7 @@ def test_an_impossible_risk_is_named_with_what_would_be_feasible(
     with pytest.raises(InfeasibleBudgetError, match=r"fnr of at most 0\.001.*would have met: ") as error:
         calibrated(make_rows, write_rows, write_config, method="structured", risk={"metric": "fnr", "max": 0.001})
     assert "fnr of at most 0." in error.value.hint
-    assert not (tmp_path / "policy").exists()
+    assert not (tmp_path / "policy" / "policy.json").exists()
 
 
 @pytest.mark.parametrize(
