@@ -163,7 +163,7 @@ def test_every_alert_has_a_scene() -> None:
     assert shown | {"CtdAbsent"} == {rule["alert"] for rule in RULES}
 
 
-def test_what_senders_can_cause_pages_nobody() -> None:
+def test_what_senders_can_cause_does_not_page() -> None:
     severity = {rule["alert"]: rule["labels"]["severity"] for rule in RULES}
     assert severity["CtdProvoked"] == "ticket"
     assert {alert for alert, each in severity.items() if each == "page"} == {
