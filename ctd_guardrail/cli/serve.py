@@ -40,6 +40,16 @@ def serve(
     max_concurrency: Annotated[
         int, typer.Option(min=1, help="Most requests under way; one more gets 503 and Retry-After.")
     ] = _DEFAULTS.limits.concurrency,
+    max_connections: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Most open connections, idle ones too; by default what the limit of open files (ulimit -n) leaves.",
+        ),
+    ] = _DEFAULTS.limits.connections,
+    header_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a client gets to send a request's headers.")
+    ] = _DEFAULTS.limits.header_s,
     drain_delay: Annotated[
         float, typer.Option(min=0, help="Seconds after SIGTERM in which requests are still taken.")
     ] = _DEFAULTS.drain_delay_s,
@@ -57,7 +67,7 @@ def serve(
 
     POST /v1/check: {"messages": [...]} or {"text": "..."} to verdict, route and reason
 
-    POST /api/v1/text/contents: the FMS detector API, for `engine: fms`
+    POST /api/v1/text/contents and /api/v1/text/chat, GET /health: the FMS detector API, for `engine: fms`
 
     GET /v1/stats: counts of decisions. GET /health/live, /health/ready. GET /metrics, with --metrics
 
@@ -78,13 +88,25 @@ def serve(
                 raise DependencyError(
                     f"package {package!r} is not installed", hint="Run: pip install 'ctd-guardrail[serve]'"
                 )
+        if max_connections is not None and max_connections <= max_concurrency:
+            raise ConfigError(
+                f"{max_connections} connections cannot carry {max_concurrency} requests under way and health checks",
+                key="--max-connections",
+                hint="Give more than --max-concurrency, or lower that",
+            )
         if (tls_cert is None) != (tls_key is None):
             raise ConfigError("HTTPS takes both", key="--tls-cert, --tls-key", hint="Give certificate and key")
         settings = ServeSettings(
             host=host,
             port=port,
             token=None if token_env is None else _read_token(token_env),
-            limits=Limits(body_bytes=max_body_bytes, messages=max_messages, concurrency=max_concurrency),
+            limits=Limits(
+                body_bytes=max_body_bytes,
+                header_s=header_timeout,
+                messages=max_messages,
+                concurrency=max_concurrency,
+                connections=max_connections,
+            ),
             show_scores=scores,
             drain_delay_s=drain_delay,
             drain_deadline_s=drain_deadline,

@@ -13,9 +13,18 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ctd_guardrail.sidecar.gate import METRICS, REQUEST_ID
-from ctd_guardrail.sidecar.messages import CheckAnswer, CheckRequest, ContentsRequest, Detection, detections
-from ctd_guardrail.sidecar.service import Service
-from ctd_guardrail.sidecar.settings import Problem, ServeSettings
+from ctd_guardrail.sidecar.messages import (
+    ChatRequest,
+    CheckAnswer,
+    CheckRequest,
+    ContentDetection,
+    ContentsRequest,
+    Detection,
+    content_detections,
+    detections,
+)
+from ctd_guardrail.sidecar.service import Service, Status
+from ctd_guardrail.sidecar.settings import DETECTOR, Problem, ServeSettings
 
 __all__ = ["create_api"]
 
@@ -45,19 +54,43 @@ def create_api(service: Service, settings: ServeSettings) -> FastAPI:
         decision = await service.check(messages, body.overrides, principal=_principal(request, service))
         return CheckAnswer.of(decision, _request_id(request), show_scores=settings.show_scores)
 
-    @api.post("/api/v1/text/contents")
-    async def text_contents(body: ContentsRequest, request: Request) -> list[list[Detection]]:
+    @api.post(f"{DETECTOR}contents")
+    async def text_contents(body: ContentsRequest, request: Request) -> list[list[ContentDetection]]:
         """Screen texts, as a detector of the FMS API."""
         refuse_too_many(len(body.contents))
         turns = ([{"role": "user", "content": content}] for content in body.contents)
         principal = _principal(request, service)
         decisions = await asyncio.gather(*(service.check(messages, principal=principal) for messages in turns))
-        return [detections(decision, content) for decision, content in zip(decisions, body.contents, strict=True)]
+        return [content_detections(*found) for found in zip(decisions, body.contents, strict=True)]
+
+    @api.post(f"{DETECTOR}chat")
+    async def text_chat(body: ChatRequest, request: Request) -> list[Detection]:
+        """Screen a conversation, as a detector of the FMS API."""
+        refuse_too_many(len(body.messages))
+        return detections(await service.check(body.messages, principal=_principal(request, service)))
 
     @api.get("/v1/stats")
     async def stats() -> dict[str, Any]:
         """Count what was decided since the start."""
         return service.stats()
+
+    _add_health(api, service)
+    if settings.metrics is not None:
+        expose = settings.metrics
+
+        @api.get(METRICS, include_in_schema=False)
+        async def metrics() -> Response:
+            """Expose metrics to Prometheus."""
+            return Response(await asyncio.to_thread(expose), media_type=settings.metrics_type)
+
+    return api
+
+
+def _add_health(api: FastAPI, service: Service) -> None:
+    @api.get("/health")
+    async def health() -> dict[str, str]:
+        """Say that the process answers, and in the words of the FMS detector API whether traffic should come here."""
+        return {"status": "HEALTHY"} if service.is_ready else {"status": "UNHEALTHY", "reason": _why_not(service)}
 
     @api.get("/health/live")
     async def live() -> dict[str, str]:
@@ -70,20 +103,24 @@ def create_api(service: Service, settings: ServeSettings) -> FastAPI:
         note = {"alarms": service.alarms} if service.alarms else {}
         return JSONResponse({"status": service.status, **note}, 200 if service.is_ready else 503)
 
-    if settings.metrics is not None:
-        expose = settings.metrics
-
-        @api.get(METRICS, include_in_schema=False)
-        async def metrics() -> Response:
-            """Expose metrics to Prometheus."""
-            return Response(await asyncio.to_thread(expose), media_type=settings.metrics_type)
-
-    return api
-
 
 def _principal(request: Request, service: Service) -> str | None:
+    """Return the principal that a request names.
+
+    A gateway appends its header to what the client sent, as another line or behind a comma. Two of them mean that the
+    client has sent one of its own, and which of them a proxy has left in front is not ours to guess.
+    """
     header = service.principal_header
-    return None if header is None else request.headers.get(header)
+    if header is None:
+        return None
+    given = request.headers.getlist(header)
+    if len(given) > 1 or any("," in value for value in given):
+        raise Problem(400, "bad_principal", f"the header {header} names more than one principal")
+    return given[0] if given else None
+
+
+def _why_not(service: Service) -> str:
+    return f"alarms: {', '.join(service.alarms)}" if service.status is Status.READY else service.status
 
 
 def _request_id(request: Request) -> str:
@@ -92,7 +129,7 @@ def _request_id(request: Request) -> str:
 
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Problem)  # noqa: S101  # registered for this type
-    return JSONResponse(error.body(_request_id(request)), error.status, error.headers)
+    return JSONResponse(error.body(_request_id(request), path=request.url.path), error.status, error.headers)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""What a request passes before a byte of it is parsed: readiness, token, concurrency, size.
+"""What a request passes before a byte of it is parsed: readiness, token, size, concurrency.
 
 It stands outside of the web framework, so that no exception and no part of a body reaches the server's log.
 """
@@ -34,9 +34,11 @@ REQUEST_ID: Final = "ctd_request_id"
 METRICS: Final = "/metrics"
 """Path of the exposition for Prometheus."""
 
-_HEALTH: Final = "/health/"
+_HEALTH: Final = "/health"
 _ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CLOSE: Final = {"Connection": "close"}
+_BUFFERED: Final = 1 << 16
+"""Bytes of a body that the server reads ahead by itself: they are counted to no body."""
 
 
 class Gate:
@@ -54,6 +56,7 @@ class Gate:
         self._limits = settings.limits
         self._token = None if settings.token is None else _digest(settings.token.get_secret_value().encode())
         self._running = 0
+        self._read_bytes = 0  # of all bodies that have not ended, beyond what the server reads ahead
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""
@@ -69,8 +72,8 @@ class Gate:
         scope[REQUEST_ID] = request_id
         request.REQUEST_ID.set(request_id)  # for this connection's task alone
         path = scope["path"]
-        is_health, is_metrics = path.startswith(_HEALTH), path == METRICS
-        answer = _Answer(send, request_id, Counter() if is_health or is_metrics else self._service.refused)
+        is_health, is_metrics = path == _HEALTH or path.startswith(f"{_HEALTH}/"), path == METRICS
+        answer = _Answer(send, scope, self._service, counts=not (is_health or is_metrics))
         try:
             if is_metrics:
                 # Also while the guard is not ready: how long it has been loading is what one wants to know then.
@@ -89,11 +92,13 @@ class Gate:
         self._authorize(headers)
         if not self._service.is_serving:
             raise Problem(503, "not_ready", f"the guard is {self._service.status}", headers={"Retry-After": "1"})
+        body = await self._read(headers, receive)
+        # Not before the body is there: a slot would be held by a client that sends slowly.
         if self._running >= self._limits.concurrency:
-            raise Problem(503, "overloaded", "too many requests are under way", headers={"Retry-After": "1"})
+            raise _overloaded("too many requests are under way")
         self._running += 1
         try:
-            await self._run(scope, await self._read(headers, receive), receive, answer)
+            await self._run(scope, body, receive, answer)
         finally:
             self._running -= 1
 
@@ -115,6 +120,7 @@ class Gate:
         if int(headers.get(b"content-length", b"0")) > limit:  # the server has checked that it is a number
             raise too_large
         body = bytearray()
+        counted = 0
         try:
             async with asyncio.timeout(self._limits.body_s):
                 while True:
@@ -126,8 +132,14 @@ class Gate:
                         raise too_large
                     if not message.get("more_body"):
                         return bytes(body)
+                    growth = max(0, len(body) - _BUFFERED) - counted
+                    if self._read_bytes + growth > self._limits.concurrency * limit:
+                        raise _overloaded("too many long bodies are being sent", **_CLOSE)
+                    self._read_bytes, counted = self._read_bytes + growth, counted + growth
         except TimeoutError:
             raise Problem(408, "too_slow", "the body did not arrive in time", headers=_CLOSE) from None
+        finally:
+            self._read_bytes -= counted
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, answer: _Answer) -> None:
         """Let the API answer; where the client leaves, stop working for it."""
@@ -151,12 +163,16 @@ class Gate:
 
 
 class _Answer:
-    """Adds the request's id to the answer, counts refusals, and knows how far the answer has come."""
+    """Adds the request's id to the answer, counts refusals, and knows how far the answer has come.
 
-    def __init__(self, send: Send, request_id: str, refused: Counter[int]) -> None:
+    While the service drains, it also asks clients to take their next request elsewhere.
+    """
+
+    def __init__(self, send: Send, scope: Scope, service: Service, *, counts: bool) -> None:
         self._send = send
-        self._request_id = request_id
-        self._refused = refused
+        self._scope = scope
+        self._service = service
+        self._refused = service.refused if counts else Counter[int]()
         self._has_begun = False
         self.has_ended = False
 
@@ -165,7 +181,10 @@ class _Answer:
             self._has_begun = True
             if message["status"] >= HTTPStatus.BAD_REQUEST:
                 self._refused[message["status"]] += 1
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
+            headers = [*message.get("headers", ()), (b"x-request-id", self._scope[REQUEST_ID].encode())]
+            if self._service.is_draining and all(name.lower() != b"connection" for name, _ in headers):
+                headers.append((b"connection", b"close"))
+            message["headers"] = headers
         elif not message.get("more_body"):
             self.has_ended = True
         await self._send(message)
@@ -173,11 +192,15 @@ class _Answer:
     async def refuse(self, problem: Problem) -> None:
         if self._has_begun:
             return
-        body = json.dumps(problem.body(self._request_id)).encode()
+        body = json.dumps(problem.body(self._scope[REQUEST_ID], path=self._scope["path"])).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **problem.headers}
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": raw})
         await self.send({"type": "http.response.body", "body": body})
+
+
+def _overloaded(message: str, **headers: str) -> Problem:
+    return Problem(503, "overloaded", message, headers={"Retry-After": "1", **headers})
 
 
 def _digest(token: bytes) -> bytes:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
 
-__all__ = ["BLOCK_LABEL", "FAILURE_LABEL", "CheckAnswer", "CheckRequest", "ContentsRequest", "Detection", "detections"]
+__all__ = [
+    "BLOCK_LABEL",
+    "FAILURE_LABEL",
+    "ChatRequest",
+    "CheckAnswer",
+    "CheckRequest",
+    "ContentDetection",
+    "ContentsRequest",
+    "Detection",
+    "content_detections",
+    "detections",
+]
 
 BLOCK_LABEL = "ctd_block"
 """Label of every block; the one that clients must act upon."""
 
 FAILURE_LABEL = "ctd_failure"
 """Label of a second detection beside a block that the guard did not judge, but could not check."""
+
+_HALF_PAIR: Final = re.compile("[\ud800-\udfff]")
 
 
 class CheckRequest(BaseModel):
@@ -99,51 +113,87 @@ class CheckAnswer(BaseModel):
         return answer.model_copy(update={"latency_ms": round(decision.timings.total_ms, 3), **shown})
 
 
-class ContentsRequest(BaseModel):
-    """Body of ``POST /api/v1/text/contents``, the FMS detector API.
+class _DetectorRequest(BaseModel):
+    """What requests of the FMS detector API have in common.
 
     Attributes:
-        contents: Texts; each is screened as a conversation of one user turn.
         detector_params: Accepted and not used: the policy has the thresholds.
     """
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
+    detector_params: dict[str, Any] | None = None
+
+
+class ContentsRequest(_DetectorRequest):
+    """Body of ``POST /api/v1/text/contents``.
+
+    Attributes:
+        contents: Texts; each is screened as a conversation of one user turn.
+    """
+
     contents: Annotated[list[str], Field(min_length=1)]
-    detector_params: dict[str, Any] = {}
+
+
+class ChatRequest(_DetectorRequest):
+    """Body of ``POST /api/v1/text/chat``.
+
+    Attributes:
+        messages: Chat messages in the OpenAI form, oldest first, the input to screen last.
+        tools: Accepted and not used: definitions of tools are the app's own words.
+    """
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    tools: list[Any] | None = None
 
 
 class Detection(BaseModel):
-    """One detection of the FMS detector API.
+    """One detection of the FMS detector API, about a conversation.
 
     Attributes:
-        start: First character of the content that it is about.
-        end: The one after the last.
         detection: The decision's reason.
         detection_type: ``ctd_block``, or ``ctd_failure``.
         score: 1: a verdict, not a probability, so that no threshold of a client undoes it.
         metadata: Route and reason.
     """
 
-    start: int
-    end: int
     detection: Reason
     detection_type: str
     score: float = 1.0
     metadata: dict[str, str]
 
 
-def detections(decision: Decision, content: str) -> list[Detection]:
-    """Return what a detector says of a content: nothing where it is allowed.
+class ContentDetection(Detection):
+    """One detection of the FMS detector API, about a content.
 
-    A block is always ``ctd_block``. Where the guard could not check the content, ``ctd_failure`` stands beside it and
+    Attributes:
+        start: First character of the content that it is about.
+        end: The one after the last.
+        text: What stands there: the whole content.
+    """
+
+    start: int
+    end: int
+    text: str
+
+
+def detections(decision: Decision) -> list[Detection]:
+    """Return what a detector says of a conversation: nothing where it is allowed.
+
+    A block is always ``ctd_block``. Where the guard could not check the input, ``ctd_failure`` stands beside it and
     never instead of it: a client that knows one label only is closed either way.
     """
     if not decision.is_blocking:
         return []
     labels = [BLOCK_LABEL, *([FAILURE_LABEL] if decision.reason.is_failure else [])]
     metadata = {"route": decision.route.value, "reason": decision.reason.value}
+    return [Detection(detection=decision.reason, detection_type=label, metadata=metadata) for label in labels]
+
+
+def content_detections(decision: Decision, content: str) -> list[ContentDetection]:
+    """Return what a detector says of a content."""
+    # JSON parsers refuse half of a surrogate pair. What stands for it is one character long, as it is.
+    text = _HALF_PAIR.sub("\ufffd", content)
     return [
-        Detection(start=0, end=len(content), detection=decision.reason, detection_type=label, metadata=metadata)
-        for label in labels
+        ContentDetection(start=0, end=len(content), text=text, **dict(detection)) for detection in detections(decision)
     ]

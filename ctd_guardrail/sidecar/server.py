@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -17,7 +18,9 @@ import uvicorn
 
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.sidecar.api import create_api
+from ctd_guardrail.sidecar.connections import Connections, Listener, fit_to_descriptors
 from ctd_guardrail.sidecar.gate import Gate
+from ctd_guardrail.sidecar.protocol import Config
 from ctd_guardrail.sidecar.service import Service
 from ctd_guardrail.sidecar.settings import ServeSettings
 
@@ -86,21 +89,25 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _listen(settings: ServeSettings) -> socket.socket:
+def _listen(settings: ServeSettings) -> Listener:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {settings.host} port {settings.port} ({error.strerror})",
             key="--port",
             hint="Choose another port, or end what listens there",
         ) from error
+    return Listener(fileno=listener.detach())
 
 
-def _uvicorn_config(service: Service, settings: ServeSettings) -> uvicorn.Config:
-    return uvicorn.Config(
+def _uvicorn_config(service: Service, settings: ServeSettings) -> Config:
+    limits = fit_to_descriptors(settings.limits)
+    settings = replace(settings, limits=limits)
+    return Config(
         Gate(create_api(service, settings), service, settings),
+        Connections(limits, service.connections, idle_s=_KEEP_ALIVE_S),
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -117,12 +124,25 @@ def _uvicorn_config(service: Service, settings: ServeSettings) -> uvicorn.Config
 class _Server(uvicorn.Server):
     """Drains before it ends."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_delay_s: float) -> None:
+    def __init__(self, config: Config, service: Service, drain_delay_s: float) -> None:
         super().__init__(config)
+        self._connections = config.connections
         self._service = service
         self._drain_delay_s = drain_delay_s
         self._loop = asyncio.get_running_loop()
         self._is_draining = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take connections."""
+        for listener in sockets or ():
+            if isinstance(listener, Listener):
+                listener.connections = self._connections
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; the log says what it has not said yet."""
+        await super().shutdown(sockets)
+        self._connections.report()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
         """Begin to drain, or, where the user or the platform insists, end."""

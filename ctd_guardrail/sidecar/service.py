@@ -15,6 +15,7 @@ from ctd_guardrail.decision import Decision
 from ctd_guardrail.errors import CtdError, OverloadedError
 from ctd_guardrail.observability.service_metrics import show_service
 from ctd_guardrail.selftest import self_test
+from ctd_guardrail.sidecar.connections import ConnectionCounts
 from ctd_guardrail.standalone import StandaloneGuard, has_base_model_of, load_guard
 
 __all__ = ["Service", "Status"]
@@ -75,12 +76,14 @@ class Service:
         status: Where the service is in its life.
         reloads: Number of reloads that took effect.
         refused: Number of answers without a verdict since the start, by HTTP status.
+        connections: What is open, and what was closed since the start.
     """
 
     def __init__(self, folder: Path, *, test_again_s: float = _TEST_AGAIN_S) -> None:
         self.status = Status.LOADING
         self.reloads = 0
         self.refused: Counter[int] = Counter()
+        self.connections = ConnectionCounts()
         self._folder = folder
         self._test_again_s = test_again_s
         self._guard: _InService | None = None
@@ -93,6 +96,11 @@ class Service:
     def is_ready(self) -> bool:
         """Whether traffic should come here."""
         return self.status is Status.READY and not (self.alarms and self._asks_to_stop_at_alarms)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the service is about to end."""
+        return self.status is Status.DRAINING
 
     @property
     def alarms(self) -> list[str]:
@@ -225,8 +233,13 @@ class Service:
 
     def stats(self) -> dict[str, Any]:
         """Return counts since the start, or since the last reload, and the budget that they are measured by."""
+        connections = {
+            "open": self.connections.open,
+            "most": self.connections.most,
+            "closed": dict(sorted(self.connections.closed.items())),
+        }
         if self._guard is None:
-            return {"status": self.status}
+            return {"status": self.status, "connections": connections}
         counts = self._guard.cascade.tally.snapshot()
         planned = self._guard.loaded.planned
         return {
@@ -240,6 +253,7 @@ class Service:
             "recalled": counts.recalled,
             "unscreened_calls": counts.unscreened_calls,
             "refused": {str(status): count for status, count in sorted(self.refused.items())},
+            "connections": connections,
             "running": self.running,
             "reloads": self.reloads,
             "shadow": counts.shadow,
@@ -266,7 +280,7 @@ class Service:
         }
 
     def _become(self, status: Status) -> None:
-        if self.status is not status and self.status is not Status.DRAINING:  # draining is for good
+        if self.status is not status and not self.is_draining:  # draining is for good
             log.info("the guard is %s", status)
             self.status = status
 

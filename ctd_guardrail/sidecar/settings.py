@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import SecretStr
 
-__all__ = ["Limits", "Problem", "ServeSettings"]
+__all__ = ["DETECTOR", "Limits", "Problem", "ServeSettings"]
+
+DETECTOR: Final = "/api/v1/text/"
+"""Where the routes of the FMS detector API begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +22,19 @@ class Limits:
     Attributes:
         body_bytes: Size of a request's body, however it is sent.
         body_s: Seconds in which the whole body must have arrived.
+        header_s: Seconds in which a request's headers must have arrived, and before them the TLS handshake.
         messages: Messages of one conversation, or contents of one detector call.
-        concurrency: Requests under way at once.
+        concurrency: Requests under way at once. A request counts once its body is there.
+        connections: Open connections, idle ones among them; None: as many as the process has descriptors for, less
+            what it needs itself.
     """
 
     body_bytes: int = 1 << 20
     body_s: float = 10.0
+    header_s: float = 10.0
     messages: int = 256
     concurrency: int = 256
+    connections: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,7 @@ class Problem(Exception):  # noqa: N818  # an answer to the client, named as in 
         self.headers = dict(headers or {})
         super().__init__(message)
 
-    def body(self, request_id: str) -> dict[str, Any]:
-        """Return the answer's body."""
-        return {"error": {"code": self.code, "message": str(self)}, "request_id": request_id}
+    def body(self, request_id: str, *, path: str) -> dict[str, Any]:
+        """Return the answer's body. On the routes of the FMS detector API it has that API's fields as well."""
+        body = {"error": {"code": self.code, "message": str(self)}, "request_id": request_id}
+        return {"code": self.status, "message": str(self), **body} if path.startswith(DETECTOR) else body

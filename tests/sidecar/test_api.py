@@ -71,6 +71,7 @@ def test_a_detector_finds_nothing_in_what_is_allowed_and_a_block_in_what_is_not(
         {
             "start": 0,
             "end": len("a plain threat"),
+            "text": "a plain threat",
             "detection": "probe_unsafe",
             "detection_type": "ctd_block",
             "score": 1.0,
