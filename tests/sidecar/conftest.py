@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faulty.counting import CountingGuard
 from faulty.sidecar import Sidecar
 
+from ctd_guardrail.sidecar.service import Status
 from ctd_guardrail.sidecar.settings import ServeSettings
 
 
@@ -23,3 +26,22 @@ def make_sidecar() -> Iterator[Callable[..., Sidecar]]:
     yield make
     for sidecar in running:
         sidecar.stop()
+
+
+@pytest.fixture
+def gated(make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def make(principal: Any = None, **settings: Any) -> tuple[Any, CountingGuard]:
+        sidecar = make_sidecar(Path("nowhere"), loads=False, **settings)
+        guard = CountingGuard()
+        monkeypatch.setattr(sidecar.service, "check", guard.check)
+        loaded = SimpleNamespace(cascade=SimpleNamespace(principal=principal, watch=None))
+        monkeypatch.setattr(sidecar.service, "_guard", loaded)
+        monkeypatch.setattr(sidecar.service, "aclose", _nothing)
+        sidecar.service.status = Status.READY
+        return sidecar, guard
+
+    return make
+
+
+async def _nothing() -> None:
+    pass

@@ -1,74 +1,23 @@
 """What is refused before it is parsed, through a real server with a guard that only counts."""
 
-import asyncio
 import http.client
 import logging
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from faulty.counting import wait_for
 from pydantic import SecretStr
 
-from ctd_guardrail.decision import Decision, Reason, Route, Verdict
 from ctd_guardrail.sidecar.service import Status
 from ctd_guardrail.sidecar.settings import Limits
 
 BODY = {"text": "a canary of a text"}
-
-
-class CountingGuard:
-    """Stands in for the guard: takes its time, and knows what became of its calls."""
-
-    def __init__(self) -> None:
-        self.started = self.ended = self.cancelled = 0
-        self.seconds = 0.0
-        self.error: Exception | None = None
-
-    async def check(self, messages: Any, overrides: object = None, *, principal: object = None) -> Decision:
-        self.started += 1
-        try:
-            if self.error is not None:
-                raise self.error
-            await asyncio.sleep(self.seconds)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        self.ended += 1
-        return Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE)
-
-
-@pytest.fixture
-def gated(make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    def make(**settings: Any) -> tuple[Any, CountingGuard]:
-        sidecar = make_sidecar(Path("nowhere"), loads=False, **settings)
-        guard = CountingGuard()
-        monkeypatch.setattr(sidecar.service, "check", guard.check)
-        loaded = SimpleNamespace(cascade=SimpleNamespace(principal=None, watch=None))
-        monkeypatch.setattr(sidecar.service, "_guard", loaded)
-        monkeypatch.setattr(sidecar.service, "aclose", _nothing)
-        sidecar.service.status = Status.READY
-        return sidecar, guard
-
-    return make
-
-
-async def _nothing() -> None:
-    pass
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ class Sidecar:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         config = sidecar_server._uvicorn_config(self.service, self._settings)
+        self.gate: Any = config.app
         self._server = sidecar_server._Server(config, self.service, self._settings.drain_delay_s)
         starting = asyncio.create_task(self.service.start()) if self._loads else None
         await self._server.serve(sockets=[self._listener])
@@ -67,14 +68,23 @@ class Sidecar:
         assert not self._thread.is_alive()
 
 
+# A process that limits its own descriptors before it becomes the sidecar.
+LIMITED = (
+    "import resource, runpy, sys\n"
+    "most = int(sys.argv.pop(1))\n"
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\n"
+    "runpy.run_module('ctd_guardrail.cli', run_name='__main__')\n"
+)
+
+
 class SidecarProcess:
     """`ctd-guardrail serve`."""
 
-    def __init__(self, folder: Path, log: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, log: Path, *arguments: str, descriptors: int | None = None) -> None:
+        module = ["-m", "ctd_guardrail.cli"] if descriptors is None else ["-c", LIMITED, str(descriptors)]
         command = [
             sys.executable,
-            "-m",
-            "ctd_guardrail.cli",
+            *module,
             "serve",
             "--config",
             str(folder),
@@ -112,8 +122,10 @@ class SidecarProcess:
 
 
 @contextmanager
-def sidecar_process(folder: Path, log: Path, *arguments: str) -> Iterator[SidecarProcess]:
-    running = SidecarProcess(folder, log, *arguments)
+def sidecar_process(
+    folder: Path, log: Path, *arguments: str, descriptors: int | None = None
+) -> Iterator[SidecarProcess]:
+    running = SidecarProcess(folder, log, *arguments, descriptors=descriptors)
     try:
         yield running
     finally:

@@ -1,0 +1,40 @@
+"""A guard that only counts, and a wait that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ctd_guardrail.decision import Decision, Reason, Route, Verdict
+
+__all__ = ["CountingGuard", "wait_for"]
+
+
+class CountingGuard:
+    """Stands in for the guard: takes its time, and knows what became of its calls."""
+
+    def __init__(self) -> None:
+        self.started = self.ended = self.cancelled = 0
+        self.seconds = 0.0
+        self.error: Exception | None = None
+
+    async def check(self, messages: Any, overrides: object = None, *, principal: object = None) -> Decision:
+        self.started += 1
+        try:
+            if self.error is not None:
+                raise self.error
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        self.ended += 1
+        return Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
