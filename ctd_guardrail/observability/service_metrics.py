@@ -1,4 +1,4 @@
-"""OpenTelemetry metrics of a service: is it ready, how many requests are under way, what was refused at the door?"""
+"""OpenTelemetry metrics of a service: readiness, requests under way, connections, and what was refused at the door."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from ctd_guardrail.observability.metrics import default_meter
 __all__ = ["ObservedService", "register", "show_service"]
 
 
+class ObservedConnections(Protocol):
+    """Counts of a service's connections."""
+
+    open: int
+    closed: Counter[str]
+
+
 class ObservedService(Protocol):
     """What is read of a service, on the thread that exports metrics."""
 
@@ -29,6 +36,11 @@ class ObservedService(Protocol):
     @property
     def running(self) -> int:
         """Requests under way."""
+        ...
+
+    @property
+    def connections(self) -> ObservedConnections:
+        """Connections that are open, and those that the service closed."""
         ...
 
 
@@ -52,6 +64,10 @@ def register(meter: Meter) -> None:
     meter.create_observable_counter(
         "ctd.requests.refused", [_refused], description="Answers without a verdict, by HTTP status."
     )
+    meter.create_observable_gauge("ctd.connections.open", [_open], description="Open connections.")
+    meter.create_observable_counter(
+        "ctd.connections.closed", [_closed], description="Connections that the service closed, by reason."
+    )
     meter.create_observable_counter("ctd.reloads", [_reloads], description="Reloads that took effect.")
 
 
@@ -68,6 +84,18 @@ def _refused(_: CallbackOptions) -> Iterable[Observation]:
         Observation(count, {"status": str(status)})
         for service in list(_SERVICES)
         for status, count in (dict.fromkeys(_STATUSES, 0) | service.refused).items()
+    ]
+
+
+def _open(_: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(service.connections.open) for service in list(_SERVICES)]
+
+
+def _closed(_: CallbackOptions) -> Iterable[Observation]:
+    return [
+        Observation(count, {"reason": str(reason)})
+        for service in list(_SERVICES)
+        for reason, count in list(service.connections.closed.items())
     ]
 
 

@@ -72,7 +72,7 @@ class ConnectionCounts:
 
     open: int = 0
     most: int = 0
-    closed: Counter[Closed] = field(default_factory=Counter)
+    closed: Counter[str] = field(default_factory=Counter)
 
 
 def fit_to_descriptors(limits: Limits) -> Limits:

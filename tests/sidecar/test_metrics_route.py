@@ -1,6 +1,7 @@
 """The exposition for Prometheus, of a process of its own: a meter provider is set once in a process."""
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,6 +63,15 @@ def test_the_exposition_shows_what_was_decided_and_asks_for_the_token(serve: htt
     assert families["ctd_rate_inputs"].samples[0].value == 3
     assert {sample.labels["alarm"] for sample in families["ctd_alarm_raised"].samples} >= {"rate", "score_drift"}
     assert "secret" not in answer.text
+    assert families["ctd_connections_open"].samples[0].value >= 1
+    host, port = str(serve.base_url.host), serve.base_url.port
+    with socket.create_connection((host, port or 0)) as connection:
+        connection.sendall(b"no request\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert re.search(
+        r'^ctd_connections_closed_total\{.*reason="malformed".*\} 1\.0$', serve.get("/metrics").text, re.MULTILINE
+    )
+    assert serve.get("/v1/stats").json()["connections"]["closed"] == {"malformed": 1}
 
 
 def test_without_the_option_there_is_no_exposition(make_sidecar: Any, make_rail_folder: Callable[..., Path]) -> None:
