@@ -3,12 +3,11 @@
 import asyncio
 import json
 import logging
-import resource
 import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,40 +15,16 @@ from typing import Any
 import httpx
 import pytest
 from faulty.counting import wait_for
-from faulty.sidecar import sidecar_process
+from faulty.held import HELD, hold
 
 from ctd_guardrail.sidecar import connections as sidecar_connections
 from ctd_guardrail.sidecar.connections import Connection, ConnectionCounts, Connections
 from ctd_guardrail.sidecar.settings import Limits
 
-MANY = 1100
-DESCRIPTORS = 1024
-
-# What a client sends, and then nothing more.
-HELD = {
-    "nothing": b"",
-    "half of the headers": b"POST /v1/check HTTP/1.1\r\nHost: x\r\n",
-    "half of the body": b"POST /v1/check HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
-    "a request, once": b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a body that no route reads": b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
-}
 BODY = json.dumps({"text": "a plain question"}).encode()
 WHOLE = (
     b"POST /v1/check HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 ) + BODY
-
-
-def address(url: str) -> tuple[str, int]:
-    host, _, port = url.partition("://")[2].partition(":")
-    return host, int(port)
-
-
-def hold(stack: ExitStack, url: str, sent: bytes, number: int) -> list[socket.socket]:
-    """Open connections that send the same and then wait."""
-    held = [stack.enter_context(socket.create_connection(address(url), timeout=30)) for _ in range(number)]
-    for connection in held:
-        connection.sendall(sent)
-    return held
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -70,43 +45,6 @@ def answers(connection: socket.socket, word: bytes) -> bool:
         assert part, answer
         answer += part
     return True
-
-
-@pytest.fixture
-def _enough_descriptors() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= hard < 4096:
-        pytest.skip("the clients need more descriptors than this machine allows")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.usefixtures("_enough_descriptors")
-def test_more_half_open_requests_than_descriptors_leave_readiness_traffic_and_log_as_they_were(
-    make_rail_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    options = ("--header-timeout", "600", "--drain-delay", "0")  # the limit holds here, and not the deadline
-    with sidecar_process(make_rail_folder(), tmp_path / "log", *options, descriptors=DESCRIPTORS) as server:
-        server.wait_for(lambda: server.status() == 200)
-        lines = server.log.count("\n")
-        evicted = 0
-        for name, sent in HELD.items():
-            with ExitStack() as stack:
-                hold(stack, server.url, sent, MANY)
-                for text in ("a plain question", "an odd question"):
-                    assert server.status() == 200, name
-                    assert server.check(text)["verdict"] == "allow", name
-                seen = httpx.get(f"{server.url}/v1/stats").json()["connections"]
-                assert seen["open"] <= DESCRIPTORS - 200
-                assert seen["closed"]["evicted"] - evicted >= MANY - seen["most"], name
-                evicted = seen["closed"]["evicted"]
-        assert server.log.count("\n") - lines <= 3
-        server.popen.terminate()
-        assert server.popen.wait(60) == 0
-        assert f"{evicted} evicted" in server.log
-        assert "Traceback" not in server.log
-        assert "system resource" not in server.log
 
 
 @pytest.mark.parametrize("sent", HELD.values(), ids=HELD)

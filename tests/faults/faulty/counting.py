@@ -19,9 +19,11 @@ class CountingGuard:
         self.started = self.ended = self.cancelled = 0
         self.seconds = 0.0
         self.error: Exception | None = None
+        self.principals: list[object] = []
 
     async def check(self, messages: Any, overrides: object = None, *, principal: object = None) -> Decision:
         self.started += 1
+        self.principals.append(principal)
         try:
             if self.error is not None:
                 raise self.error

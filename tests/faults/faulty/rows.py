@@ -107,6 +107,12 @@ ROWS = (
         20,
     ),
     Row(
+        "held_connections",
+        "1,100 connections at a sidecar with 1,024 descriptors, silent or halfway through headers or body, or idle",
+        "readiness and traffic go on, and the log has at most three more lines",
+        500,
+    ),
+    Row(
         "hostile_artefact",
         "A policy folder from a stranger: pickle, .pt, zip bomb, ../, links, 4 GB header, overlaps, NaN, wrong hash",
         "refused, nothing in it runs, and memory grows by less than 64 MiB",
