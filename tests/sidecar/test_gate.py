@@ -48,7 +48,7 @@ def test_without_the_token_nothing_is_served_but_health(gated: Callable[..., Any
         assert response.json()["error"]["code"] == "unauthorized"
         assert "right" not in response.text
     assert guard.started == 0
-    for path in ("/health/live", "/health/ready"):
+    for path in ("/health", "/health/live", "/health/ready"):
         assert httpx.get(f"{sidecar.url}{path}", headers=headers).status_code == 200
 
 
@@ -167,6 +167,19 @@ def test_while_it_drains_it_asks_for_no_traffic_and_answers_what_comes(gated: Ca
     assert httpx.get(f"{sidecar.url}/health/ready").json() == {"status": "draining"}
     assert httpx.post(f"{sidecar.url}/v1/check", json=BODY).status_code == 200
     assert guard.ended == 1
+
+
+def test_while_it_drains_every_answer_asks_the_client_to_go_elsewhere(gated: Callable[..., Any]) -> None:
+    sidecar, _ = gated(token=SecretStr("right"))
+    asked = (("GET", "/health/live", {}), ("POST", "/v1/check", {"Authorization": "Bearer right"}), ("GET", "/x", {}))
+    with httpx.Client(base_url=sidecar.url) as client:
+        for method, path, headers in asked[:2]:
+            assert "connection" not in client.request(method, path, json=BODY, headers=headers).headers
+        sidecar.service.drain()
+        for method, path, headers in asked:
+            answer = client.request(method, path, json=BODY, headers=headers)
+            assert answer.headers.get_list("connection") == ["close"]
+    wait_for(lambda: sidecar.service.connections.open == 0)
 
 
 def test_what_was_never_ready_gives_no_verdict_while_it_drains(gated: Callable[..., Any]) -> None:
