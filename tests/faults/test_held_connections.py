@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,8 @@ import httpx
 import pytest
 from faulty.held import HELD, hold
 from faulty.sidecar import sidecar_process
+
+resource = pytest.importorskip("resource")  # not on Windows, where the limit does not hold
 
 MANY = 1100
 DESCRIPTORS = 1024

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import logging
+import os
 import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from faulty.counting import wait_for
 from faulty.held import HELD, hold
 
 from ctd_guardrail.sidecar import connections as sidecar_connections
-from ctd_guardrail.sidecar.connections import Connection, ConnectionCounts, Connections
+from ctd_guardrail.sidecar.connections import Connection, ConnectionCounts, Connections, Listener
 from ctd_guardrail.sidecar.settings import Limits
+
+resource = pytest.importorskip("resource")  # not on Windows, where the limit does not hold
 
 BODY = json.dumps({"text": "a plain question"}).encode()
 WHOLE = (
@@ -206,6 +209,65 @@ async def test_where_every_connection_is_being_answered_a_new_one_is_refused() -
     connections.report()
     for _, theirs in pairs:
         theirs.close()
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    listener = Listener(fileno=socket.create_server(("127.0.0.1", 0), backlog=128).detach())
+    listener.settimeout(0)
+    yield listener
+    listener.close()
+
+
+async def test_no_more_is_accepted_at_a_time_than_descriptors_are_kept_for(listener: Listener) -> None:
+    counts = ConnectionCounts()
+    listener.connections = Connections(Limits(connections=4), counts, idle_s=30.0)
+    taken = []
+    with ExitStack() as stack:
+        hold(stack, f"http://127.0.0.1:{listener.getsockname()[1]}", b"", 100)
+        # As the event loop does it: one after the other, before anything that has been dropped is closed.
+        with suppress(BlockingIOError):
+            while True:
+                taken.append(listener.accept()[0])
+        assert len(taken) == counts.open == 4 + 32
+        dropped = [connection for connection in taken if connection.is_dropped]
+        assert dropped == taken[:-4]
+        for connection in dropped:
+            connection.close()
+        taken.append(listener.accept()[0])
+        assert counts.open == 5
+    for connection in taken:
+        connection.close()
+    listener.connections.report()
+
+
+async def test_where_others_have_taken_the_descriptors_a_connection_gives_its_own(listener: Listener) -> None:
+    counts = ConnectionCounts()
+    listener.connections = Connections(Limits(connections=1000), counts, idle_s=30.0)
+    with ExitStack() as stack:
+        hold(stack, f"http://127.0.0.1:{listener.getsockname()[1]}", b"", 3)
+        first, _ = listener.accept()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first.fileno() + 1, hard))  # descriptors below are taken or free
+        others = []
+        try:
+            with suppress(OSError):
+                while True:
+                    others.append(os.dup(0))
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            assert (first.is_dropped, counts.closed) == (True, {"evicted": 1})
+            # There is nothing to give any more: the event loop waits a while, and logs it.
+            with pytest.raises(OSError, match="Too many open files"):
+                listener.accept()
+            first.close()
+            second, _ = listener.accept()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for other in others:
+                os.close(other)
+        second.close()
+    listener.connections.report()
 
 
 async def test_the_log_has_one_line_for_all_that_is_closed_in_a_minute(caplog: pytest.LogCaptureFixture) -> None:
