@@ -292,6 +292,7 @@ class Listener(socket.socket):
             if error.errno in _OUT_OF_DESCRIPTORS and self.connections.evict():
                 raise BlockingIOError(errno.EAGAIN, "descriptors have to be given back first") from error
             raise
+        # Its protocol is read from the descriptor, TCP by name: only then asyncio sets TCP_NODELAY.
         connection = Connection(fileno=taken.detach())
         if not self.connections.add(connection):
             connection.close()

@@ -134,6 +134,16 @@ def test_what_is_no_http_is_counted_and_not_logged(gated: Callable[..., Any], ca
     assert len(caplog.records) == before
 
 
+def test_an_answer_is_not_held_back_until_the_client_has_taken_its_head(gated: Callable[..., Any]) -> None:
+    sidecar, _ = gated()
+    with ExitStack() as stack:
+        (client,) = hold(stack, sidecar.url, HELD["a request, once"], 1)
+        assert answers(client, b'"live"')
+        (connection,) = sidecar.connections._open.values()
+        # Head and body are written one after the other: without this option the body waits for an acknowledgement.
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_slow_body_holds_no_slot(gated: Callable[..., Any]) -> None:
     sidecar, guard = gated(limits=Limits(concurrency=1))
     with ExitStack() as stack:

@@ -30,6 +30,9 @@ class Sidecar:
         self.service = Service(folder, test_again_s=0.05)
         self._settings = replace(settings, port=0)
         self._loads = loads
+        self._config = sidecar_server._uvicorn_config(self.service, self._settings)
+        self.gate: Any = self._config.app
+        self.connections = self._config.connections
         self._listener = sidecar_server._listen(self._settings)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -37,9 +40,7 @@ class Sidecar:
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
-        config = sidecar_server._uvicorn_config(self.service, self._settings)
-        self.gate: Any = config.app
-        self._server = sidecar_server._Server(config, self.service, self._settings.drain_delay_s)
+        self._server = sidecar_server._Server(self._config, self.service, self._settings.drain_delay_s)
         starting = asyncio.create_task(self.service.start()) if self._loads else None
         await self._server.serve(sockets=[self._listener])
         if starting is not None:
