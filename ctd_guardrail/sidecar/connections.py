@@ -18,6 +18,7 @@ from enum import Enum, StrEnum, auto
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
+from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.sidecar.settings import Limits
 
 try:
@@ -32,11 +33,14 @@ log = logging.getLogger(__name__)
 _RESERVE: Final = 256
 """Descriptors left to the expert, the cap store, files and the event loop."""
 
-_MOST: Final = 10_000
-"""Limit where the process may open any number of descriptors: a connection costs up to 64 KiB of buffers."""
+_MOST: Final = 4_096
+"""Limit where descriptors are plenty: a connection costs up to 64 KiB of buffers, so all of them 256 MiB."""
 
 _CLOSING: Final = 32
 """Connections beyond the limit that may be on their way out."""
+
+_LEAST_RESERVE: Final = 64 + _CLOSING
+"""Descriptors that a limit which the operator has set must leave."""
 
 _REPORT_S: Final = 60.0
 """Seconds between two lines in the log, however many connections were closed."""
@@ -79,10 +83,20 @@ def fit_to_descriptors(limits: Limits) -> Limits:
     """Return the limits with a number of connections that leaves the process descriptors for everything else.
 
     Fewer requests are under way than connections are open, so that there is always one to close for the next.
+
+    Raises:
+        ConfigError: The limit that was set leaves too few.
     """
+    descriptors = _descriptors()
     if limits.connections is not None:
+        if descriptors is not None and limits.connections > descriptors - _LEAST_RESERVE:
+            raise ConfigError(
+                f"{limits.connections} connections leave too few of {descriptors} descriptors for the expert and files",
+                key="--max-connections",
+                hint=f"Raise the limit of open files (ulimit -n), or give at most {descriptors - _LEAST_RESERVE}",
+            )
         return replace(limits, concurrency=max(1, min(limits.concurrency, limits.connections - 1)))
-    connections = _connections_for(_descriptors())
+    connections = _connections_for(descriptors)
     concurrency = max(1, min(limits.concurrency, connections * 3 // 4))
     if concurrency < limits.concurrency:
         log.warning(
@@ -235,7 +249,7 @@ class Connections:
             connection.transport.abort()
             return
         try:
-            connection.shutdown(socket.SHUT_RDWR)  # whoever holds the descriptor reads its end, and closes it
+            connection.shutdown(socket.SHUT_RDWR)  # the event loop reads the end, and closes the descriptor
         except OSError:
             log.debug("a connection was closed by its client already")
 

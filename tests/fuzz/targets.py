@@ -20,7 +20,7 @@ from ctd_guardrail.experts.verdict import p_unsafe_from_json, p_unsafe_from_logp
 from ctd_guardrail.normalise import normalise
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.store import read_policy
-from ctd_guardrail.sidecar.messages import CheckRequest, ContentsRequest
+from ctd_guardrail.sidecar.messages import ChatRequest, CheckRequest, ContentsRequest
 
 __all__ = ["TARGETS", "WORDS"]
 
@@ -148,12 +148,12 @@ def _write(manifest: bytes, blob: bytes) -> None:
 
 
 def _body(data: bytes) -> None:
-    for model in (CheckRequest, ContentsRequest):
+    for model in (CheckRequest, ContentsRequest, ChatRequest):
         try:
             request = model.model_validate_json(_json(data).encode("utf-8", "surrogatepass"))
         except ValidationError:
             continue
-        messages = request.conversation() if isinstance(request, CheckRequest) else []
+        messages = request.conversation() if isinstance(request, CheckRequest) else getattr(request, "messages", [])
         for text in getattr(request, "contents", ()):
             messages = [*messages, {"role": "user", "content": text}]
         for non_text in ("refuse", "drop", "mark"):

@@ -18,6 +18,7 @@ import pytest
 from faulty.counting import wait_for
 from faulty.held import HELD, hold
 
+from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.sidecar import connections as sidecar_connections
 from ctd_guardrail.sidecar.connections import Connection, ConnectionCounts, Connections, Listener
 from ctd_guardrail.sidecar.settings import Limits
@@ -196,6 +197,7 @@ def test_handshakes_that_do_not_end_count_and_have_a_deadline(gated: Callable[..
         held = hold(stack, url, b"", 40)
         assert httpx.get(f"{url}/health/live", verify=trusted).status_code == 200
         assert all(is_closed(connection) for connection in held)
+    wait_for(lambda: sidecar.service.connections.open == 0)
     closed = sidecar.service.connections.closed
     assert closed["evicted"] >= 32
     assert closed["too_slow"] >= 1
@@ -302,8 +304,8 @@ async def test_the_log_has_one_line_for_all_that_is_closed_in_a_minute(caplog: p
         (4096, 256, (3840, 256)),
         (256, 256, (128, 96)),
         (3, 256, (2, 1)),
-        (1_000_000, 256, (10_000, 256)),
-        (None, 256, (10_000, 256)),
+        (1_000_000, 256, (4_096, 256)),
+        (None, 256, (4_096, 256)),
     ],
 )
 def test_the_limit_leaves_descriptors_and_a_connection_that_may_be_closed(
@@ -312,5 +314,15 @@ def test_the_limit_leaves_descriptors_and_a_connection_that_may_be_closed(
     monkeypatch.setattr(sidecar_connections, "_descriptors", lambda: descriptors)
     limits = sidecar_connections.fit_to_descriptors(Limits(concurrency=concurrency))
     assert (limits.connections, limits.concurrency) == fitted
-    given = sidecar_connections.fit_to_descriptors(Limits(concurrency=concurrency, connections=10))
+
+
+def test_a_limit_that_was_set_holds_unless_it_takes_every_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = sidecar_connections.fit_to_descriptors
+    monkeypatch.setattr(sidecar_connections, "_descriptors", lambda: 1024)
+    given = fit(Limits(concurrency=256, connections=10))
     assert (given.connections, given.concurrency) == (10, 9)
+    assert fit(Limits(connections=928)).connections == 928
+    with pytest.raises(ConfigError, match="929 connections leave too few of 1024 descriptors"):
+        fit(Limits(connections=929))
+    monkeypatch.setattr(sidecar_connections, "_descriptors", lambda: None)
+    assert fit(Limits(connections=1_000_000)).connections == 1_000_000

@@ -74,6 +74,7 @@ def test_options_that_do_not_do_are_errors(
             (["--token-env", "SIDECAR_TOKEN"], "SIDECAR_TOKEN holds no token"),
             (["--tls-cert", "cert.pem"], "HTTPS takes both"),
             (["--max-connections", "256"], "--max-connections"),
+            (["--max-connections", "1000000000"], "too few of"),
             (["--max-connections", "8", "--max-concurrency", "8"], "8 connections cannot carry 8 requests"),
             (["--port", str(taken.getsockname()[1])], "cannot listen on 127.0.0.1"),
         ):
