@@ -205,30 +205,32 @@ class Connections:
         return connection
 
     def begins(self, connection: Connection) -> None:
-        """Note that the client has begun a request: its headers are due."""
+        """Note that the client has sent something: a request's headers are due."""
         if connection.phase is _Phase.IDLE:
-            connection.phase = _Phase.HEAD
-            self._set_deadline(connection, self._header_s)
+            self._enter(connection, _Phase.HEAD, self._header_s)
 
     def reads(self, connection: Connection) -> None:
         """Note that the headers are there. The body's deadline is the gate's."""
-        connection.phase = _Phase.BODY
-        self._set_deadline(connection, None)
+        if connection.phase is not _Phase.BODY:
+            self._enter(connection, _Phase.BODY, None)
 
     def works(self, connection: Connection) -> None:
         """Note that the whole request is there: the client waits for us."""
-        connection.phase = _Phase.WORK
-        self._set_deadline(connection, None)
-        self._waiting.pop(connection, None)
+        self._enter(connection, _Phase.WORK, None)
 
     def rests(self, connection: Connection) -> None:
         """Note that the request has been answered."""
-        connection.phase = _Phase.IDLE
-        if not connection.is_dropped and connection.fileno() >= 0:
-            self._waiting.pop(connection, None)
+        # The server closes it before that, but cannot where the client does not read the answer.
+        self._enter(connection, _Phase.IDLE, self._idle_s + self._header_s)
+
+    def _enter(self, connection: Connection, phase: _Phase, deadline_s: float | None) -> None:
+        if connection.is_dropped or connection.fileno() < 0:
+            return
+        connection.phase = phase
+        self._set_deadline(connection, deadline_s)
+        self._waiting.pop(connection, None)
+        if phase is not _Phase.WORK:
             self._waiting[connection] = None
-            # The server closes it before that, but cannot where the client does not read the answer.
-            self._set_deadline(connection, self._idle_s + self._header_s)
 
     def forget(self, connection: Connection) -> None:
         """Forget a connection that is being closed."""

@@ -1,4 +1,4 @@
-"""Connections that cost a client nothing keep nobody else out, whatever they wait with."""
+"""Connections that cost a client nothing keep no other client out, whatever they wait with."""
 
 import asyncio
 import json
@@ -76,6 +76,28 @@ def test_a_request_that_is_being_answered_is_never_closed_to_make_room(gated: Ca
     assert (guard.ended, guard.cancelled) == (7, 0)
 
 
+def test_a_client_that_goes_on_with_its_request_is_not_the_first_to_make_room(gated: Callable[..., Any]) -> None:
+    sidecar, guard = gated(limits=Limits(connections=8, concurrency=4))
+    with ExitStack() as stack:
+        (client,) = hold(stack, sidecar.url, HELD["a request, once"], 1)
+        assert answers(client, b'"live"')
+        (connection,) = sidecar.connections._open.values()
+
+        def crowd() -> None:
+            hold(stack, sidecar.url, b"", 6)
+            assert httpx.get(f"{sidecar.url}/health/live").status_code == 200  # they have been accepted before it
+
+        crowd()
+        for sent in (WHOLE[:30], WHOLE[30:-5]):
+            before = connection.phase
+            client.sendall(sent)
+            wait_for(lambda before=before: connection.phase is not before)
+            crowd()
+        client.sendall(WHOLE[-5:])
+        assert answers(client, b'"verdict":"allow"')
+    assert guard.ended == 1
+
+
 def drip(connection: socket.socket, line: bytes) -> None:
     """Send a header line time and again, until the server has had enough."""
     try:
@@ -87,7 +109,7 @@ def drip(connection: socket.socket, line: bytes) -> None:
 
 
 def test_headers_that_do_not_come_in_time_end_the_connection(gated: Callable[..., Any]) -> None:
-    sidecar, _ = gated(limits=Limits(header_s=0.2))
+    sidecar, _ = gated(limits=Limits(header_s=1.0))
     with ExitStack() as stack:
         for sent in (HELD["nothing"], HELD["half of the headers"]):
             assert is_closed(hold(stack, sidecar.url, sent, 1)[0])
@@ -105,11 +127,11 @@ def test_headers_that_do_not_come_in_time_end_the_connection(gated: Callable[...
 
 
 def test_a_slow_body_and_a_slow_answer_outlive_the_headers_deadline(gated: Callable[..., Any]) -> None:
-    sidecar, guard = gated(limits=Limits(header_s=0.2))
-    guard.seconds = 0.5
+    sidecar, guard = gated(limits=Limits(header_s=1.0))
+    guard.seconds = 1.5
     with ExitStack() as stack:
         (slow,) = hold(stack, sidecar.url, WHOLE[:-5], 1)
-        time.sleep(0.5)
+        time.sleep(1.5)
         slow.sendall(WHOLE[-5:])
         assert answers(slow, b'"verdict":"allow"')
     assert not sidecar.service.connections.closed
@@ -189,7 +211,7 @@ def test_handshakes_that_do_not_end_count_and_have_a_deadline(gated: Callable[..
         subprocess.run([*make, *subject, "-keyout", key, "-out", certificate], check=True, capture_output=True)  # noqa: S603  # fixed words
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
-    limits = Limits(connections=8, concurrency=4, header_s=1.0)
+    limits = Limits(connections=8, concurrency=4, header_s=2.0)
     sidecar, _ = gated(limits=limits, tls_cert=certificate, tls_key=key)
     url = f"https://{sidecar.url.partition('://')[2]}"
     trusted = ssl.create_default_context(cafile=str(certificate))
