@@ -220,8 +220,10 @@ class Cascade:
             tally=self.tally,
             characters=_CHARACTERS_PER_TOKEN * self._engine.spec.max_tokens,
         )
+        if decision is None:
+            return self._allow_blank(request)
         # One that was remembered may have been made in the other mode.
-        return self._allow_blank(request) if decision is None else replace(decision, mode=mode)
+        return decision if decision.mode is mode else replace(decision, mode=mode)
 
     def _mode_for(self, conversation: Conversation, principal: str | None) -> Mode:
         if self._rollout is None or self._mode is Mode.SHADOW:

@@ -19,7 +19,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -167,7 +167,7 @@ class Conversation:
                         f"message {number} holds content that is not text",
                         hint="The probes read text only; on_nontext decides what happens to such a message",
                     )
-                turns.append(replace(_join(role, texts, non_text), receipt=_receipt_of(message)))
+                turns.append(_join(role, texts, non_text, receipt=_receipt_of(message)))
         return cls(tuple(turns))
 
     @classmethod
@@ -332,8 +332,8 @@ def _receipt_of(message: Mapping[str, Any]) -> str | None:
     return receipt if isinstance(receipt, str) else None
 
 
-def _join(role: Role, texts: list[str | None], non_text: NonText) -> Message:
+def _join(role: Role, texts: list[str | None], non_text: NonText, *, receipt: str | None) -> Message:
     if non_text == "drop":
-        return Message(role, normalise("\n".join(text for text in texts if text is not None)))
+        return Message(role, normalise("\n".join(text for text in texts if text is not None)), receipt=receipt)
     content = "\n".join(_MARK if text is None else text for text in texts)
-    return Message(role, normalise(content), is_text=None not in texts)
+    return Message(role, normalise(content), is_text=None not in texts, receipt=receipt)

@@ -74,7 +74,9 @@ class Dialogue:
         stop = last = await walk.asides(asides)
         if stop is None or stop.verdict is Verdict.ALLOW:
             last = await walk.turns(conversation) or last
-        return None if last is None else replace(last, timings=walk.timings)
+        if last is None or last.timings is walk.timings:
+            return last
+        return replace(last, timings=walk.timings or Timings())
 
 
 def note_answer(answer: Conversation) -> None:
@@ -92,7 +94,7 @@ class _Walk:
     """The parts of one request, judged one after another."""
 
     def __init__(self, dialogue: Dialogue, decide: Decide, mode: Mode, tally: Tally, characters: int) -> None:
-        self.timings = Timings()
+        self.timings: Timings | None = None
         self._dialogue = dialogue
         self._decide = decide
         self._mode = mode
@@ -142,6 +144,8 @@ class _Walk:
 
     def _ended(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         """Return the turns, the last one without refusals behind it: with them it would be another unit."""
+        if all(message.role == "user" for message in turns[-1].question):
+            return turns
         last = turns[-1].ended()
         return (*turns[:-1], last) if self._dialogue.refusals.answer(last) else turns
 
@@ -177,7 +181,7 @@ class _Walk:
     async def _judge_now(self, unit: Conversation, digest: str, *, is_text: bool) -> Decision:
         self._characters -= unit.length
         decision = await self._decide(unit, digest, _obstacle(self._characters, is_text=is_text))
-        self.timings += decision.timings
+        self.timings = decision.timings if self.timings is None else self.timings + decision.timings
         if is_text:
             self._remember(digest, decision)
         return decision
