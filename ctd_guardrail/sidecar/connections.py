@@ -71,12 +71,12 @@ class ConnectionCounts:
     Attributes:
         open: Connections that are open now.
         most: Limit of open connections.
-        closed: Connections that the server closed, by reason.
+        closed: Connections that the server closed, by reason; each exists at 0 from the start.
     """
 
     open: int = 0
     most: int = 0
-    closed: Counter[str] = field(default_factory=Counter)
+    closed: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(Closed, 0)))
 
 
 def fit_to_descriptors(limits: Limits) -> Limits:

@@ -340,7 +340,7 @@ def test_what_is_left_must_still_do(
     result = invoke("run", config)
     assert result.exit_code == 2
     assert problem in result.stderr
-    assert not (tmp_path / "policy").exists()
+    assert not (tmp_path / "policy" / "policy.json").exists()
 
 
 @pytest.mark.parametrize("method", ["structured", "pareto"])

@@ -71,7 +71,12 @@ def test_the_exposition_shows_what_was_decided_and_asks_for_the_token(serve: htt
     assert re.search(
         r'^ctd_connections_closed_total\{.*reason="malformed".*\} 1\.0$', serve.get("/metrics").text, re.MULTILINE
     )
-    assert serve.get("/v1/stats").json()["connections"]["closed"] == {"malformed": 1}
+    assert serve.get("/v1/stats").json()["connections"]["closed"] == {
+        "evicted": 0,
+        "malformed": 1,
+        "refused": 0,
+        "too_slow": 0,
+    }
 
 
 def test_without_the_option_there_is_no_exposition(make_sidecar: Any, make_rail_folder: Callable[..., Path]) -> None:
