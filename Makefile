@@ -41,9 +41,11 @@ $(VENV)/hosts/%: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
-# Writes its figures to docs/reliability.md; takes about ten minutes.
-test-faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/faults --faults=full
+# Writes its figures to docs/reliability.md; takes about forty minutes.
+test-faults: $(VENV)/.dev $(HOSTS:%=$(VENV)/hosts/%)
+	$(BIN)/python -m pytest tests/faults tests/nemo/test_doors.py --faults=full
+	@set -e; for host in $(HOSTS); do echo "NeMo Guardrails $$host"; \
+	  PYTHONPATH=$(CURDIR)/$(VENV)/hosts/$$host CTD_TEST_HOST=$$host $(BIN)/python -m pytest tests/nemo/test_doors.py --faults=full; done
 
 # Each target for FUZZ_SECONDS; what crashes is left in fuzz-output.
 FUZZ_SECONDS := 60

@@ -150,6 +150,12 @@ ROWS = (
         100,
     ),
     Row(
+        "benign_traffic",
+        "Harmless conversations of 1 to 6 turns: tools, images described as text, names, system messages, variables",
+        "answered as without the guard, and the main LLM gets the same prompts",
+        1_000,
+    ),
+    Row(
         "needle",
         "Conversations of random length, and of lengths about the edges of windows and of the limit",
         "tokens scored are tokens received, or the conversation is refused as too long; nothing is cut in silence",
