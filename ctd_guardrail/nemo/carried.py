@@ -1,56 +1,148 @@
-"""Whether a call of the main LLM carries a text, whatever a prompt template has made of it."""
+"""Which texts a call of the main LLM carries, whatever a prompt template has made of them."""
 
 from __future__ import annotations
 
+import html
 import re
-from collections.abc import Iterable
-from typing import Any, Final
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+from urllib.parse import unquote
 
-__all__ = ["Prompt", "prompt_texts"]
+__all__ = ["Prompt", "texts_in"]
 
-_PIECE: Final = 64
 # A text shorter than this is looked for as a word of its own: its letters stand inside of other words too.
 _SHORT: Final = 8
+# Of a text, and of each of its lines, both ends are looked for, and every other run of letters of this length between.
+_RUN: Final = 16
+# Below this many pieces, looking for each of them is faster than walking along the prompt once.
+_FEW: Final = 32
 _NO_WORD: Final = re.compile(r"[\W_]+")
+_TAG: Final = re.compile(r"<[^<>]*>")
+_ESCAPE: Final = re.compile(r"""\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U([0-9a-fA-F]{8})|([abefnrtv0"'\\/]))""")
+_ROUNDS: Final = 4
 
 
 class Prompt:
     """The text of a prompt, and which texts of others it carries.
 
-    Templates escape quotes and newlines, change letter case, and cut long values. So only letters and digits are
-    compared, and a text is carried where one of its pieces is.
+    Templates escape quotes, newlines and letters, change letter case, and cut long values. So only letters and digits
+    are compared, as they are and with every escape undone, and a text is carried where one of its pieces is.
 
     Args:
         texts: All texts of the prompt.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        joined = "\n".join(texts)
-        self._letters = _letters(joined)
-        self._words = f" {_NO_WORD.sub(' ', joined.casefold())} "
+        forms = _forms("\n".join(texts))
+        self._raw = "\n".join(forms)
+        self._letters = "\n".join(map(_letters, forms))
+        self._words = "\n".join(f" {_words(form)} " for form in forms)
 
-    def carries(self, text: str) -> bool:
-        """Return whether a piece of the text stands in the prompt."""
-        letters = _letters(text)
-        if not letters:
-            return False
-        if len(letters) < _SHORT:
-            return f" {_NO_WORD.sub(' ', text.casefold()).strip()} " in self._words
-        lines = [line for line in map(_letters, text.splitlines()) if len(line) >= _SHORT] or [letters]
-        pieces = (line[start : start + _PIECE] for line in lines for start in range(0, len(line), _PIECE))
-        return any(piece in self._letters for piece in pieces if len(piece) >= _SHORT)
+    def carried(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts of which a piece stands in the prompt. It takes time in the length of both together."""
+        carried: set[int] = set()
+        wanted: defaultdict[tuple[str, int], defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+        for number, text in enumerate(texts):
+            for place, piece in _pieces(text):
+                wanted[place, len(piece)][piece].add(number)
+        for (place, length), numbers in wanted.items():
+            for piece in _found(numbers, length, getattr(self, place)):
+                carried |= numbers[piece]
+        return [texts[number] for number in sorted(carried)]
+
+    def holds(self, text: str) -> bool:
+        """Return whether all of a text stands in the prompt, word for word."""
+        return f" {_words(text)} " in self._words
 
 
-def prompt_texts(prompt: Any) -> list[str]:
-    """Return the texts of a prompt: one string, or messages as mappings or as NeMo's own objects."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if hasattr(prompt, "to_dict"):
-        prompt = prompt.to_dict()
-    if isinstance(prompt, dict):
-        return [text for value in prompt.values() for text in prompt_texts(value)]
-    return [text for item in prompt for text in prompt_texts(item)] if isinstance(prompt, list | tuple) else []
+def texts_in(value: object) -> list[str]:
+    """Return all texts inside a value, the keys of mappings among them, without those that are blank.
+
+    What is no value of JSON is read as a template would write it. A value that holds itself is read once.
+    """
+    texts: list[str] = []
+    seen: set[int] = set()
+    # A stack and no recursion: the sender chooses the depth.
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            if each.strip():
+                texts.append(each)
+        elif isinstance(each, Mapping | list | tuple | set | frozenset):
+            if id(each) not in seen:
+                seen.add(id(each))
+                inner = [part for pair in each.items() for part in pair] if isinstance(each, Mapping) else list(each)
+                waiting += reversed(inner)
+        elif isinstance(each, bytes | bytearray):
+            texts.append(each.decode(errors="replace"))
+        elif hasattr(each, "to_dict"):
+            waiting.append(each.to_dict())
+        elif each is not None and not isinstance(each, bool | int | float):
+            texts.append(str(each))
+    return texts
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Yield pieces of a text, each with where it is looked for."""
+    for form in _forms(text):
+        letters = _letters(form)
+        if len(letters) >= _SHORT:
+            for line in {letters, *map(_letters, form.splitlines())}:
+                if len(line) >= _SHORT:
+                    yield "_letters", line[:_SHORT]
+                    yield "_letters", line[-_SHORT:]
+            for start in range(0, len(letters) - _RUN + 1, _RUN):
+                yield "_letters", letters[start : start + _RUN]
+        elif letters:
+            yield "_words", f" {_words(form)} "
+        elif not form.isascii():
+            # Signs alone may speak as well.
+            yield "_raw", form.strip()[:_RUN]
+
+
+def _found(pieces: Mapping[str, object], length: int, text: str) -> Iterable[str]:
+    if len(pieces) <= _FEW:
+        return [piece for piece in pieces if piece in text]
+    return {piece for start in range(len(text) - length + 1) if (piece := text[start : start + length]) in pieces}
+
+
+def _forms(text: str) -> list[str]:
+    """Return a text as it is, and with its escapes undone and without tags, where it has any."""
+    forms = dict.fromkeys([text, bare := _unescaped(text)])
+    if "<" in bare:
+        forms[_TAG.sub("", bare)] = None
+    return list(forms)
+
+
+def _unescaped(text: str) -> str:
+    """Undo the escapes of JSON, Python, HTML and URLs, also one inside of another."""
+    for _ in range(_ROUNDS):
+        before = text
+        if "\\" in text:
+            text = _ESCAPE.sub(_meant, text)
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if "&" in text:
+            text = html.unescape(text)
+        if "%" in text:
+            text = unquote(text)
+        if text == before:
+            break
+    return text
+
+
+def _meant(escape: re.Match[str]) -> str:
+    code = escape[1] or escape[2] or escape[3]
+    if code is None:
+        return escape[4] if escape[4] in "\"'\\/" else " "
+    return chr(int(code, 16)) if int(code, 16) <= sys.maxunicode else " "
 
 
 def _letters(text: str) -> str:
     return _NO_WORD.sub("", text.casefold())
+
+
+def _words(text: str) -> str:
+    return _NO_WORD.sub(" ", text.casefold()).strip()

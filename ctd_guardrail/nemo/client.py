@@ -6,13 +6,18 @@ context variables, events, a state. All of it is text of others. This module fin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from ctd_guardrail.conversation import RECEIPT
+from ctd_guardrail.message_text import texts_of
+from ctd_guardrail.nemo.carried import texts_in
 from ctd_guardrail.nemo.messages import ChatMessages, messages_from_events
 
-__all__ = ["OVERRIDES", "ClientRequest", "asks_about_input", "read_safely", "texts_in"]
+__all__ = ["OVERRIDES", "ClientRequest", "asks_about_input", "read_safely"]
 
 OVERRIDES: Final = "ctd"
 """The context variable of a request that holds its overrides."""
@@ -22,10 +27,14 @@ _SYSTEM: Final = frozenset({"system", "developer"})
 # Roles that carry no words of their own, but variables and events.
 _CARRIERS: Final = frozenset({"context", "event"})
 _SPEAKERS: Final = frozenset({"user", "assistant", "tool", "function"})
-# Fields of a message that are read as dialogue, or that hold no words.
-_DIALOGUE_FIELDS: Final = frozenset(
-    {"role", "content", "name", "tool_calls", "function_call", "tool_call_id", "type", "id", "metadata"}
-)
+# Fields of a message that are read as dialogue.
+_DIALOGUE_FIELDS: Final = frozenset({"role", "content", "name", "tool_calls", "function_call", "tool_call_id"})
+_ASIDE_FIELDS: Final = frozenset({"role", "content", "name"})
+_CARRIER_FIELDS: Final = frozenset({"role", "content", "event"})
+# Machines make names of variables, fields and parameters. One that is not of this form is text.
+_LABEL: Final = re.compile(r"[\w.:-]{0,64}")
+# Keys of JSON schemas whose own keys are names that the client chooses.
+_NAMING: Final = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
 # Variables with which the host steers itself. One that a client sets would switch rails off.
 _HOST_VARIABLES: Final = frozenset({"config", "generation_options"})
 # Events by which the runtime runs code or notes that a rail has run. No event of the outside world has these types.
@@ -96,20 +105,24 @@ class ClientRequest:
                 dialogue.append(message)  # type: ignore[arg-type]  # the guard fails it
             elif role in _SYSTEM:
                 if not trusts_system:
-                    asides += texts_in({key: message.get(key) for key in ("content", "name")})
-            elif role == "context" and isinstance(message.get("content"), Mapping):
-                # What a later message gives another value reaches a host that passes messages on as they are.
-                variables.update(message["content"])
-                loose += _variable_texts(message["content"])
-            elif role == "event" and isinstance(message.get("event"), Mapping):
-                events.append(message["event"])
+                    apart, unread = _read_aside(message)
+                    asides += apart
+                    dialogue += unread
+                    loose += _field_texts(message, _ASIDE_FIELDS)
             elif role in _CARRIERS:
-                loose += texts_in({key: value for key, value in message.items() if key != "role"})
+                # What a later message gives another value reaches a host that passes messages on as they are.
+                variables.update(_variables_of(message.get("content")))
+                loose += _variable_texts(message.get("content")) + _field_texts(message, _CARRIER_FIELDS)
+                if isinstance(message.get("event"), Mapping):
+                    events.append(message["event"])
+                else:
+                    loose += texts_in(message.get("event"))
             else:
-                # The host passes roles on that it does not know. Whoever speaks, it is not the operator.
+                # The host passes roles on that it does not know, and the guard reads what they say as a user's.
                 known = role if role in _SPEAKERS else "user"
                 dialogue.append({**message, "role": known})
-                loose += texts_in({key: value for key, value in message.items() if key not in _DIALOGUE_FIELDS})
+                labels = {name for name in ("id", "type") if _is_label(message.get(name))}
+                loose += _field_texts(message, _DIALOGUE_FIELDS | labels) + ([] if role == known else texts_in(role))
         asides += ["\n".join(words) for value in (llm_params or {}).values() if (words := list(_words_of(value)))]
         return cls(messages=dialogue, asides=tuple(asides), loose=tuple(loose)).with_variables(variables).after(
             cls.from_events(events, trusts_system=trusts_system), is_live=True
@@ -124,19 +137,26 @@ class ClientRequest:
             trusts_system: Whether system messages are the operator's own.
         """
         read = [event for event in events if isinstance(event, Mapping)]
-        system = [event for event in read if event.get("type") == "SystemMessage"]
-        others = [event for event in read if event.get("type") not in {"SystemMessage", "ContextUpdate"}]
         variables: dict[str, Any] = {}
-        loose = texts_in([{key: value for key, value in event.items() if key != "type"} for event in others])
+        loose: list[str] = []
+        asides: list[str] = []
+        unread: ChatMessages = []
         for event in read:
-            data = event.get("data")
-            if event.get("type") == "ContextUpdate" and isinstance(data, Mapping):
-                variables.update(data)
-                loose += _variable_texts(data)
+            kind = event.get("type")
+            if kind == "ContextUpdate":
+                variables.update(_variables_of(event.get("data")))
+                loose += _variable_texts(event.get("data"))
+            elif kind == "SystemMessage" and not trusts_system:
+                apart, refused = _read_aside(event)
+                asides += apart
+                unread += refused
+            if kind != "SystemMessage":
+                loose += _field_texts(event, {"type", "data"} if kind == "ContextUpdate" else {"type"})
+                loose += [] if _is_label(kind) else texts_in(kind)
         names = sorted({str(event.get("type")) for event in read} & _HOST_EVENTS)
         request = cls(
-            messages=messages_from_events(read),
-            asides=() if trusts_system else tuple(texts_in([event.get("content") for event in system])),
+            messages=[*messages_from_events(read), *unread],
+            asides=tuple(asides),
             loose=tuple(loose),
             refused_option=f"an event of type {names[0]}" if names else None,
         )
@@ -195,28 +215,50 @@ def asks_about_input(messages: Iterable[Mapping[str, Any]], rail_types: Iterable
     return any(message.get("role") not in {"assistant", *_CARRIERS} for message in messages)
 
 
-def texts_in(value: object) -> list[str]:
-    """Return all texts inside a value of JSON, without those that are blank."""
-    if isinstance(value, str):
-        return [value] if value.strip() else []
-    if isinstance(value, Mapping):
-        return [text for item in value.values() for text in texts_in(item)]
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [text for item in value for text in texts_in(item)]
-    return []
+def _read_aside(message: Mapping[str, Any]) -> tuple[list[str], ChatMessages]:
+    """Return the texts of a system message, and itself as a user's where it holds more than text."""
+    said = {"role": "user", **{key: message[key] for key in ("content", "name") if key in message}}
+    texts = texts_of(said) or []
+    return [text for text in texts if text is not None and text.strip()], [said] if None in texts else []
 
 
-def _variable_texts(variables: Mapping[str, Any]) -> list[str]:
+def _variables_of(content: Any) -> dict[str, Any]:
+    """Return context variables: a mapping, or the pairs that the host takes in the place of one."""
+    try:
+        return dict(content)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _variable_texts(content: Any) -> list[str]:
     """Return the texts of context variables, without the guard's own settings."""
-    return texts_in({name: value for name, value in variables.items() if name != OVERRIDES})
+    variables = _variables_of(content)
+    return _field_texts(variables, {OVERRIDES}) if variables else texts_in(content)
+
+
+def _field_texts(fields: Mapping[Any, Any], known: AbstractSet[str]) -> list[str]:
+    """Return the texts of fields that nothing else reads, and of their names where these are no labels."""
+    if fields.keys() <= known:  # nearly every message
+        return []
+    others = {name: value for name, value in fields.items() if name not in known}
+    receipt = others.get("metadata")
+    if isinstance(receipt, Mapping) and RECEIPT in receipt:
+        others["metadata"] = {name: value for name, value in receipt.items() if name != RECEIPT}
+    return texts_in([[name for name in others if not _is_label(name)], *others.values()])
+
+
+def _is_label(name: object) -> bool:
+    return isinstance(name, str) and _LABEL.fullmatch(name) is not None
 
 
 def _words_of(value: object) -> Iterator[str]:
     """Yield the names and texts inside a parameter of a call, without the words of the protocol."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key == "properties" and isinstance(item, Mapping):
-                yield from (str(name) for name in item)
+            if key in _NAMING and isinstance(item, Mapping):
+                yield from (str(name) for name in item if _is_label(name))
+            if not _is_label(key):
+                yield str(key)
             yield from _words_of(item)
     elif isinstance(value, list | tuple):
         for item in value:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from ctd_guardrail.config import CtdConfig
 from ctd_guardrail.decision import Decision
-from ctd_guardrail.nemo.carried import Prompt, prompt_texts
+from ctd_guardrail.message_text import texts_of
+from ctd_guardrail.nemo.carried import Prompt, texts_in
 from ctd_guardrail.nemo.client import OVERRIDES, ClientRequest
 from ctd_guardrail.nemo.guards import Guard
 from ctd_guardrail.nemo.messages import ChatMessages, with_rewritten
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # No mapping of settings: the guard refuses such overrides as it refuses all that it may not grant.
 _REFUSED_OPTION: Final = "refused option"
+# Below this many characters, looking for texts in a prompt takes less than a thread hop is worth.
+_INLINE_CHARACTERS: Final = 65_536
 
 _request: ContextVar[OpenRequest | None] = ContextVar("ctd_request", default=None)
 # The guard's own expert may be the main LLM. It is asked about the conversation, and does not answer it.
@@ -55,9 +58,9 @@ class OpenRequest:
         self.client = client
         self.is_waived = is_waived
         self.source = source
-        self.late: tuple[str, ...] = ()
+        self.late: tuple[Any, ...] = ()
         self.is_refused = False
-        self.verdicts: list[tuple[ChatMessages | tuple[str, ...], Decision]] = []
+        self.verdicts: list[tuple[ChatMessages | tuple[Any, ...], Decision]] = []
         self.lock = asyncio.Lock()
 
     @property
@@ -70,7 +73,7 @@ class OpenRequest:
         """The first verdict that blocks, or None."""
         return next((decision for _, decision in self.verdicts if decision.is_blocking), None)
 
-    def verdict_on(self, what: ChatMessages | tuple[str, ...]) -> Decision | None:
+    def verdict_on(self, what: ChatMessages | tuple[Any, ...]) -> Decision | None:
         """Return the verdict on these very messages or texts, or None."""
         return next((decision for judged, decision in self.verdicts if judged == what), None)
 
@@ -138,8 +141,8 @@ class Gate:
             messages = with_rewritten(request.client.messages, user_message)
             return await self._verdict(request, messages, messages, request.client.asides)
 
-    async def admits(self, prompt: Any) -> bool:
-        """Return whether the main LLM may be called with this prompt in the current request."""
+    async def admits(self, *parts: Any) -> bool:
+        """Return whether the main LLM may be called with a prompt and parameters in the current request."""
         if _is_judging.get():
             return True
         request = current_request(self)
@@ -153,7 +156,7 @@ class Gate:
             return True
         if not request.is_judged:
             await self.judge(request)
-        if request.block is None and (carried := self._carried(request, prompt)):
+        if request.block is None and (carried := await self._carried(request, parts)):
             async with request.lock:
                 await self._verdict(request, carried, [], carried)
         request.is_refused |= request.block is not None
@@ -162,9 +165,9 @@ class Gate:
     async def _verdict(
         self,
         request: OpenRequest,
-        what: ChatMessages | tuple[str, ...],
+        what: ChatMessages | tuple[Any, ...],
         messages: ChatMessages,
-        asides: Sequence[str],
+        asides: Sequence[Any],
     ) -> Decision:
         decision = request.verdict_on(what)
         if decision is None:
@@ -183,19 +186,38 @@ class Gate:
             request.verdicts.append((what, decision))
         return decision
 
-    def _carried(self, request: OpenRequest, prompt: Any) -> tuple[str, ...]:
-        """Return the late texts, and the loose ones that a prompt carries and nothing else has brought there."""
-        if not request.client.loose:
+    async def _carried(self, request: OpenRequest, parts: Any) -> tuple[Any, ...]:
+        """Return the late texts, and the loose ones that a call carries and nothing else has brought there."""
+        loose = request.client.loose
+        if not loose:
             return request.late
-        dialogue = set(prompt_texts(request.client.messages))
-        loose = [text for text in dict.fromkeys(request.client.loose) if text not in dialogue]
-        carrier = Prompt(prompt_texts(prompt))
-        carried = [text for text in loose if carrier.carries(text) and not self._operator.carries(text)]
-        return (*request.late, *carried)
+
+        def carried() -> tuple[Any, ...]:
+            try:
+                judged = texts_judged(request.client.messages)
+                unjudged = [text for text in dict.fromkeys(loose) if text not in judged]
+                found = Prompt(said).carried(unjudged) if unjudged else []
+                return (*request.late, *(text for text in found if not self._operator.holds(text)))
+            except Exception:  # noqa: BLE001  # whatever it is, it was not read: the guard refuses None
+                return (None,)
+
+        try:
+            said = texts_in(parts)
+        except Exception:  # noqa: BLE001  # as above
+            return (None,)
+        if sum(map(len, loose)) + sum(map(len, said)) <= _INLINE_CHARACTERS:
+            return carried()
+        return await asyncio.to_thread(carried)
 
     @cached_property
     def _operator(self) -> Prompt:
         return Prompt(self._operator_texts())
+
+
+def texts_judged(messages: ChatMessages) -> set[str]:
+    """Return the texts that the guard reads in messages."""
+    read = [texts_of(message) or () for message in messages if isinstance(message, Mapping)]
+    return {text for texts in read for text in texts if text is not None}
 
 
 def current_request(gate: Gate) -> OpenRequest | None:

@@ -45,7 +45,7 @@ class GuardedModel:
 
     async def generate_async(self, prompt: Any, *, stop: list[str] | None = None, **kwargs: Any) -> LLMResponse:
         """Call the model, where the gate admits the prompt."""
-        if not await self.gate.admits(prompt):
+        if not await self.gate.admits(prompt, stop, kwargs):
             return LLMResponse(content=self.gate.words())
         response = await self.guarded.generate_async(prompt, stop=stop, **kwargs)
         self.gate.note_answer(response.content, response.tool_calls)
@@ -55,7 +55,7 @@ class GuardedModel:
         self, prompt: Any, *, stop: list[str] | None = None, **kwargs: Any
     ) -> AsyncIterator[LLMResponseChunk]:
         """Stream the model's answer, where the gate admits the prompt."""
-        if not await self.gate.admits(prompt):
+        if not await self.gate.admits(prompt, stop, kwargs):
             yield LLMResponseChunk(delta_content=self.gate.words())
             return
         said: list[str] = []

@@ -171,7 +171,7 @@ class _Doors:
 
     async def generate_from_messages(self, messages: list[dict[str, Any]], **kwargs: Any) -> LLMResponse:
         """As ``ModelEngine.generate_from_messages``, where the gate admits the messages."""
-        if not await self._gate.admits(messages):
+        if not await self._gate.admits(messages, kwargs):
             return LLMResponse(content=self._gate.words())
         response: LLMResponse = await self._generate(messages, **kwargs)
         self._gate.note_answer(response.content, response.tool_calls)
@@ -181,7 +181,7 @@ class _Doors:
         self, messages: list[dict[str, Any]], **kwargs: Any
     ) -> AsyncIterator[LLMResponseChunk]:
         """As ``ModelEngine.stream_from_messages``, where the gate admits the messages."""
-        if not await self._gate.admits(messages):
+        if not await self._gate.admits(messages, kwargs):
             yield LLMResponseChunk(delta_content=self._gate.words())
             return
         said: list[str] = []

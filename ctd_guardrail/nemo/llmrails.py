@@ -16,7 +16,8 @@ from nemoguardrails.llm.types import Task
 from nemoguardrails.rails.llm.llmrails import LLMRails
 from nemoguardrails.rails.llm.options import GenerationOptions, GenerationResponse, RailsResult, RailStatus, RailType
 
-from ctd_guardrail.nemo.client import ClientRequest, asks_about_input, read_safely, texts_in
+from ctd_guardrail.nemo.carried import texts_in
+from ctd_guardrail.nemo.client import ClientRequest, asks_about_input, read_safely
 from ctd_guardrail.nemo.folder import FLOW
 from ctd_guardrail.nemo.gate import Gate, OpenRequest, entered
 from ctd_guardrail.nemo.guarded_model import GuardedModel
@@ -225,7 +226,7 @@ def _guarded_function(function: Any, gate: Gate) -> Any:
     """Return an app's own function in place of the main LLM, behind the gate."""
 
     async def passthrough(context: dict[str, Any], events: list[Any]) -> Any:
-        if not await gate.admits([context, events]):
+        if not await gate.admits(context, events):
             return gate.words()
         return await function(context=context, events=events)
 
