@@ -11,7 +11,7 @@ from nemoguardrails.actions.rail_outcome import RailOutcome
 from ctd_guardrail.decision import Decision, Reason
 from ctd_guardrail.nemo.catalog import ACTION_NAME
 from ctd_guardrail.nemo.client import ClientRequest, read_safely
-from ctd_guardrail.nemo.gate import Gate, current_request, enter
+from ctd_guardrail.nemo.gate import Gate, current_request
 
 __all__ = ["ACTION_NAME", "make_action", "screen", "to_outcome"]
 
@@ -50,8 +50,8 @@ async def screen(gate: Gate | None, client: Callable[[], ClientRequest], *, user
         return RailOutcome.failure(reason=Reason.INTERNAL_ERROR.value)
     request = current_request(gate)
     if request is None:
+        # It is not made the current one: a task may run the action again for another conversation.
         request = gate.opened(read_safely(client))
-        enter(request)
     return to_outcome(await gate.judge(request, user_message=user_message))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -25,7 +25,7 @@ from ctd_guardrail.nemo.messages import ChatMessages, with_rewritten
 from ctd_guardrail.nemo.principal import principal_of
 from ctd_guardrail.refusals import DEFAULT_REFUSALS
 
-__all__ = ["Gate", "OpenRequest", "current_request", "enter", "entered"]
+__all__ = ["Gate", "InRequest", "OpenRequest", "current_request", "enter", "entered", "texts_judged"]
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,13 @@ class OpenRequest:
         self.is_refused = False
         self.verdicts: list[tuple[ChatMessages | tuple[Any, ...], Decision]] = []
         self.lock = asyncio.Lock()
+
+    def take(self, source: object) -> bool:
+        """Return whether the request was opened for this object, and is not yet taken."""
+        is_mine = self.source is not None and self.source is source
+        if is_mine:
+            self.source = None
+        return is_mine
 
     @property
     def is_judged(self) -> bool:
@@ -239,3 +246,27 @@ def entered(request: OpenRequest) -> Iterator[OpenRequest]:
         yield request
     finally:
         _request.reset(token)
+
+
+class InRequest(AsyncIterator[Any]):
+    """A stream whose every step runs in a request, whichever task reads it.
+
+    Args:
+        request: The request.
+        stream: The stream.
+    """
+
+    def __init__(self, request: OpenRequest, stream: AsyncIterator[Any]) -> None:
+        self._request = request
+        self._stream = stream
+
+    async def __anext__(self) -> Any:
+        """Return the next piece."""
+        with entered(self._request):
+            return await anext(self._stream)
+
+    async def aclose(self) -> None:
+        """Close the stream, where it can be closed."""
+        if isinstance(self._stream, AsyncGenerator):
+            with entered(self._request):
+                await self._stream.aclose()

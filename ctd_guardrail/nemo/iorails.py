@@ -107,6 +107,7 @@ def _guard_doors(engine: Any, gate: Gate) -> None:
     try:
         doors = _Doors(engine, gate)
         engine.rails_manager.is_input_safe = doors.is_input_safe
+        engine.rails_manager.is_output_safe = doors.is_output_safe
         engine.engine_registry.model_call = doors.model_call
         engine.engine_registry.stream_model_call = doors.stream_model_call
         engine.check_async = doors.check_async
@@ -133,6 +134,7 @@ class _Doors:
         self._gate = gate
         self._flows: list[str] = engine.rails_manager.input_flows
         self._is_input_safe = engine.rails_manager.is_input_safe
+        self._is_output_safe = engine.rails_manager.is_output_safe
         self._check = engine.check_async
         self._model_call = engine.engine_registry.model_call
         self._stream_model_call = engine.engine_registry.stream_model_call
@@ -153,6 +155,11 @@ class _Doors:
         if not is_enabled and not request.is_waived:
             enabled = [FLOW]
         return await self._is_input_safe(messages, enabled=enabled)
+
+    async def is_output_safe(self, messages: list[dict[str, Any]], response: str, **options: Any) -> Any:
+        """As ``RailsManager.is_output_safe``: rails that ask the main LLM do so in the request of these messages."""
+        self._request(messages, self._read(messages))
+        return await self._is_output_safe(messages, response, **options)
 
     async def model_call(self, model_type: str, messages: list[dict[str, Any]], **kwargs: Any) -> Any:
         """As ``EngineRegistry.model_call``, in the request that these messages are of."""
@@ -212,17 +219,16 @@ class _Doors:
 
     def _enter(self, messages: list[dict[str, Any]], params: Mapping[str, Any]) -> None:
         """Make the request of these messages the current one, with the parameters of the call."""
-        client = self._read(messages, params)
-        request = self._request(messages, client)
+        request = self._request(messages, self._read(messages))
         # The rails are not shown the parameters of the call.
-        request.late = tuple(text for text in client.asides if text not in request.client.asides)
+        request.late = self._read([], params).asides
 
     def _request(self, messages: list[dict[str, Any]], client: ClientRequest) -> OpenRequest:
         """Return the request that these messages are of, and make it the current one."""
         listed, current = self._under_way.get(id(messages)), current_request(self._gate)
         if listed is not None and listed.source is messages:
             request = listed
-        elif current is not None and current.verdict_on(client.messages) is not None:
+        elif current is not None and current.is_judged and current.client == client:
             request = current
         else:
             request = self._under_way[id(messages)] = self._gate.opened(client, source=messages)

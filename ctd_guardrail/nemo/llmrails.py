@@ -7,7 +7,7 @@ a request the rail's own action gives the verdict, in its place among the other 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -19,9 +19,8 @@ from nemoguardrails.rails.llm.options import GenerationOptions, GenerationRespon
 from ctd_guardrail.nemo.carried import texts_in
 from ctd_guardrail.nemo.client import ClientRequest, asks_about_input, read_safely
 from ctd_guardrail.nemo.folder import FLOW
-from ctd_guardrail.nemo.gate import Gate, OpenRequest, entered
-from ctd_guardrail.nemo.guarded_model import GuardedModel
-from ctd_guardrail.nemo.messages import messages_from_events
+from ctd_guardrail.nemo.gate import Gate, InRequest, OpenRequest, current_request, entered, texts_judged
+from ctd_guardrail.nemo.models import guard_models, guarded_function, is_guarded
 
 __all__ = ["REFUSING_FLOW", "guard_doors", "operator_texts"]
 
@@ -31,8 +30,10 @@ REFUSING_FLOW: Final = "ctd refuse request"
 _REFUSED_EVENT: Final = {"type": "CtdRequestRefused"}
 # In Colang 2.x the app's own input rails run for it, and the rail says the verdict.
 _NO_UTTERANCE: Final = {"type": "UtteranceUserActionFinished", "final_transcript": ""}
-# What a model of its own may be registered for, as `<name>_llm`.
-_GENERATING: Final = "generate_"
+# Where a runtime gets its events.
+_RUN: Final = {"1.0": "generate_events", "2.x": "process_events"}
+# Events whose texts the host's own memory of a conversation holds, though its key does not.
+_REMEMBERED: Final = frozenset({"SystemMessage", "BotToolCalls", "UserToolMessages"})
 
 
 def guard_doors(app: LLMRails, gate: Gate) -> None:
@@ -40,6 +41,10 @@ def guard_doors(app: LLMRails, gate: Gate) -> None:
     doors: Any = _Doors(app, gate)
     for name in ("generate_async", "generate_events_async", "process_events_async", "check_async"):
         setattr(app, name, getattr(doors, name))
+    if app.config.rails.output.streaming.enabled:
+        setattr(app, "stream_async", doors.stream_async)  # noqa: B010  # a method, for mypy
+    setattr(app.runtime, _RUN[app.config.colang_version], doors.run)
+    guard_models(app, gate)
     for flow in app.config.flows:
         if isinstance(flow, dict) and flow.get("id") == REFUSING_FLOW:
             # Or NeMo would show it to the main LLM as an example of a dialogue.
@@ -61,6 +66,8 @@ class _Doors:
         self._generate_events = app.generate_events_async
         self._process_events = app.process_events_async
         self._check = app.check_async
+        self._stream = app.stream_async
+        self._run = getattr(app.runtime, _RUN[app.config.colang_version])
         self._is_colang_1 = app.config.colang_version == "1.0"
 
     async def generate_async(
@@ -77,7 +84,11 @@ class _Doors:
         self._guard_models()
         sent = [{"role": "user", "content": prompt}] if messages is None else messages
         generation = GenerationOptions(**options) if isinstance(options, dict) else options
-        request = self._gate.opened(self._read(sent, generation, state))
+        current = current_request(self._gate)
+        if current is not None and current.take(sent if prompt is None else prompt):
+            request = current
+        else:
+            request = self._gate.opened(self._read(sent, generation, state))
         with entered(request):
             if not self._runs_the_rail(request, sent, generation, state):
                 await self._judge(request, generation)
@@ -86,6 +97,23 @@ class _Doors:
                 if not request.is_refused or streaming_handler is not None:
                     return answer
             return await self._refuse(prompt, options, state, streaming_handler)
+
+    def stream_async(
+        self,
+        prompt: str | None = None,
+        messages: list[dict[str, Any]] | None = None,
+        options: dict[str, Any] | GenerationOptions | None = None,
+        state: Any = None,
+        **more: Any,
+    ) -> AsyncIterator[Any]:
+        """As :meth:`LLMRails.stream_async`: output rails that ask the main LLM do so in the request of the stream."""
+        sent = [{"role": "user", "content": prompt}] if messages is None and prompt is not None else messages or []
+        generation = GenerationOptions(**options) if isinstance(options, dict) else options
+        request = self._gate.opened(
+            self._read(sent, generation, state), source=prompt if messages is None else messages
+        )
+        with entered(request):  # the host's own task of the main LLM begins here
+            return InRequest(request, self._stream(prompt, messages, options, state, **more))
 
     async def generate_events_async(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """As :meth:`LLMRails.generate_events_async`, behind the gate."""
@@ -111,7 +139,8 @@ class _Doors:
         client = self._read_events(history)
         with entered(self._gate.opened(client)) as request:
             # A note that the bot has spoken asks for nothing yet; if the main LLM is called all the same, it waits.
-            if client.refused_option or any(message["role"] != "assistant" for message in messages_from_events(events)):
+            said = self._read_events(events).messages
+            if client.refused_option or any(message is None or message["role"] != "assistant" for message in said):
                 await self._judge(request)
             return await self._process_events(events if request.block is None else [_NO_UTTERANCE], state, blocking)
 
@@ -126,6 +155,27 @@ class _Doors:
             if decision.is_blocking:
                 return RailsResult(status=RailStatus.BLOCKED, content=self._gate.words(decision), rail=FLOW)
         return await self._check(messages, rail_types)
+
+    async def run(self, events: list[Any], *args: Any, **options: Any) -> Any:
+        """As the runtime's own method, which other code of an app may call as well."""
+        request = current_request(self._gate)
+        if request is not None:
+            request.late += self._remembered(request, events)
+            return await self._run(events, *args, **options)
+        state = options.get("state", args[0] if args and not self._is_colang_1 else None)
+        client = self._read_events([*getattr(state, "last_events", ()), *events])
+        with entered(self._gate.opened(client)):
+            return await self._run(events, *args, **options)
+
+    def _remembered(self, request: OpenRequest, events: list[Any]) -> tuple[str, ...]:
+        """Return the texts that the host's memory of earlier requests has put before what the client sends."""
+        kept = [event for event in events if isinstance(event, Mapping) and str(event.get("type")) in _REMEMBERED]
+        if not kept:
+            return ()
+        client = self._read_events(kept)
+        known = {*request.client.asides, *request.late, *texts_judged(request.client.messages)}
+        texts = [*client.asides, *texts_judged(client.messages)]
+        return tuple(text for text in texts if text not in known)
 
     def _read(self, messages: list[dict[str, Any]], options: GenerationOptions | None, state: Any) -> ClientRequest:
         params = None if options is None else options.llm_params
@@ -158,6 +208,9 @@ class _Doors:
             and last.get("role") == "user"
             and isinstance(content, str)
             and bool(content.strip())
+            # The host remembers a conversation by its users' and assistant's words, and would bring these back.
+            and not request.client.asides
+            and not any(message.get("tool_calls") or message["role"] == "tool" for message in request.client.messages)
         )
 
     async def _judge(self, request: OpenRequest, options: GenerationOptions | None = None) -> None:
@@ -183,16 +236,12 @@ class _Doors:
         return answer if prompt is None else answer["content"]
 
     def _guard_models(self) -> None:
-        """Put the gate in front of the app's models: the host makes them late, and lets an app exchange them."""
+        """Put the gate in front of what an app has set past the host's methods."""
         app, gate = self._app, self._gate
-        if app.llm is not None and not _is_guarded(app.llm, gate):
-            app.update_llm(_guarded(app.llm, gate))
-        params = app.runtime.registered_action_params
-        for name, model in list(params.items()):
-            if name.startswith(_GENERATING) and name.endswith("_llm") and not _is_guarded(model, gate):
-                app.runtime.register_action_param(name, _guarded(model, gate))
+        if app.llm is not None and not is_guarded(app.llm, gate):
+            app.update_llm(app.llm)
         if self._is_colang_1 and app.passthrough_fn is not None and not hasattr(app.passthrough_fn, "ctd_gate"):
-            app.passthrough_fn = _guarded_function(app.passthrough_fn, gate)
+            app.passthrough_fn = guarded_function(app.passthrough_fn, gate)
 
 
 def operator_texts(app: LLMRails) -> Iterator[str]:
@@ -212,23 +261,3 @@ def operator_texts(app: LLMRails) -> Iterator[str]:
 def _enables_rail(rails: object) -> bool:
     """Return whether an option for input rails, a flag or a list of names, leaves this rail on."""
     return rails is True or (isinstance(rails, list) and FLOW in rails)
-
-
-def _is_guarded(model: Any, gate: Gate) -> bool:
-    return isinstance(model, GuardedModel) and model.gate is gate
-
-
-def _guarded(model: Any, gate: Gate) -> GuardedModel:
-    return GuardedModel(model.guarded if isinstance(model, GuardedModel) else model, gate)
-
-
-def _guarded_function(function: Any, gate: Gate) -> Any:
-    """Return an app's own function in place of the main LLM, behind the gate."""
-
-    async def passthrough(context: dict[str, Any], events: list[Any]) -> Any:
-        if not await gate.admits(context, events):
-            return gate.words()
-        return await function(context=context, events=events)
-
-    passthrough.ctd_gate = gate  # type: ignore[attr-defined]  # tells it from the app's own
-    return passthrough

@@ -23,7 +23,7 @@ TEXTS = {
     "another script": "стая куликов на берегу моря во время отлива",
     "letters beyond the first plane": "𝒑𝒍𝒐𝒗𝒆𝒓𝒔 𝒐𝒏 𝒕𝒉𝒆 𝒃𝒆𝒂𝒄𝒉 𝒂𝒕 𝒍𝒐𝒘 𝒕𝒊𝒅𝒆",
     "signs alone": "🐦🌊🐚",
-    "markup": "<b>plovers</b> & gulls <i>on</i> the <u>beach</u> at \"low\" tide",
+    "markup": '<b>plovers</b> & gulls <i>on</i> the <u>beach</u> at "low" tide',
     "escapes of its own": "100%25 pl%6fvers \\u0041nd it's &lt;gulls&gt; on th\\x65 beach",
     "long": "the plovers are back on the beach at low tide, and so are the gulls " * 40,
     "deep inside a long one": "x" * 500 + " a flock of plovers on the beach at low tide " + "y" * 500,

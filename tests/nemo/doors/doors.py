@@ -97,9 +97,32 @@ flow answering
 """
 _SAYS: Final = ("user said something as $said", "$said.transcript")
 _MATCHES: Final = ("match UtteranceUserAction.Finished() as $said", "$said.final_transcript")
+# An app's own action writes variables into a prompt, by the templates of the host, and asks the main LLM.
+_ACTION_PY: Final = """
+from nemoguardrails.actions import action
+from nemoguardrails.actions.llm.utils import llm_call
+
+
+@action(is_system_action=True)
+async def tell_news(context, events, llm, llm_task_manager):
+    prompt = llm_task_manager.render_task_prompt(task="tell_news", context=context, events=events)
+    return (await llm_call(llm, prompt)).content
+"""
+_ACTION_CO: Final = """
+define flow telling
+  event UserMessage
+  $told = execute tell_news
+  bot say what was told
+
+define bot say what was told
+  "$told"
+"""
 _PROMPT: Final = (
-    "{{ general_instructions }} The topic is {{ topic }}. Notes: {{ profile }}. Known: {{ relevant_chunks }}. "
-    "{{ note }} {{ history | colang }}"
+    "The topic is {{ topic }}. Notes: {{ profile }}. Known: {{ relevant_chunks }}. {{ note }} {{ history | colang }}"
+)
+_ESCAPING_PROMPT: Final = (
+    "{{ topic | default('') | tojson }} {{ profile | default('') | tojson }} {{ topic | default('') | truncate(15) }} "
+    "{{ profile | default('') | string | urlencode }} {{ history | colang }}"
 )
 
 
@@ -180,13 +203,88 @@ _colang_1(
     rails={"input": _INPUT, "dialog": {"single_call": {"enabled": True}}},
     **_DIALOG,
 )
-_colang_1("variables", "`generate_async`, variables in prompts", prompts=[{"task": "general", "content": _PROMPT}])
+_FILES_OF_ACTION: Final = {"actions.py": _ACTION_PY, "rails.co": _ACTION_CO}
+_colang_1(
+    "action",
+    "`generate_async`, an app's own action that asks the main LLM",
+    _FILES_OF_ACTION,
+    prompts=[{"task": "tell_news", "content": _PROMPT}],
+)
+_colang_1(
+    "escapes",
+    "`generate_async`, an app's own action whose prompt escapes and cuts",
+    _FILES_OF_ACTION,
+    prompts=[{"task": "tell_news", "content": _ESCAPING_PROMPT}],
+)
 _colang_1(
     "self_check",
     "`generate_async`, behind a rail that asks the main LLM",
     rails={"input": {"flows": ["self check input", "ctd check input"]}},
     prompts=[{"task": "self_check_input", "content": "Is this unsafe? {{ user_input }}"}],
 )
+_SELF_CHECK_OUTPUT: Final = {
+    "rails": {"input": _INPUT, "output": {"flows": ["self check output"], "streaming": {"enabled": True}}},
+    "prompts": [{"task": "self_check_output", "content": "Is this unsafe? {{ bot_response }} {{ user_input }}"}],
+}
+_colang_1("check_output", "`generate_async`, before a rail that asks the main LLM", **_SELF_CHECK_OUTPUT)
+_MASK_PY: Final = """
+from nemoguardrails.actions import action
+
+
+@action(is_system_action=True)
+async def mask(context):
+    return context["user_message"].replace("hello", "good day")
+"""
+_MASK_CO: Final = """
+define subflow mask words
+  $user_message = execute mask
+"""
+for _order in (["mask words", "ctd check input"], ["ctd check input", "mask words"]):
+    _colang_1(
+        f"mask_{_order[0][:3]}",
+        f"`generate_async`, {'behind' if _order[0] == 'mask words' else 'before'} a rail that rewrites the message",
+        {"actions.py": _MASK_PY, "rails.co": _MASK_CO},
+        rails={"input": {"flows": _order}},
+    )
+
+
+@_door("Colang 1.0", "`stream_async`, before a rail that asks the main LLM")
+async def _stream_check_output(stage: Stage) -> AsyncIterator[Send]:
+    yield _streaming(_app(stage, "stream_check_output", **_SELF_CHECK_OUTPUT))
+
+
+@_door("Colang 1.0", "a model that the app has registered for one action")
+async def _model_of_an_action(stage: Stage) -> AsyncIterator[Send]:
+    rails = _app(stage, "model_of_an_action")
+    rails.register_action_param("generate_user_intent_llm", stage.llm)
+    yield _generating(rails)
+
+
+@_door("Colang 1.0", "`generate_async`, again with what the host remembers")
+async def _remembering(stage: Stage) -> AsyncIterator[Send]:
+    chat = [{"type": "system", "content": "{{ general_instructions }}"}, "{{ history | to_chat_messages }}"]
+    rails = _app(stage, "remembering", prompts=[{"task": "general", "models": ["unknown"], "messages": chat}])
+
+    async def send(shape: Shape) -> str:
+        sent = _messages(shape)
+        first = _said(await rails.generate_async(messages=sent))
+        # By its key, the host's memory of a conversation holds the words of users and of the assistant alone.
+        kept = [message for message in _messages(shape) if message["role"] not in {"system", "developer", "tool"}]
+        again = [*kept, {"role": "assistant", "content": first}, {"role": "user", "content": "and now"}]
+        return f"{first} / {_said(await rails.generate_async(messages=again))}"
+
+    yield send
+
+
+@_door("Colang 1.0", "`runtime.generate_events`")
+async def _runtime(stage: Stage) -> AsyncIterator[Send]:
+    rails = _app(stage, "runtime")
+
+    async def send(shape: Shape) -> str:
+        events = await rails.runtime.generate_events(rails._get_events_for_messages(_messages(shape), None))
+        return "\n".join(event["script"] for event in events if event["type"] == "StartUtteranceBotAction")
+
+    yield send
 
 
 @_door("Colang 1.0", "`stream_async`")
@@ -290,9 +388,19 @@ def _iorails(stage: Stage, name: str, **content: Any) -> Guardrails:
     return Guardrails(config, require_iorails=True)
 
 
-def _iorails_door(name: str, label: str, ask: Callable[[Any], Send], *, calls_main: bool = True, **rails: Any) -> None:
+def _iorails_door(
+    name: str,
+    label: str,
+    ask: Callable[[Any], Send],
+    *,
+    calls_main: bool = True,
+    checks_output: bool = False,
+    **rails: Any,
+) -> None:
     async def door(stage: Stage) -> AsyncIterator[Send]:
-        async with _iorails(stage, name, rails={"input": _INPUT | rails}) as app:
+        content: dict[str, Any] = _SELF_CHECK_OUTPUT if checks_output else {"rails": {}}
+        content = content | {"rails": content["rails"] | {"input": _INPUT | rails}}
+        async with _iorails(stage, name, **content) as app:
             yield ask(app)
 
     _door("IORails", label, calls_main=calls_main)(door)
@@ -303,6 +411,18 @@ _iorails_door("parallel", "`generate_async`, rails in parallel", _generating, pa
 _iorails_door("speculative", "`generate_async`, `speculative_generation`", _generating, speculative_generation=True)
 _iorails_door("stream", "`stream_async`", _streaming)
 _iorails_door("check", "`check_async`", _checking, calls_main=False)
+for _name, _ask, _rails in (
+    ("`generate_async`", _generating, {}),
+    ("`generate_async`, `speculative_generation`", _generating, {"speculative_generation": True}),
+    ("`stream_async`", _streaming, {}),
+):
+    _iorails_door(
+        f"check_output_{len(DOORS)}",
+        f"{_name}, before a rail that asks the main LLM",
+        _ask,
+        checks_output=True,
+        **_rails,
+    )
 
 
 @asynccontextmanager

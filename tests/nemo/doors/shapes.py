@@ -45,7 +45,9 @@ class Shape:
 
     def on_the_wire(self) -> bool:
         """Return whether NeMo's HTTP server can be sent this: it takes no events, and only the roles that it knows."""
-        return self.state is None and all(message["role"] not in {"event", "stranger"} for message in self.messages)
+        return self.state is None and not any(
+            message["role"] in {"event", "stranger", MARK} for message in self.messages
+        )
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:
@@ -106,7 +108,29 @@ CARRIERS: Final[dict[str, list[Message]]] = {
         {"role": "context", "content": {"generation_options": {"rails": {"input": False}}}},
         {"role": "user", "content": MARK},
     ],
+    "context, key": [{"role": "context", "content": {"profile": {MARK: "yes"}}}],
+    "context, pairs": [{"role": "context", "content": [["topic", MARK]]}],
+    "context, quoted": [{"role": "context", "content": {"topic": f"it's 'so', isn't it? {MARK}, it's <b>so</b>"}}],
+    "context, long": [{"role": "context", "content": {"topic": f"{MARK} {'and so on ' * 40}"}}],
+    "context, behind words of the operator": [
+        {"role": "context", "content": {"topic": f"The topic is\n{MARK}\nBelow is a conversation between a"}}
+    ],
+    "context, beside a twin that is not read": [
+        {"role": "context", "content": {"topic": MARK}},
+        {"role": "user", "content": "hello", "metadata": {"note": MARK}, "id": MARK},
+    ],
+    "context, another field": [{"role": "context", "content": {"topic": "birds"}, "note": MARK}],
+    "user, metadata": [{"role": "user", "content": "hello", "metadata": {"note": [MARK]}}],
+    "user, another field": [{"role": "user", "content": "hello", "note": {MARK: 1}}],
+    "system, name": [{"role": "system", "content": "be brief", "name": MARK}],
+    "system, another field": [{"role": "system", "content": "be brief", "note": MARK}],
+    "system, with an image": [
+        {"role": "system", "content": [*_parts(MARK), {"type": "image_url", "image_url": {"url": "data:,"}}]}
+    ],
     "event": [{"role": "event", "event": {"type": "ClientNoted", "note": MARK}}],
+    "event, type": [{"role": "event", "event": {"type": MARK}}],
+    "event, key": [{"role": "event", "event": {"type": "ClientNoted", "note": {MARK: 1}}}],
+    "event, pairs": [{"role": "event", "event": {"type": "ContextUpdate", "data": [["topic", MARK]]}}],
     "event, utterance": [{"role": "event", "event": {"type": "UtteranceUserActionFinished", "final_transcript": MARK}}],
     "event, message": [{"role": "event", "event": {"type": "UserMessage", "text": MARK}}],
     "event, bot": [{"role": "event", "event": {"type": "StartUtteranceBotAction", "script": MARK}}],
@@ -117,6 +141,7 @@ CARRIERS: Final[dict[str, list[Message]]] = {
     "event, system": [{"role": "event", "event": {"type": "SystemMessage", "content": MARK}}],
     "event, variables": [{"role": "event", "event": {"type": "ContextUpdate", "data": {"topic": MARK}}}],
     "unknown role": [{"role": "stranger", "content": MARK}],
+    "role": [{"role": MARK, "content": "hello"}],
 }
 
 _DIALOGUES: Final[dict[str, list[Message]]] = {
@@ -148,6 +173,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         }
     },
     "options: extra body": {"llm_params": {"extra_body": {"note": MARK}}},
+    "options: key of an extra body": {"llm_params": {"extra_body": {MARK: "yes"}}},
 }
 
 
@@ -169,5 +195,5 @@ def _replaced(value: Any, text: str) -> Any:
     if isinstance(value, str):
         return value.replace(MARK, text)
     if isinstance(value, dict):
-        return {key: _replaced(item, text) for key, item in value.items()}
+        return {_replaced(key, text): _replaced(item, text) for key, item in value.items()}
     return [_replaced(item, text) for item in value] if isinstance(value, list) else value
