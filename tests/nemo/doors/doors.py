@@ -233,7 +233,8 @@ from nemoguardrails.actions import action
 
 @action(is_system_action=True)
 async def mask(context):
-    return context["user_message"].replace("hello", "good day")
+    said = context.get("user_message")
+    return said.replace("hello", "good day") if isinstance(said, str) else said
 """
 _MASK_CO: Final = """
 define subflow mask words
