@@ -17,7 +17,7 @@ from ctd_guardrail.message_text import texts_of
 from ctd_guardrail.nemo.carried import texts_in
 from ctd_guardrail.nemo.messages import ChatMessages, messages_from_events
 
-__all__ = ["OVERRIDES", "ClientRequest", "asks_about_input", "read_safely"]
+__all__ = ["OVERRIDES", "ClientRequest", "asks_about_input", "read_safely", "roles_of"]
 
 OVERRIDES: Final = "ctd"
 """The context variable of a request that holds its overrides."""
@@ -212,7 +212,12 @@ def asks_about_input(messages: Iterable[Mapping[str, Any]], rail_types: Iterable
     """
     if rail_types is not None:
         return "input" in rail_types
-    return any(message.get("role") not in {"assistant", *_CARRIERS} for message in messages)
+    return any(role not in {"assistant", *_CARRIERS} for role in roles_of(messages))
+
+
+def roles_of(messages: Iterable[object]) -> list[str]:
+    """Return the role of each message, as a word; of what is no message, "None"."""
+    return [str(message.get("role") if isinstance(message, Mapping) else None) for message in messages]
 
 
 def _read_aside(message: Mapping[str, Any]) -> tuple[list[str], ChatMessages]:

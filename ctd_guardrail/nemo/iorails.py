@@ -27,7 +27,7 @@ from ctd_guardrail.nemo import catalog
 from ctd_guardrail.nemo.action import ACTION_NAME, screen
 from ctd_guardrail.nemo.client import ClientRequest, asks_about_input, read_safely
 from ctd_guardrail.nemo.folder import FLOW
-from ctd_guardrail.nemo.gate import Gate, OpenRequest, current_request, enter
+from ctd_guardrail.nemo.gate import Gate, OpenRequest, current_request, enter, entered
 from ctd_guardrail.nemo.guards import guard_for, refusals_of, section_of
 from ctd_guardrail.nemo.messages import messages_from_events
 from ctd_guardrail.nemo.server import mark_guarded
@@ -152,14 +152,15 @@ class _Doors:
         if not is_enabled:
             client = client.refusing("an option that switches the input rail off")
         request = self._request(messages, client)
+        enter(request)
         if not is_enabled and not request.is_waived:
             enabled = [FLOW]
         return await self._is_input_safe(messages, enabled=enabled)
 
     async def is_output_safe(self, messages: list[dict[str, Any]], response: str, **options: Any) -> Any:
         """As ``RailsManager.is_output_safe``: rails that ask the main LLM do so in the request of these messages."""
-        self._request(messages, self._read(messages))
-        return await self._is_output_safe(messages, response, **options)
+        with entered(self._request(messages, self._read(messages))):
+            return await self._is_output_safe(messages, response, **options)
 
     async def model_call(self, model_type: str, messages: list[dict[str, Any]], **kwargs: Any) -> Any:
         """As ``EngineRegistry.model_call``, in the request that these messages are of."""
@@ -204,9 +205,9 @@ class _Doors:
         if not asks_about_input(messages, rail_types):
             return cast("RailsResult", await self._check(messages, rail_types))
         client = self._read(messages)
-        request = self._request(messages, client)  # the rails find it by its messages
-        decision = await self._gate.judge(request)
-        result: RailsResult = await self._check(messages, rail_types)
+        with entered(self._request(messages, client)) as request:  # the rails find it by its messages
+            decision = await self._gate.judge(request)
+            result: RailsResult = await self._check(messages, rail_types)
         if decision.is_blocking and result.status is not RailStatus.BLOCKED:
             return RailsResult(status=RailStatus.BLOCKED, content=self._gate.words(decision), rail=FLOW)
         return result
@@ -222,9 +223,10 @@ class _Doors:
         request = self._request(messages, self._read(messages))
         # The rails are not shown the parameters of the call.
         request.late = self._read([], params).asides
+        enter(request)
 
     def _request(self, messages: list[dict[str, Any]], client: ClientRequest) -> OpenRequest:
-        """Return the request that these messages are of, and make it the current one."""
+        """Return the request that these messages are of."""
         listed, current = self._under_way.get(id(messages)), current_request(self._gate)
         if listed is not None and listed.source is messages:
             request = listed
@@ -232,5 +234,4 @@ class _Doors:
             request = current
         else:
             request = self._under_way[id(messages)] = self._gate.opened(client, source=messages)
-        enter(request)
         return request

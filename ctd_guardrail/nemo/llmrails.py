@@ -17,7 +17,7 @@ from nemoguardrails.rails.llm.llmrails import LLMRails
 from nemoguardrails.rails.llm.options import GenerationOptions, GenerationResponse, RailsResult, RailStatus, RailType
 
 from ctd_guardrail.nemo.carried import texts_in
-from ctd_guardrail.nemo.client import ClientRequest, asks_about_input, read_safely
+from ctd_guardrail.nemo.client import ClientRequest, asks_about_input, read_safely, roles_of
 from ctd_guardrail.nemo.folder import FLOW
 from ctd_guardrail.nemo.gate import Gate, InRequest, OpenRequest, current_request, entered, texts_judged
 from ctd_guardrail.nemo.models import guard_models, guarded_function, is_guarded
@@ -104,16 +104,18 @@ class _Doors:
         messages: list[dict[str, Any]] | None = None,
         options: dict[str, Any] | GenerationOptions | None = None,
         state: Any = None,
+        *args: Any,
         **more: Any,
     ) -> AsyncIterator[Any]:
         """As :meth:`LLMRails.stream_async`: output rails that ask the main LLM do so in the request of the stream."""
         sent = [{"role": "user", "content": prompt}] if messages is None and prompt is not None else messages or []
-        generation = GenerationOptions(**options) if isinstance(options, dict) else options
-        request = self._gate.opened(
-            self._read(sent, generation, state), source=prompt if messages is None else messages
+        # What is wrong with the options the host says in the stream.
+        client = read_safely(
+            lambda: self._read(sent, GenerationOptions(**options) if isinstance(options, dict) else options, state)
         )
-        with entered(request):  # the host's own task of the main LLM begins here
-            return InRequest(request, self._stream(prompt, messages, options, state, **more))
+        with entered(self._gate.opened(client, source=prompt if messages is None else messages)) as request:
+            # The host's own task of the main LLM begins here.
+            return InRequest(request, self._stream(prompt, messages, options, state, *args, **more))
 
     async def generate_events_async(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """As :meth:`LLMRails.generate_events_async`, behind the gate."""
@@ -148,7 +150,7 @@ class _Doors:
         self, messages: list[dict[str, Any]], rail_types: list[RailType] | None = None
     ) -> RailsResult:
         """As :meth:`LLMRails.check_async`, also for input in which the host finds no turn of a user's."""
-        if asks_about_input(messages, rail_types) and not any(message.get("role") == "user" for message in messages):
+        if asks_about_input(messages, rail_types) and "user" not in roles_of(messages):
             request = self._gate.opened(self._read(messages, None, None))
             with entered(request):
                 decision = await self._gate.judge(request)
@@ -158,6 +160,7 @@ class _Doors:
 
     async def run(self, events: list[Any], *args: Any, **options: Any) -> Any:
         """As the runtime's own method, which other code of an app may call as well."""
+        self._guard_models()
         request = current_request(self._gate)
         if request is not None:
             request.late += self._remembered(request, events)

@@ -12,6 +12,7 @@ import pytest
 from doors.shapes import MARK
 from doors.stage import ANSWER, RecordingLLM, Stage, marking_guard
 from nemoguardrails import Guardrails, LLMRails, RailsConfig
+from nemoguardrails.rails.llm.options import RailStatus
 from words import REFUSED, UNAVAILABLE
 
 from ctd_guardrail.conversation import Context
@@ -187,6 +188,28 @@ async def test_odd_events_reach_no_model_and_no_error_is_the_guards(stage: Stage
     assert not any(MARK in call for call in stage.calls)
 
 
+@pytest.mark.parametrize("message", [None, MARK, {"role": ["user"], "content": MARK}, {"content": MARK}], ids=str)
+async def test_a_check_of_what_is_no_message_does_not_pass(stage: Stage, message: Any) -> None:
+    app = app_on(stage, "check")
+    (result,) = await asyncio.gather(app.check_async([message]), return_exceptions=True)
+    assert isinstance(result, Exception) or result.status is RailStatus.BLOCKED
+
+
+async def test_a_function_in_the_place_of_the_model_is_behind_the_gate_of_the_runtime(stage: Stage) -> None:
+    app = app_on(stage, "function", passthrough=True)
+    told: list[Any] = []
+
+    async def answer(context: dict[str, Any], events: list[Any]) -> str:
+        told.append([context, events])
+        return ANSWER
+
+    app.passthrough_fn = answer
+    for text in ("hello", MARK):
+        said = {"type": "UserMessage", "text": text}
+        await app.runtime.generate_events([said, {"type": "UtteranceUserActionFinished", "final_transcript": "hello"}])
+    assert len(told) == 1
+
+
 async def test_a_stream_that_its_reader_leaves_ends_with_its_request(stage: Stage) -> None:
     content: dict[str, Any] = {
         "rails": {
@@ -220,6 +243,9 @@ async def test_a_worker_of_iorails_takes_no_request_for_an_earlier_one(
             await app.generate_async(messages=[user("hello") | more])
             await app.generate_async(messages=[{"role": "system", "content": MARK}, user("hello")])
             await app.generate_async(messages=[context(topic=MARK), user("hello")])
+        await app.check_async([user("hello")])
+        model = app.rails_engine.engine_registry.llms["main"]
+        assert (await model.generate_async(MARK)).content == UNAVAILABLE, "the check has ended"
     assert not any(MARK in call for call in stage.calls)
 
 
