@@ -63,7 +63,8 @@ def texts_in(value: object) -> list[str]:
     What is no value of JSON is read as a template would write it. A value that holds itself is read once.
     """
     texts: list[str] = []
-    seen: set[int] = set()
+    # It holds what it has seen: a new object may get the identity of one that is gone.
+    seen: dict[int, object] = {}
     # A stack and no recursion: the sender chooses the depth.
     waiting = [value]
     while waiting:
@@ -73,7 +74,7 @@ def texts_in(value: object) -> list[str]:
                 texts.append(each)
         elif isinstance(each, Mapping | list | tuple | set | frozenset):
             if id(each) not in seen:
-                seen.add(id(each))
+                seen[id(each)] = each
                 inner = [part for pair in each.items() for part in pair] if isinstance(each, Mapping) else list(each)
                 waiting += reversed(inner)
         elif isinstance(each, bytes | bytearray):

@@ -213,7 +213,11 @@ class _Doors:
             and bool(content.strip())
             # The host remembers a conversation by its users' and assistant's words, and would bring these back.
             and not request.client.asides
-            and not any(message.get("tool_calls") or message["role"] == "tool" for message in request.client.messages)
+            and not any(
+                message.get("tool_calls") or message["role"] == "tool"
+                for message in request.client.messages
+                if isinstance(message, Mapping)
+            )
         )
 
     async def _judge(self, request: OpenRequest, options: GenerationOptions | None = None) -> None:
