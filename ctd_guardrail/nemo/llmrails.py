@@ -41,7 +41,8 @@ def guard_doors(app: LLMRails, gate: Gate) -> None:
     doors: Any = _Doors(app, gate)
     for name in ("generate_async", "generate_events_async", "process_events_async", "check_async"):
         setattr(app, name, getattr(doors, name))
-    if app.config.rails.output.streaming.enabled:
+    streaming = app.config.rails.output.streaming
+    if streaming and streaming.enabled:
         setattr(app, "stream_async", doors.stream_async)  # noqa: B010  # a method, for mypy
     setattr(app.runtime, _RUN[app.config.colang_version], doors.run)
     guard_models(app, gate)
