@@ -21,6 +21,8 @@ _TEXT_PARTS: Final = frozenset({"text", "refusal"})
 # Machines make a call's identifier and kind. What is not of this form is text.
 _LABELS: Final = frozenset({"id", "type", "index"})
 _LABEL: Final = re.compile(r"[A-Za-z0-9_.:-]{0,64}")
+# Where a part holds an image, a sound or a file, or says where one is.
+_DATA: Final = frozenset({"data", "url", "file_data", "file_id", "format", "detail", "mime_type", "media_type"})
 # Keys whose values speak for themselves: `arguments` of OpenAI, `args` of NeMo Guardrails and LangChain.
 _PARTS: Final = frozenset({"name", "arguments", "args", "input"})
 _WRAPPERS: Final = frozenset({"function", "custom"})
@@ -65,17 +67,30 @@ def _content_of(content: object) -> list[str | None] | None:
         return None
     if isinstance(content, str):
         return [content]
-    return [_text_of(part) for part in content] if isinstance(content, list) else [None]
+    return [text for part in (content if isinstance(content, list) else [content]) for text in _texts_of_part(part)]
 
 
-def _text_of(part: object) -> str | None:
+def _texts_of_part(part: object) -> Iterator[str | None]:
     if isinstance(part, str):
-        return part
+        yield part
+        return
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if isinstance(part, Mapping) and isinstance(kind, str) and kind in _TEXT_PARTS:
-        text = part.get(kind)
-        return text if isinstance(text, str) else None
-    return None
+    text = part.get(kind) if isinstance(part, Mapping) and isinstance(kind, str) and kind in _TEXT_PARTS else None
+    if isinstance(text, str):
+        yield text
+        return
+    # Not text, or a form of text that is not known here. Some endpoint may read the words in it.
+    yield None
+    if isinstance(part, Mapping):
+        yield from filter(None, _strings(_without_data(part)))
+
+
+def _without_data(part: object) -> object:
+    """Return the part of a message without what holds an image, a sound or a file, and without its labels."""
+    if not isinstance(part, Mapping):
+        return part
+    kept = {key: value for key, value in part.items() if key not in _DATA and not (key in _LABELS and _is_label(value))}
+    return [_without_data(value) for value in kept.values() if not str(value).startswith("data:")]
 
 
 def _texts_of_call(call: object, *, is_whole: bool = True) -> Iterator[str | None]:

@@ -19,6 +19,25 @@ from ctd_guardrail.normalise import normalise
 CALL = {"id": "call_a1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
 
 
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ([{"type": "input_text", "text": "hello"}], [None, "hello"]),
+        ({"text": "hello"}, [None, "hello"]),
+        ([{"type": "thinking", "thinking": {"steps": ["one", "two"]}}], [None, "one", "two"]),
+        ([{"type": "image_url", "image_url": {"url": "https://host/a.png", "detail": "low"}}], [None]),
+        ([{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}], [None]),
+        ([{"type": "image", "source": "data:image/png;base64,AAAA"}], [None]),
+        ([{"type": "file", "file": {"file_data": "AAAA", "filename": "read me"}}], [None, "read me"]),
+    ],
+    ids=str,
+)
+def test_words_in_a_part_of_unknown_form_are_read_beside_the_note_that_it_is_no_text(
+    content: Any, texts: list[str | None]
+) -> None:
+    assert texts_of({"role": "user", "content": content}) == texts
+
+
 def content_of(message: dict[str, Any]) -> str:
     (read,) = Conversation.from_messages([message]).messages
     return read.content
