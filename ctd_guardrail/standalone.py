@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctd_guardrail.assemble import Plan, assemble, plan
+from ctd_guardrail.assemble import assemble
 from ctd_guardrail.config import CtdConfig
 from ctd_guardrail.experts.config import ExpertConfig, RailExpertConfig
 from ctd_guardrail.nemo.folder import RailFolder, read_folder
 from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.plan import Plan, plan
 
 __all__ = ["StandaloneGuard", "has_base_model_of", "load_guard", "standalone_config"]
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.assemble import Plan, plan
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, PolicyMismatchError
 from ctd_guardrail.nemo.folder import read_folder
 from ctd_guardrail.normalise import NORMALISER
+from ctd_guardrail.plan import Plan, plan
 from ctd_guardrail.policy.rule import ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
 

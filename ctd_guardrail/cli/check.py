@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ctd_guardrail.assemble import Plan
 from ctd_guardrail.console import exit_on_error
 from ctd_guardrail.decision import Decision, Verdict
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.inputs import InputFormat, InputRow, read_inputs
 from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.plan import Plan
 from ctd_guardrail.standalone import load_guard
 
 __all__ = ["check"]

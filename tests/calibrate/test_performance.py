@@ -9,9 +9,9 @@ from rich.console import Console
 
 from calibrate.config import load_config
 from calibrate.pipeline import run
-from ctd_guardrail.assemble import plan
 from ctd_guardrail.config import parse_section
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
+from ctd_guardrail.plan import plan
 from ctd_guardrail.policy.store import Policy
 
 Make = Callable[..., Any]

@@ -12,7 +12,6 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from calibrate.cli.scores import read_column
-from ctd_guardrail.assemble import plan
 from ctd_guardrail.decision import Mode, Route, Verdict
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.guards.audit_floor import budget_beside_audit
@@ -21,6 +20,7 @@ from ctd_guardrail.nemo.folder import read_folder
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.metrics import DOORS, Metrics
 from ctd_guardrail.observability.relay import RELAY
+from ctd_guardrail.plan import plan
 from ctd_guardrail.selftest import self_test
 from ctd_guardrail.standalone import StandaloneGuard, load_guard
 

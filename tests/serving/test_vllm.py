@@ -17,7 +17,7 @@ from vllm_double import VllmDouble
 
 from ctd_guardrail.activations.engine import ActivationEngine
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
-from ctd_guardrail.assemble import assemble, plan
+from ctd_guardrail.assemble import assemble
 from ctd_guardrail.config import parse_section
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import Reason, Route, Verdict
@@ -32,6 +32,7 @@ from ctd_guardrail.errors import (
 )
 from ctd_guardrail.memory import JUDGED
 from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.plan import plan
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.serving.config import VllmSourceConfig
