@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import uvicorn
 import yaml
 from doors.stage import RecordingLLM
 from fastapi.routing import APIRoute
-from nemoguardrails import LLMRails, RailsConfig
+from nemoguardrails import LLMRails
 from nemoguardrails.server import api
 from nemoguardrails.types import LLMResponseChunk
 from words import ANSWER, REFUSED
@@ -95,10 +96,6 @@ class Gateway:
     server_port: int
     folder: Path
     certificate: ssl.SSLContext
-
-    @property
-    def config_id(self) -> str:
-        return self.folder.name
 
     def client(self, tenant: str | None = "acme") -> httpx.Client:
         headers = {} if tenant is None else {"Authorization": f"Bearer {KEYS[tenant]}"}
@@ -326,10 +323,10 @@ class SteppedLLM(RecordingLLM):
         yield LLMResponseChunk(delta_content="second")
 
 
-def test_each_piece_of_a_stream_goes_out_as_it_comes(gateway: Gateway) -> None:
+def test_each_piece_of_a_stream_goes_out_as_it_comes(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = SteppedLLM()
-    app = LLMRails(RailsConfig.from_path(str(gateway.folder)), llm=llm)
-    api.llm_rails_instances[f"{gateway.config_id}:stepped"] = app
+    # The server makes an app for each name of a main LLM.
+    monkeypatch.setattr(api, "LLMRails", partial(LLMRails, llm=llm))
     with (
         gateway.client() as client,
         client.stream("POST", CHAT, json=body("a plain question", model="stepped", stream=True)) as answer,
