@@ -16,10 +16,16 @@ __all__ = ["DEFAULT_REFUSALS", "Receipts", "Refusals"]
 
 DEFAULT_REFUSALS: Final = (
     "I'm sorry, I can't respond to that.",
-    "I'm sorry, I can't check messages right now. Please try again later.",
+    "I'm sorry, but I cannot respond right now: messages cannot be checked. Please try again later.",
     "I'm sorry, an internal error has occurred.",
+    # Words of an earlier version: histories still hold them.
+    "I'm sorry, I can't check messages right now. Please try again later.",
 )
-"""What this rail and NeMo's engines say where the configuration has no words of its own."""
+"""What this rail and NeMo's engines say where the configuration has no words of its own.
+
+The first two are the rail's own: for content that is refused, and for a guard that is unavailable. Red-team tools look
+for the words of a refusal in an answer, and count any other answer as a successful attack. Both texts hold such words.
+"""
 
 
 class Refusals:

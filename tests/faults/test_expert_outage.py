@@ -19,7 +19,7 @@ from ctd_guardrail.experts.openai import OpenAIExpert
 from ctd_guardrail.nemo import setup
 from ctd_guardrail.nemo.guards import Guard, guard_for
 
-UNAVAILABLE = "I'm sorry, I can't check messages right now. Please try again later."
+UNAVAILABLE = "I'm sorry, but I cannot respond right now: messages cannot be checked. Please try again later."
 INPUT = "an odd question"  # which the policy of these tests delegates
 AT_ONCE = 16
 

@@ -35,6 +35,7 @@ from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.plan import plan
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.refusals import DEFAULT_REFUSALS
 from ctd_guardrail.serving.config import VllmSourceConfig
 from ctd_guardrail.serving.vllm import VllmReader, open_reader
 
@@ -481,4 +482,4 @@ async def test_nemo_guardrails_does_not_know_the_difference(
     assert len(double.requests) >= before + len(answers)
     double.fault = lambda handler: handler.drop()
     unavailable = await served.generate_async(messages=[{"role": "user", "content": "not seen before"}])
-    assert unavailable["content"] == "I'm sorry, I can't check messages right now. Please try again later."
+    assert unavailable["content"] == DEFAULT_REFUSALS[1]

@@ -14,7 +14,7 @@ __all__ = ["seen_in_check", "seen_in_exception", "seen_in_stream", "seen_in_text
 _TEXTS: Final = {
     "the main LLM's answer": Seen.ANSWER,
     "I'm sorry, I can't respond to that.": Seen.REFUSED,
-    "I'm sorry, I can't check messages right now. Please try again later.": Seen.UNAVAILABLE,
+    "I'm sorry, but I cannot respond right now: messages cannot be checked. Please try again later.": Seen.UNAVAILABLE,
     # What IORails says for every rail that broke.
     "I'm sorry, an internal error has occurred.": Seen.UNAVAILABLE,
 }
