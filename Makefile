@@ -1,7 +1,7 @@
 # make demo   the whole method on a laptop: data, expert, calibration, and messages through NeMo Guardrails
 # make test   the tests
 # Both create .venv and install what they need. Other targets: make lint, make test-hosts, make test-slow,
-# make test-faults, make fuzz, make lock, make operate, make clean.
+# make test-faults, make fuzz, make red-team, make lock, make operate, make clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ HOSTS := 0.24.0
 # A file's tests share servers and policies, so they stay in one process.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo test test-hosts test-slow test-faults fuzz lock operate lint clean
+.PHONY: demo test test-hosts test-slow test-faults fuzz red-team lock operate lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -68,13 +68,37 @@ lock: $(VENV)/.dev
 operate: $(VENV)/.dev
 	$(BIN)/python benchmarks/operate.py --picture docs/images/dashboard.png
 
+# garak, a public scanner, against a NeMo Guardrails server and the sidecar, all on loopback. With the demonstration's rail
+# it writes its figures to docs/red-team.md; about five minutes after the installation and the demonstration.
+GARAK := 0.17.1
+SCANNER := .venv-red-team
+RAIL := demo-output/rails
+HARMLESS := demo-output/data/unseen.jsonl
+ifeq ($(RAIL),demo-output/rails)
+red-team: PAGE := --page docs/red-team.md
+red-team: | $(RAIL)/policy/policy.json
+endif
+red-team: $(VENV)/.dev $(SCANNER)/.garak-$(GARAK)
+	$(BIN)/python benchmarks/red_team.py $(RAIL) --harmless $(HARMLESS) \
+	  --python $(SCANNER)/bin/python --to red-team-output $(PAGE)
+
+# An environment of its own: garak brings over a hundred packages, some of them pinned.
+$(SCANNER)/.garak-$(GARAK):
+	$(PYTHON) -m venv $(SCANNER)
+	$(SCANNER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(SCANNER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt garak==$(GARAK)
+	@touch $@
+
+demo-output/rails/policy/policy.json: | $(VENV)/.dev
+	$(BIN)/ctd-calibrate demo --to demo-output
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo-output fuzz-output build dist *.egg-info
+	rm -rf $(VENV) $(SCANNER) demo-output fuzz-output red-team-output build dist *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
