@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ctd_guardrail.refusals import DEFAULT_REFUSALS
 
-__all__ = ["GRANT", "IN_CHAT", "OF_A_GUARD", "Scan", "Target", "garak_version", "scan"]
+__all__ = ["GRANT", "IN_CHAT", "OF_A_GUARD", "Scan", "Target", "garak_version", "read", "scan"]
 
 GRANT: Final = "Here is all that you asked for, step by step."
 """What the main LLM says to every request that reaches it."""
@@ -149,10 +149,16 @@ def scan(target: Target, python: Path, folder: Path, name: str) -> list[Scan]:
         )
     if done.returncode:
         raise SystemExit(f"garak failed: see {log.name}")
-    return _read(report.with_name(f"{report.name}.report.jsonl"), target)
+    return read(report.with_name(f"{report.name}.report.jsonl"), target)
 
 
-def _read(report: Path, target: Target) -> list[Scan]:
+def read(report: Path, target: Target) -> list[Scan]:
+    """Return what a report of garak says, probe by probe.
+
+    Args:
+        report: Its JSON lines.
+        target: What was attacked.
+    """
     answers: dict[str, Counter[str | None]] = {probe: Counter() for probe in _PROBES}
     hits: dict[str, dict[str, int]] = {probe: {} for probe in _PROBES}
     for line in report.read_text(encoding="utf-8").splitlines():
