@@ -32,6 +32,7 @@ from operate import process
 _ROOT: Final = Path(__file__).parents[1]
 _CUT: Final = "\n---\n"
 _MODEL: Final = "granting"
+_START_S: Final = 120.0
 
 
 class MainLLM:
@@ -133,13 +134,21 @@ def scan_nemo(configs: Path, guards: dict[str, str], python: Path, llm: MainLLM)
         llm: The main LLM of all of them.
 
     Raises:
-        SystemExit: The main LLM was called more or less often than answers say.
+        SystemExit: A configuration cannot be used, or the main LLM was called more or less often than answers say.
     """
     for name, guard in guards.items():
         with nemo_server(configs) as address:
             settings = {"uri": f"{address}/v1/", "config_ids": [name]}
             generator = "guardrails.NeMoGuardrailsServer"
             target = Target("NeMo Guardrails server", guard, generator, _MODEL, settings, IN_CHAT)
+            # garak goes on asking a server that answers with HTTP 500.
+            question = {"model": _MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+            body = question | {"guardrails": {"config_id": name}}
+            reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=_START_S)
+            if not reply.is_success:
+                raise SystemExit(
+                    f"{name}: the server answers with HTTP {reply.status_code}, see {configs.parent}/nemo.log"
+                )
             before = llm.calls
             scans = scan(target, python, configs.parent, f"nemo-{name}")
         granted = sum(each.granted for each in scans)
