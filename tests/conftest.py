@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import logging
 import os
 import string
 import threading
@@ -44,6 +45,12 @@ def _nothing_judged_before() -> None:
 
     JUDGED.clear()
     SAID.clear()
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_python_has_it() -> None:
+    # NeMo's server sets it to INFO when it is imported, and other tests count what is logged.
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
