@@ -28,7 +28,8 @@ def principal_of(where: PrincipalConfig | None, variables: Mapping[str, Any]) ->
         return (None if where.variable is None else variables.get(where.variable)), False
     if where.header is None:
         return None, False
-    named = headers.getlist(where.header)
+    # Proxies join lines of one header with a comma.
+    named = [name for line in headers.getlist(where.header) for name in line.split(",")]
     return (named[-1] if named else None), len(named) > 1
 
 
