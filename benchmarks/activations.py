@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from rivals import bare, naive, sentence_transformer, sorted_and_padded
 from stopwatch import Stopwatch
 
+from ctd_guardrail.activations.base_model import ActivationEngine
 from ctd_guardrail.activations.batcher import MicroBatcher
-from ctd_guardrail.activations.engine import ActivationEngine
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_transformers
-from ctd_guardrail.activations.ragged import Ragged, segment_mean
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.probes.ragged import Ragged, segment_mean
 from ctd_guardrail.probes.spec import Component, ProbeSpec
+from ctd_guardrail.text.conversation import Conversation
 
 Row = tuple[str, str, str]
 """What was measured, the target, and what came out."""

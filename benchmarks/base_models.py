@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedToken
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.models import resolve_model
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["BaseModel", "lognormal_lengths", "minilm", "random_llama"]
 

@@ -22,12 +22,12 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from calibrate.cache import open_cache
-from calibrate.config import load_config
-from calibrate.data import read_dataset
+from calibrate.compute.cache import open_cache
+from calibrate.compute.progress import progress_bars
+from calibrate.config.file import load_config
 from calibrate.features import pool_activations
-from calibrate.progress import progress_bars
-from ctd_guardrail.activations.engine import get_engine
+from calibrate.rows.data import read_dataset
+from ctd_guardrail.activations.base_model import get_engine
 
 _KIB = 2**10
 

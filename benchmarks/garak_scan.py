@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ctd_guardrail.refusals import DEFAULT_REFUSALS
+from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 
 __all__ = ["GRANT", "IN_CHAT", "OF_A_GUARD", "Scan", "Target", "garak_version", "read", "scan"]
 

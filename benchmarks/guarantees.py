@@ -20,11 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from ctd_guardrail.guards.audit_floor import AuditFloor
-from ctd_guardrail.guards.rate_alarm import RateAlarm
-from ctd_guardrail.guards.score_drift import ScoreDriftAlarm
-from ctd_guardrail.guards.threshold_tracker import ThresholdTracker
-from ctd_guardrail.guards.token_bucket import TokenBucket
+from ctd_guardrail.monitors.audit_floor import AuditFloor
+from ctd_guardrail.monitors.rate_alarm import RateAlarm
+from ctd_guardrail.monitors.score_drift import ScoreDriftAlarm
+from ctd_guardrail.monitors.threshold_tracker import ThresholdTracker
+from ctd_guardrail.monitors.token_bucket import TokenBucket
 from ctd_guardrail.policy.budget import Guarantee, certify, sort_scores
 from ctd_guardrail.policy.envelope import critical_eta
 from ctd_guardrail.policy.selection import Criterion, best_threshold

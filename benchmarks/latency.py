@@ -26,16 +26,16 @@ from nemoguardrails import Guardrails, RailsConfig
 from nemoguardrails.actions import action
 from nemoguardrails.actions.rail_outcome import RailOutcome
 
-from ctd_guardrail.activations import engine as engines
-from ctd_guardrail.activations.ragged import Ragged
+from ctd_guardrail.activations import base_model as engines
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.nemo import iorails
 from ctd_guardrail.nemo.action import ACTION_NAME
 from ctd_guardrail.policy.store import CalibrationScores, write_policy
 from ctd_guardrail.probes import probes as probe_module
 from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.probes.ragged import Ragged
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["App", "apps", "conversations"]
 

@@ -35,15 +35,15 @@ from faulty_judge import fault_of, is_unsafe
 from memory import resident_mib
 from traffic import Answer, Door, Outcomes, closed_loop, open_loop, text, tickets
 
-from ctd_guardrail.activations.engine import get_engine
+from ctd_guardrail.activations.base_model import get_engine
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.policy.store import CalibrationScores, write_policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.spec import ProbeSpec
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.sidecar.server import serve
 from ctd_guardrail.sidecar.settings import ServeSettings
+from ctd_guardrail.text.conversation import Conversation
 
 DOORS: Final = ("sidecar", "llmrails", "iorails")
 _HERE: Final = Path(__file__).parent

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from plan import Plan, Setting
 from rich.progress import Progress
 
-from calibrate.data import Dataset, read_dataset
+from calibrate.expert_scores.ask import ask_expert
 from calibrate.features import PooledRows, collect_tokens, pool_activations
-from calibrate.labels import ask_expert
-from calibrate.splits import find_clusters
+from calibrate.rows.data import Dataset, read_dataset
+from calibrate.rows.splits import find_clusters
 from calibrate.train import SafetyRows
-from ctd_guardrail.activations.engine import ActivationEngine
-from ctd_guardrail.activations.ragged import Ragged
+from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.experts.build import build_expert
-from ctd_guardrail.experts.config import ExpertConfig
+from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["Material", "load_material"]
 

@@ -22,18 +22,18 @@ from pydantic import SecretBytes
 
 from ctd_guardrail.activations.reading import Reading
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.cascade import Cascade
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import FailurePolicy
 from ctd_guardrail.experts.protocol import ExpertScore
-from ctd_guardrail.guards.kept_monitors import KeptMonitors
-from ctd_guardrail.guards.monitors import MonitorSettings
+from ctd_guardrail.monitors.kept_monitors import KeptMonitors
+from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
-from ctd_guardrail.observability.relay import RELAY
+from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.policy.rule import ThresholdRule
-from ctd_guardrail.tally import Tally
+from ctd_guardrail.runtime.relay import RELAY
+from ctd_guardrail.text.conversation import Conversation
 
 _CHECKS = 1_000
 _LAMBDA = 0.9

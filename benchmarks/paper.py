@@ -26,9 +26,9 @@ from rich.progress import Progress
 from sharing import shared_fits
 from trial import Outcome, draw, evaluate_scores, train_and_score
 
-from calibrate.cache import open_cache
-from calibrate.progress import progress_bars
-from ctd_guardrail.activations.engine import get_engine
+from calibrate.compute.cache import open_cache
+from calibrate.compute.progress import progress_bars
+from ctd_guardrail.activations.base_model import get_engine
 from ctd_guardrail.errors import ConfigError, CtdError
 
 _ENDING = ".json.gz"

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from calibrate.config import BaseModelConfig
-from calibrate.options import TrainOptions
-from ctd_guardrail.experts.config import ExpertConfig
-from ctd_guardrail.validation import load_yaml, validate
+from calibrate.config.file import BaseModelConfig
+from calibrate.config.training import TrainOptions
+from ctd_guardrail.config.experts import ExpertConfig
+from ctd_guardrail.config.validation import load_yaml, validate
 
 __all__ = ["Plan", "RowCounts", "SafetySource", "Setting", "load_plan"]
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from calibrate.evaluate import ALPHAS, ScoredRows
 from calibrate.evaluate.methods import BATCHES, Methods
+from calibrate.evaluate.metrics import measure
 from calibrate.evaluate.signals import uncertainty, uncertainty_rank
-from calibrate.metrics import measure
 from calibrate.risk.pareto import pareto
 from calibrate.risk.rows import Rows
 from calibrate.risk.splits import random_split

@@ -34,17 +34,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline, make_union
 
-from calibrate.data import Dataset, read_dataset
 from calibrate.demo.prompts import write_dataset
-from calibrate.pooled import PooledRows
-from calibrate.splits import find_clusters
+from calibrate.features.pooled_rows import PooledRows
+from calibrate.rows.data import Dataset, read_dataset
+from calibrate.rows.splits import find_clusters
 from calibrate.train import TrainedProbes, train_probes
-from ctd_guardrail.activations.engine import ActivationEngine, get_engine
-from ctd_guardrail.activations.ragged import segment_mean
+from ctd_guardrail.activations.base_model import ActivationEngine, get_engine
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.conversation import Conversation, Message
-from ctd_guardrail.normalise import normalise
 from ctd_guardrail.policy.budget import certify
+from ctd_guardrail.probes.ragged import segment_mean
+from ctd_guardrail.text.conversation import Conversation, Message
+from ctd_guardrail.text.normalise import normalise
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

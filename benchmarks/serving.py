@@ -30,19 +30,19 @@ import traffic
 import yaml
 from numpy.typing import NDArray
 
-from ctd_guardrail.activations import engine as engines
+from ctd_guardrail.activations import base_model as engines
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
-from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.truncated import TruncatedModel
-from ctd_guardrail.cascade import Cascade
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import Decision, FailurePolicy, Route
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.probes.spec import ProbeSpec
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["Bench", "compare", "texts"]
 

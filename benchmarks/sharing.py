@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from calibrate.pooled import PooledRows
+from calibrate.features.pooled_rows import PooledRows
 from calibrate.train.logistic import fit_logistic
 from calibrate.train.ridge import fit_ridge
 from calibrate.train.rows import TrainingRows

@@ -16,13 +16,13 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
+from calibrate.config.training import TrainOptions
 from calibrate.evaluate import ALPHAS, ScoredRows
 from calibrate.evaluate.budget import splits_table
-from calibrate.options import TrainOptions
 from calibrate.train import SafetyRows, TokenRows, TrainedProbes, train_probes
 from calibrate.train.logistic import fit_logistic
 from calibrate.train.probes import layer_columns
-from ctd_guardrail.activations.ragged import Ragged
+from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["SPLITS", "Outcome", "Scores", "draw", "evaluate_scores", "train_and_score"]
 

@@ -28,18 +28,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctd_guardrail.activations.engine import get_engine
+from ctd_guardrail.activations.base_model import get_engine
 from ctd_guardrail.activations.reading import Reader
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.errors import OverloadedError
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.match import check_fingerprint
 from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
-from ctd_guardrail.serving.config import VllmSourceConfig
 from ctd_guardrail.serving.record import read_record, serve_command
 from ctd_guardrail.serving.vllm import open_reader
+from ctd_guardrail.text.conversation import Conversation
 
 CONCURRENCIES: Final = (1, 8, 64, 256)
 _NAME: Final = "ctd"

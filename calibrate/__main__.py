@@ -1,5 +1,5 @@
 """``python -m calibrate``: the command ``ctd-calibrate``."""
 
-from calibrate.cli import app
+from calibrate.cli.app import app
 
 app()

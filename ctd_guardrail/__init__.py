@@ -7,9 +7,9 @@ model and no torch.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ctd_guardrail.conversation import Conversation, Message
 from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Timings, Verdict
 from ctd_guardrail.errors import CtdError
+from ctd_guardrail.text.conversation import Conversation, Message
 
 __all__ = [
     "Conversation",

@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _nothing_judged_before() -> None:
     # What one test has judged must not answer for another.
-    from ctd_guardrail.memory import JUDGED, SAID
+    from ctd_guardrail.runtime.decision_cache import JUDGED, SAID
 
     JUDGED.clear()
     SAID.clear()
@@ -254,11 +254,11 @@ RAIL_TEXTS = {
 @pytest.fixture(scope="session")
 def rail_policy(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy on `tiny_bert` whose probes give the scores of RAIL_TEXTS exactly: one linear head fits few texts."""
-    from ctd_guardrail.activations.engine import get_engine
-    from ctd_guardrail.activations.ragged import segment_mean
+    from ctd_guardrail.activations.base_model import get_engine
     from ctd_guardrail.activations.spec import ActivationSpec
-    from ctd_guardrail.conversation import Conversation
     from ctd_guardrail.policy.store import CalibrationScores, write_policy
+    from ctd_guardrail.probes.ragged import segment_mean
+    from ctd_guardrail.text.conversation import Conversation
 
     spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual")
     engine = get_engine(spec, device="cpu")

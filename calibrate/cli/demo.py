@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ctd_guardrail.console import exit_on_error
+from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.errors import DependencyError
 
 __all__ = ["demo"]

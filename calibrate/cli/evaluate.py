@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrate.cli.refused import AskRefusedAgain
-from calibrate.config import load_expert
-from ctd_guardrail.console import exit_on_error
+from calibrate.config.file import load_expert
+from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:

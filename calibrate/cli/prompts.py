@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from calibrate.cache import write_atomically
-from calibrate.config import load_config
-from calibrate.data import read_dataset
-from calibrate.progress import progress_bars
-from ctd_guardrail.console import exit_on_error
+from calibrate.compute.cache import write_atomically
+from calibrate.compute.progress import progress_bars
+from calibrate.config.file import load_config
+from calibrate.rows.data import read_dataset
+from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.errors import ActivationError, InputError
 
 __all__ = ["prompts"]

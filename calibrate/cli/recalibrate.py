@@ -10,8 +10,8 @@ import typer
 
 from calibrate.cli.scores import read_column
 from calibrate.cli.threshold import certificate_json
-from calibrate.recalibration import recalibrate_policy
-from ctd_guardrail.console import EXIT_INFEASIBLE, exit_on_error
+from calibrate.pipeline.recalibrate import recalibrate_policy
+from ctd_guardrail.cli.console import EXIT_INFEASIBLE, exit_on_error
 from ctd_guardrail.policy.budget import Status
 
 __all__ = ["recalibrate"]

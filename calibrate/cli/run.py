@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from calibrate.cli.refused import AskRefusedAgain
-from calibrate.config import load_config
-from ctd_guardrail.console import exit_on_error
+from calibrate.config.file import load_config
+from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.errors import DependencyError
 
 __all__ = ["run"]
@@ -43,9 +43,9 @@ def run(
         settings = load_config(config)
         try:
             # Heavy imports only once the configuration is known to be right.
-            from calibrate.pipeline import run as run_pipeline  # noqa: PLC0415
+            from calibrate.pipeline.run import run as run_pipeline  # noqa: PLC0415
             from calibrate.report.documents import write_documents  # noqa: PLC0415
-            from calibrate.summary import print_summary, to_json  # noqa: PLC0415
+            from calibrate.report.summary import print_summary, to_json  # noqa: PLC0415
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] != "sklearn":
                 raise

@@ -6,8 +6,8 @@ import json
 
 import typer
 
-from calibrate.config import CalibrateConfig
-from ctd_guardrail.schema import model_schema
+from calibrate.config.file import CalibrateConfig
+from ctd_guardrail.config.schema import model_schema
 
 __all__ = ["schema"]
 

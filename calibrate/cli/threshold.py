@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from calibrate.cli.scores import read_column
-from ctd_guardrail.console import EXIT_INFEASIBLE, exit_on_error
+from ctd_guardrail.cli.console import EXIT_INFEASIBLE, exit_on_error
 from ctd_guardrail.policy.budget import Certificate, Guarantee, Status, certify, sort_scores
 
 __all__ = ["certificate_json", "threshold"]

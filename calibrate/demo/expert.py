@@ -25,8 +25,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from calibrate.data import read_dataset
-from calibrate.progress import progress_bars
+from calibrate.compute.progress import progress_bars
+from calibrate.rows.data import read_dataset
 from ctd_guardrail.activations.huggingface import quiet_transformers
 from ctd_guardrail.activations.models import resolve_model
 

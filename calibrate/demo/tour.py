@@ -19,20 +19,20 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from calibrate.config import load_config
+from calibrate.compute.progress import progress_bars
+from calibrate.config.file import load_config
 from calibrate.demo.expert import train_expert
 from calibrate.demo.prompts import write_dataset
-from calibrate.pipeline import PipelineResult
-from calibrate.pipeline import run as run_pipeline
-from calibrate.progress import progress_bars
+from calibrate.pipeline.run import PipelineResult
+from calibrate.pipeline.run import run as run_pipeline
 from calibrate.report.documents import write_documents
-from calibrate.summary import print_summary
-from ctd_guardrail.activations.engine import get_engine
-from ctd_guardrail.conversation import Conversation
+from calibrate.report.summary import print_summary
+from ctd_guardrail.activations.base_model import get_engine
 from ctd_guardrail.decision import Reason, Route, Verdict
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
+from ctd_guardrail.text.conversation import Conversation
 
 if TYPE_CHECKING:
     from nemoguardrails.types import LLMResponse, LLMResponseChunk

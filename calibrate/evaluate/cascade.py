@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.evaluate.methods import METHODS, Delegation, Methods
+from calibrate.evaluate.metrics import measure
 from calibrate.evaluate.rows import ScoredRows
-from calibrate.metrics import measure
 from ctd_guardrail.policy.budget import Guarantee
 from ctd_guardrail.policy.store import CalibrationScores
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from calibrate.evaluate.influence import FIGURES, Influences, cluster_error, measure_with_influence
 from calibrate.evaluate.methods import Methods
+from calibrate.evaluate.metrics import Metrics
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.table import Record, Table
-from calibrate.metrics import Metrics
 
 __all__ = [
     "Point",

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from calibrate.metrics import Metrics, measure
+from calibrate.evaluate.metrics import Metrics, measure
 
 __all__ = ["FIGURES", "Influences", "cluster_error", "mean_error", "measure_with_influence"]
 

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from calibrate.cache import open_cache
-from calibrate.data import Dataset, read_dataset
+from calibrate.compute.cache import open_cache
+from calibrate.compute.progress import progress_bars
+from calibrate.config.expert import ExpertSection
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.study import Study, study
-from calibrate.expert_section import ExpertSection
-from calibrate.labels import ExpertScores, score_with
-from calibrate.progress import progress_bars
-from calibrate.refused import RefusedRow
+from calibrate.expert_scores.ask import ExpertScores, score_with
+from calibrate.expert_scores.refused import RefusedRow
+from calibrate.features.scoring import score_rows
 from calibrate.risk.splits import one_per_cluster
-from calibrate.scoring import score_rows
-from calibrate.splits import begin_with, find_clusters
-from ctd_guardrail.activations.engine import get_engine
+from calibrate.rows.data import Dataset, read_dataset
+from calibrate.rows.splits import begin_with, find_clusters
+from ctd_guardrail.activations.base_model import get_engine
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.match import RECORDED, check_fingerprint, check_normaliser
 from ctd_guardrail.policy.spending import spent_delta

@@ -2,7 +2,7 @@
 
 from calibrate.features.chunks import CHUNK
 from calibrate.features.pooled import pool_activations
+from calibrate.features.pooled_rows import PooledRows
 from calibrate.features.tokens import collect_tokens
-from calibrate.pooled import PooledRows
 
 __all__ = ["CHUNK", "PooledRows", "collect_tokens", "pool_activations"]

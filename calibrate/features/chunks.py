@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from calibrate.cache import write_atomically
-from calibrate.data import Dataset
-from calibrate.workers import RefusedError, Tensors, Work, Workers
-from ctd_guardrail.activations.engine import ActivationEngine
+from calibrate.compute.cache import write_atomically
+from calibrate.compute.workers import RefusedError, Tensors, Work, Workers
+from calibrate.rows.data import Dataset
+from ctd_guardrail.activations.base_model import ActivationEngine
 
 __all__ = ["CHUNK", "cache_folder", "chunks", "compute", "distinct", "read_chunk", "write_chunk"]
 

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 
-from calibrate.data import Dataset
+from calibrate.rows.data import Dataset
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
-from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ActivationError, DataError, InputError
+from ctd_guardrail.probes.ragged import Ragged
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["HiddenStateFiles", "HiddenStatesSource", "check_rows", "scan_files"]
 

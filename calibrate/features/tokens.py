@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from calibrate.data import Dataset
+from calibrate.compute.workers import InProcess, Tensors, Workers
 from calibrate.features.chunks import cache_folder, compute, distinct, read_chunk, write_chunk
-from calibrate.workers import InProcess, Tensors, Workers
-from ctd_guardrail.activations.engine import ActivationEngine
-from ctd_guardrail.activations.ragged import Ragged
-from ctd_guardrail.conversation import Conversation
+from calibrate.rows.data import Dataset
+from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.probes.ragged import Ragged
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["collect_tokens", "token_shard"]
 

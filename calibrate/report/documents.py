@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from calibrate.config import CalibrateConfig
-from calibrate.pipeline import PipelineResult
+from calibrate.config.file import CalibrateConfig
+from calibrate.pipeline.run import PipelineResult
 from calibrate.report.card import write_card
 from calibrate.report.page import explore_policy, write_report
 from calibrate.report.reproducibility import write_reproducibility
 from ctd_guardrail.errors import PolicyIntegrityError
-from ctd_guardrail.policy.lock import writing
 from ctd_guardrail.policy.store import MANIFEST_FILE, read_policy
+from ctd_guardrail.runtime.lock import writing
 
 __all__ = ["write_documents"]
 

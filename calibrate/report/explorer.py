@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrate.config import PriceConfig
+from calibrate.config.file import PriceConfig
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.report.curve import Figure, Point, curve
 from calibrate.report.law import RateLaw

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from calibrate.config import PriceConfig
+from calibrate.config.file import PriceConfig
 from calibrate.evaluate import ScoredRows
 from calibrate.evaluate.merges import merges_table
 from calibrate.evaluate.methods import Methods
-from calibrate.refused import RefusedRow
+from calibrate.expert_scores.refused import RefusedRow
 from calibrate.report.card import at_budgets
 from calibrate.report.explorer import FIGURES, METHODS, REQUESTS, Explorer, Settings, explore
 from calibrate.report.law import BAND
 from calibrate.report.records import record_tables
 from calibrate.report.snippet import snippet
 from calibrate.report.words import percent, plain, score
-from ctd_guardrail.experts.config import ExpertConfig
+from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import CalibrationScores, Policy
 

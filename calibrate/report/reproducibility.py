@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import torch
 
-from calibrate.config import CalibrateConfig, PriceConfig
+from calibrate.config.file import CalibrateConfig, PriceConfig
+from ctd_guardrail.config.validation import validate
 from ctd_guardrail.policy.manifest import Manifest
-from ctd_guardrail.validation import validate
 
 __all__ = ["REPRODUCIBILITY_FILE", "read_prices", "write_reproducibility"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import yaml
 
-from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig
+from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig
 from ctd_guardrail.policy.manifest import Manifest
 
 __all__ = ["Piece", "snippet"]

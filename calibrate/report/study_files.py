@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Final
 
-from calibrate.cache import write_atomically
+from calibrate.compute.cache import write_atomically
 from calibrate.evaluate.policy_study import PolicyStudy
 from calibrate.report.page import write_report
 from calibrate.report.plots import draw_plots
 from calibrate.report.reproducibility import read_prices
+from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.experts.config import ExpertConfig
 
 __all__ = ["STUDY_FILE", "TEXTS_FILE", "write_study"]
 

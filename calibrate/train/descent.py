@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from calibrate.train.targets import Target
-from ctd_guardrail.activations.ragged import Ragged
+from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["SCHEDULE", "Schedule", "batches", "descend"]
 

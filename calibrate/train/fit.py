@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from calibrate.options import TrainOptions
+from calibrate.config.training import TrainOptions
 from calibrate.train.eta import fit_eta
 from calibrate.train.learner import Fit, Learner, mean_values
 from calibrate.train.merging import Scale, compare_merges, delegated_half, fit_expert_scale, fit_merge, fit_probe_scale

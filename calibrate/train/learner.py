@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.options import TrainOptions
+from calibrate.config.training import TrainOptions
 from calibrate.train.linear import fit_linear
 from calibrate.train.parts import Part
 from calibrate.train.rows import TrainingRows

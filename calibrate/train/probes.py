@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibrate.options import TrainOptions
-from calibrate.pooled import PooledRows
+from calibrate.config.training import TrainOptions
+from calibrate.features.pooled_rows import PooledRows
 from calibrate.train.fit import Fitted, fit_candidate
 from calibrate.train.rows import SafetyRows, TrainingRows, as_pooled, check_rows
 from calibrate.train.selection import Candidate, PaddedRows, Scorer, Trainer, sample_rows, select
-from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["TokenRows", "TrainedProbes", "layer_columns", "train_probes"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from calibrate.metrics import auroc
+from calibrate.evaluate.metrics import auroc
 
 __all__ = ["BUDGETS", "cascade_quality"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.pooled import PooledRows
+from calibrate.features.pooled_rows import PooledRows
 from calibrate.train.crossfit import check_classes
-from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.errors import DataError
+from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["SafetyRows", "TrainingRows", "as_pooled", "check_rows", "over_rows"]
 

@@ -19,7 +19,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.options import Delegation
+from calibrate.config.training import Delegation
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.probes.spec import DelegationCosts
 

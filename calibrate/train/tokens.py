@@ -16,8 +16,8 @@ from calibrate.train.parts import Part
 from calibrate.train.rows import TrainingRows, over_rows
 from calibrate.train.standardise import Standardiser
 from calibrate.train.targets import Target
-from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.probes import reductions
+from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.probes.segments import Segments
 from ctd_guardrail.probes.spec import Component, Output, Reduction
 

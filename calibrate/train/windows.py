@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from calibrate.pooled import PooledRows
+from calibrate.features.pooled_rows import PooledRows
 from calibrate.train.logistic import fit_logistic
 from calibrate.train.standardise import Standardiser
 

@@ -16,13 +16,13 @@ from transformers.utils import logging as transformers_logging
 
 from ctd_guardrail.activations.models import resolve_model
 from ctd_guardrail.activations.packing import Packing
-from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.activations.tokens import ConversationTokenizer
 from ctd_guardrail.activations.truncated import TruncatedModel
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ActivationError, ConfigError
+from ctd_guardrail.probes.ragged import Ragged
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["HuggingFaceSource", "hash_weights", "open_tokenizer", "pick_device", "quiet_transformers"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.text.conversation import Conversation
 
 if TYPE_CHECKING:
     from ctd_guardrail.probes.probes import Probes

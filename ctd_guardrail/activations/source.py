@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.text.conversation import Conversation
 
 if TYPE_CHECKING:
-    from ctd_guardrail.activations.ragged import Ragged
+    from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["ActivationSource", "Windows"]
 

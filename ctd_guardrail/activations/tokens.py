@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from tokenizers import Tokenizer
 
 from ctd_guardrail.activations.source import Windows
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ActivationError, OverlongError
+from ctd_guardrail.text.conversation import Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,5 +1,5 @@
 """``python -m ctd_guardrail.cli``: the command ``ctd-guardrail``."""
 
-from ctd_guardrail.cli import app
+from ctd_guardrail.cli.app import app
 
 app()

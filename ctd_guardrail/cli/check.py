@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ctd_guardrail.console import exit_on_error
+from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.standalone import load_guard
+from ctd_guardrail.cli.console import exit_on_error
+from ctd_guardrail.cli.inputs import InputFormat, InputRow, read_inputs
 from ctd_guardrail.decision import Decision, Verdict
 from ctd_guardrail.errors import DataError
-from ctd_guardrail.inputs import InputFormat, InputRow, read_inputs
-from ctd_guardrail.overrides import OverridableCascade
-from ctd_guardrail.plan import Plan
-from ctd_guardrail.standalone import load_guard
+from ctd_guardrail.policy.plan import Plan
 
 __all__ = ["check"]
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ctd_guardrail.console import exit_on_error
-from ctd_guardrail.doctor import Finding, Outcome, examine
-from ctd_guardrail.nemo.wiring import Engine
+from ctd_guardrail.cli.console import exit_on_error
+from ctd_guardrail.cli.examine import Finding, Outcome, examine
+from ctd_guardrail.cli.wiring import Engine
 
 __all__ = ["EXIT_NOT_READY", "doctor"]
 

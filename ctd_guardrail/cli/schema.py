@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from ctd_guardrail.schema import config_schema
+from ctd_guardrail.config.schema import config_schema
 
 __all__ = ["schema"]
 

@@ -14,10 +14,10 @@ import typer
 from pydantic import SecretStr
 from rich.console import Console
 
-from ctd_guardrail.console import exit_on_error
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.errors import ConfigError, DependencyError
-from ctd_guardrail.nemo.folder import read_folder
-from ctd_guardrail.plan import plan
+from ctd_guardrail.policy.plan import plan
 from ctd_guardrail.sidecar.settings import Limits, ServeSettings
 
 __all__ = ["serve"]

@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ctd_guardrail.console import exit_on_error
-from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.cli.console import exit_on_error
+from ctd_guardrail.cli.wiring import Engine, check_wiring, notes
 from ctd_guardrail.nemo.root import configurations_of, guarded_configurations, has_server_init
-from ctd_guardrail.nemo.wiring import Engine, check_wiring, notes
-from ctd_guardrail.plan import plan
+from ctd_guardrail.policy.plan import plan
 
 __all__ = ["validate"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
 from ctd_guardrail.experts.protocol import Expert
 
 if TYPE_CHECKING:
-    from ctd_guardrail.experts.rail import RailCollaborators
+    from ctd_guardrail.experts.rail.expert import RailCollaborators
 
 __all__ = ["build_expert"]
 
@@ -34,11 +34,11 @@ def build_expert(
     folder = base_dir or Path()
     match config:
         case OpenAIExpertConfig():
-            from ctd_guardrail.experts.openai import OpenAIExpert  # noqa: PLC0415  # see above
+            from ctd_guardrail.experts.openai.expert import OpenAIExpert  # noqa: PLC0415  # see above
 
             return OpenAIExpert(config)
         case LocalExpertConfig():
-            from ctd_guardrail.experts.local import LocalExpert  # noqa: PLC0415  # see above
+            from ctd_guardrail.experts.local.expert import LocalExpert  # noqa: PLC0415  # see above
 
             path = folder / config.model
             return LocalExpert(config.model_copy(update={"model": str(path)}) if path.is_dir() else config)
@@ -47,7 +47,7 @@ def build_expert(
 
 
 def _build_rail(config: RailExpertConfig, collaborators: RailCollaborators | None, folder: Path) -> Expert:
-    from ctd_guardrail.experts.rail import RailExpert  # noqa: PLC0415  # see above
+    from ctd_guardrail.experts.rail.expert import RailExpert  # noqa: PLC0415  # see above
 
     if config.config is not None:
         return RailExpert.from_folder(config, folder / config.config)

@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = [
     "DEFAULT_INSTRUCTION",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["Expert", "ExpertScore"]
 

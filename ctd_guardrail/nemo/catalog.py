@@ -29,8 +29,8 @@ from nemoguardrails.manifests import (
     registry,
 )
 
+from ctd_guardrail.assembly.folder import FLOW
 from ctd_guardrail.errors import HostError
-from ctd_guardrail.nemo.folder import FLOW
 
 __all__ = ["ACTION_NAME", "changed", "install"]
 

@@ -12,10 +12,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from ctd_guardrail.conversation import RECEIPT
-from ctd_guardrail.message_text import texts_of
 from ctd_guardrail.nemo.carried import texts_in
 from ctd_guardrail.nemo.messages import ChatMessages, messages_from_events
+from ctd_guardrail.text.conversation import RECEIPT
+from ctd_guardrail.text.message_text import texts_of
 
 __all__ = ["OVERRIDES", "ClientRequest", "asks_about_input", "read_safely", "roles_of"]
 

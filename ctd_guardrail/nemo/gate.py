@@ -15,15 +15,15 @@ from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, Final
 
-from ctd_guardrail.config import CtdConfig
+from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import Decision
-from ctd_guardrail.message_text import texts_of
 from ctd_guardrail.nemo.carried import Prompt, texts_in
 from ctd_guardrail.nemo.client import OVERRIDES, ClientRequest
 from ctd_guardrail.nemo.guards import Guard
 from ctd_guardrail.nemo.messages import ChatMessages, with_rewritten
 from ctd_guardrail.nemo.principal import principal_of
-from ctd_guardrail.refusals import DEFAULT_REFUSALS
+from ctd_guardrail.text.message_text import texts_of
+from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 
 __all__ = ["Gate", "InRequest", "OpenRequest", "current_request", "enter", "entered", "texts_judged"]
 

@@ -11,20 +11,20 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ctd_guardrail.assemble import prepare
-from ctd_guardrail.config import SECTION, CtdConfig, parse_section
+from ctd_guardrail.assembly.assemble import prepare
+from ctd_guardrail.assembly.folder import holds_section
+from ctd_guardrail.assembly.judge_prompt import with_judge_prompt
+from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.config.experts import RailExpertConfig
+from ctd_guardrail.config.section import SECTION, CtdConfig, parse_section
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.experts.config import RailExpertConfig
-from ctd_guardrail.nemo.folder import holds_section
-from ctd_guardrail.nemo.judge_prompt import with_judge_prompt
 from ctd_guardrail.nemo.loading import LoadingGuard
-from ctd_guardrail.overrides import OverridableCascade
 from ctd_guardrail.policy.store import MANIFEST_FILE
 
 if TYPE_CHECKING:
     from nemoguardrails import RailsConfig
 
-    from ctd_guardrail.experts.rail import RailCollaborators
+    from ctd_guardrail.experts.rail.expert import RailCollaborators
 
 __all__ = ["Guard", "config_folder", "guard_for", "refusals_of", "section_of"]
 

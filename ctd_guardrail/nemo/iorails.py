@@ -20,13 +20,13 @@ from nemoguardrails.llm.taskmanager import LLMTaskManager
 from nemoguardrails.rails.llm.options import RailsResult, RailStatus, RailType
 from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
-from ctd_guardrail.config import SECTION
+from ctd_guardrail.assembly.folder import FLOW
+from ctd_guardrail.config.section import SECTION
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.experts.rail import RailCollaborators
+from ctd_guardrail.experts.rail.expert import RailCollaborators
 from ctd_guardrail.nemo import catalog
 from ctd_guardrail.nemo.action import ACTION_NAME, screen
 from ctd_guardrail.nemo.client import ClientRequest, asks_about_input, read_safely
-from ctd_guardrail.nemo.folder import FLOW
 from ctd_guardrail.nemo.gate import Gate, OpenRequest, current_request, enter, entered
 from ctd_guardrail.nemo.guards import guard_for, refusals_of, section_of
 from ctd_guardrail.nemo.messages import messages_from_events

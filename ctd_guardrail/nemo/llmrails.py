@@ -16,9 +16,9 @@ from nemoguardrails.llm.types import Task
 from nemoguardrails.rails.llm.llmrails import LLMRails
 from nemoguardrails.rails.llm.options import GenerationOptions, GenerationResponse, RailsResult, RailStatus, RailType
 
+from ctd_guardrail.assembly.folder import FLOW
 from ctd_guardrail.nemo.carried import texts_in
 from ctd_guardrail.nemo.client import ClientRequest, asks_about_input, read_safely, roles_of
-from ctd_guardrail.nemo.folder import FLOW
 from ctd_guardrail.nemo.gate import Gate, InRequest, OpenRequest, current_request, entered, texts_judged
 from ctd_guardrail.nemo.models import guard_models, guarded_function, is_guarded
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from ctd_guardrail.cascade import Cascade
+from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.cascade.cascade import Cascade
+from ctd_guardrail.config.limits import PrincipalConfig
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import CtdError
-from ctd_guardrail.guards.config import PrincipalConfig
-from ctd_guardrail.overrides import OverridableCascade
-from ctd_guardrail.tally import Tally
+from ctd_guardrail.observability.tally import Tally
 
 __all__ = ["LoadingGuard"]
 

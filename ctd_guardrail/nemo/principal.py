@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ctd_guardrail.guards.config import PrincipalConfig
+from ctd_guardrail.config.limits import PrincipalConfig
 
 __all__ = ["principal_of"]
 

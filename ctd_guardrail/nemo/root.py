@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import Final
 
-from ctd_guardrail.config import SECTION
+from ctd_guardrail.assembly.folder import UNGUARDED, holds_section, says_unguarded
+from ctd_guardrail.config.section import SECTION
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.nemo.folder import UNGUARDED, holds_section, says_unguarded
 
 __all__ = ["configurations_of", "guarded_configurations", "has_server_init"]
 

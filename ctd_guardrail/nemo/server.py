@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from nemoguardrails import RailsConfig
 
+from ctd_guardrail.assembly.folder import UNGUARDED
 from ctd_guardrail.nemo.catalog import changed
-from ctd_guardrail.nemo.folder import UNGUARDED
 from ctd_guardrail.nemo.gate import Gate
 
 __all__ = ["mark_guarded", "refuse_unguarded_configurations"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from nemoguardrails.rails.llm.llmrails import LLMRails
 
-from ctd_guardrail.experts.rail import RailCollaborators
+from ctd_guardrail.experts.rail.expert import RailCollaborators
 from ctd_guardrail.nemo.action import ACTION_NAME, make_action
 from ctd_guardrail.nemo.gate import Gate
 from ctd_guardrail.nemo.guards import guard_for, refusals_of, section_of

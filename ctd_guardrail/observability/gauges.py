@@ -9,8 +9,8 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter
 
 from ctd_guardrail.observability.metrics import default_meter
-from ctd_guardrail.observability.relay import RELAY
 from ctd_guardrail.observability.watch import Watch, watches
+from ctd_guardrail.runtime.relay import RELAY
 
 __all__ = ["register_gauges"]
 

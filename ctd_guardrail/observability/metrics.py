@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from opentelemetry import metrics
 
+from ctd_guardrail.config.on_failure import FailurePolicies
 from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
-from ctd_guardrail.failures import FailurePolicies
 from ctd_guardrail.observability.sink import Observation
 from ctd_guardrail.observability.totals import Totals
 

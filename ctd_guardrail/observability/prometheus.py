@@ -9,7 +9,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.observability.relay import RELAY
+from ctd_guardrail.runtime.relay import RELAY
 
 __all__ = ["CONTENT_TYPE", "Exposition"]
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
 from ctd_guardrail.decision import Decision
-from ctd_guardrail.guards.kept_monitors import KeptMonitors
-from ctd_guardrail.guards.rate_band import DelegationCount
+from ctd_guardrail.monitors.kept_monitors import KeptMonitors
+from ctd_guardrail.monitors.rate_band import DelegationCount
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.metrics import Metrics
-from ctd_guardrail.observability.relay import RELAY
 from ctd_guardrail.observability.request import REQUEST_ID, SELF_TEST
 from ctd_guardrail.observability.sink import Observation, Sink
+from ctd_guardrail.runtime.relay import RELAY
 
 __all__ = ["Watch", "WatchObserver", "shared_watch", "watches"]
 

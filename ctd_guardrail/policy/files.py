@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
-from ctd_guardrail.policy.lock import writing
+from ctd_guardrail.runtime.lock import writing
 
 __all__ = ["MANIFEST_FILE", "TENSORS_FILE", "finish_write", "read_json", "read_tensors", "write_files"]
 

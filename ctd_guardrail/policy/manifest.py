@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
-from ctd_guardrail.conversation import Context
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.spec import ProbeSpec
+from ctd_guardrail.text.conversation import Context
 
 __all__ = [
     "DESCRIBES",

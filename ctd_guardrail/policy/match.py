@@ -10,8 +10,8 @@ from typing import Final
 
 from ctd_guardrail.activations.spec import Fingerprint
 from ctd_guardrail.errors import PolicyMismatchError
-from ctd_guardrail.normalise import NORMALISER
 from ctd_guardrail.policy.manifest import Manifest
+from ctd_guardrail.text.normalise import NORMALISER
 
 __all__ = ["RECORDED", "check_expert", "check_fingerprint", "check_normaliser"]
 

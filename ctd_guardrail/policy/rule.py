@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from pydantic import SecretBytes
 
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.policy.budget import Certificate
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.policy.ties import TieThreshold, sort_with_ties, tie_threshold, uniform
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["DelegationRule", "ThresholdRule", "TieBreakingRule"]
 

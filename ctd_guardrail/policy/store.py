@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
-from ctd_guardrail.normalise import NORMALISER
 from ctd_guardrail.policy.files import (
     MANIFEST_FILE,
     TENSORS_FILE,
@@ -26,6 +25,7 @@ from ctd_guardrail.policy.files import (
 )
 from ctd_guardrail.policy.manifest import DESCRIBES, Manifest
 from ctd_guardrail.probes.spec import check_tensors
+from ctd_guardrail.text.normalise import NORMALISER
 
 __all__ = [
     "MANIFEST_FILE",

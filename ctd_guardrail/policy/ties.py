@@ -29,7 +29,7 @@ def uniform(digest: str, key: bytes) -> float:
     """Return V in [0, 1) for an input: keyed BLAKE2b of its digest, 53 bits of it.
 
     Args:
-        digest: Digest of the input, as :meth:`ctd_guardrail.conversation.Conversation.digest` returns it. Equal
+        digest: Digest of the input, as :meth:`ctd_guardrail.text.conversation.Conversation.digest` returns it. Equal
             inputs share V and stay tied, which can only lower the rate.
         key: Secret of 16 to 64 bytes, the same at calibration and in deployment.
 

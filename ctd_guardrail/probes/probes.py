@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.probes import reductions
 from ctd_guardrail.probes.delegation import delegation_value
+from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.probes.segments import Segments
 from ctd_guardrail.probes.spec import Feature, ProbeSpec, check_tensors
 
@@ -19,7 +19,7 @@ __all__ = ["Probes", "extra_features", "scores"]
 
 
 class Probes:
-    """Both probes as one :data:`~ctd_guardrail.activations.engine.Head` of width 2.
+    """Both probes as one :data:`~ctd_guardrail.activations.base_model.Head` of width 2.
 
     Args:
         spec: What they are made of.

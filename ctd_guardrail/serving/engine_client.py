@@ -9,9 +9,9 @@ from typing import Final
 import httpx
 import stamina
 
+from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.errors import ActivationError, ActivationUnavailableError, OverloadedError
-from ctd_guardrail.http_client import authorization, close_with, open_client, read_key
-from ctd_guardrail.serving.config import VllmSourceConfig
+from ctd_guardrail.runtime.http_client import authorization, close_with, open_client, read_key
 
 __all__ = ["EngineClient"]
 
@@ -33,7 +33,7 @@ _HINTS: Final = {
 
 
 class EngineClient:
-    """Calls one engine. Its coroutines run on the loop of :data:`~ctd_guardrail.io_thread.IO_THREAD`.
+    """Calls one engine. Its coroutines run on the loop of :data:`~ctd_guardrail.runtime.io_thread.IO_THREAD`.
 
     Args:
         config: Address, key, deadline and bounds.

@@ -32,13 +32,13 @@ from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_trans
 from ctd_guardrail.activations.models import resolve_model
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.tokens import ConversationTokenizer
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.match import check_fingerprint
 from ctd_guardrail.policy.store import MANIFEST_FILE, Policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.serving.record import RECORD_FILE, Check, ExportRecord, hash_projection
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["ARCHITECTURES", "check_exportable", "export_policy"]
 

@@ -23,17 +23,17 @@ from ctd_guardrail.activations.reading import Reading
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.tokens import ConversationTokenizer, tokenize
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.errors import ActivationError, ActivationUnavailableError, OverloadedError
-from ctd_guardrail.io_thread import IO_THREAD
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.match import check_fingerprint
 from ctd_guardrail.probes.probes import Probes
-from ctd_guardrail.serving.config import VllmSourceConfig
+from ctd_guardrail.runtime.io_thread import IO_THREAD
 from ctd_guardrail.serving.engine_client import EngineClient
 from ctd_guardrail.serving.pooling import answer_size, read_answer, request_body
 from ctd_guardrail.serving.record import ExportRecord, check_projection, check_record, read_record
 from ctd_guardrail.serving.verification import LARGEST_LIST, check_columns, check_models, tolerance
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["VllmReader", "open_reader"]
 

@@ -11,12 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from ctd_guardrail.assembly.self_test import self_test
+from ctd_guardrail.assembly.standalone import StandaloneGuard, has_base_model_of, load_guard
 from ctd_guardrail.decision import Decision
 from ctd_guardrail.errors import CtdError, OverloadedError
 from ctd_guardrail.observability.service_metrics import show_service
-from ctd_guardrail.selftest import self_test
 from ctd_guardrail.sidecar.connections import ConnectionCounts
-from ctd_guardrail.standalone import StandaloneGuard, has_base_model_of, load_guard
 
 __all__ = ["Service", "Status"]
 

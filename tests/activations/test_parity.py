@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.activations.engine import ActivationEngine
+from ctd_guardrail.activations.base_model import ActivationEngine
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.spec import Component, ProbeSpec
 from ctd_guardrail.probes.windows import over_windows
+from ctd_guardrail.text.conversation import Conversation
 
 KINDS = ("mean", "ema", "rolling", "attention", "multimax")
 TOLERANCE = 1e-5

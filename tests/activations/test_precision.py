@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
-from ctd_guardrail.activations.ragged import Ragged, segment_mean
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.truncated import _device_map, _Names
 from ctd_guardrail.errors import DependencyError
+from ctd_guardrail.probes.ragged import Ragged, segment_mean
 
 LENGTHS = (5, 90, 17, 17, 60, 33, 12, 44)
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from plan import load_plan
 
+from ctd_guardrail.config.experts import LocalExpertConfig
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.experts.config import LocalExpertConfig
 
 ROOT = Path(__file__).parents[2]
 

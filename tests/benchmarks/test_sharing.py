@@ -2,12 +2,12 @@ import numpy as np
 import torch
 from sharing import shared_fits
 
-from calibrate.pooled import PooledRows
+from calibrate.features.pooled_rows import PooledRows
 from calibrate.train import learner, linear, logistic, ridge, train_probes
 from calibrate.train.descent import Schedule
 from calibrate.train.rows import TrainingRows
 from calibrate.train.targets import label_target
-from ctd_guardrail.activations.ragged import Ragged
+from ctd_guardrail.probes.ragged import Ragged
 
 
 def rows(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

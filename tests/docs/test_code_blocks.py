@@ -21,10 +21,10 @@ import yaml
 from nemoguardrails import RailsConfig
 from pydantic import BaseModel, ConfigDict
 
-from calibrate.config import load_config
-from ctd_guardrail.experts.config import ExpertConfig
-from ctd_guardrail.nemo.folder import read_folder
-from ctd_guardrail.validation import validate
+from calibrate.config.file import load_config
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.config.experts import ExpertConfig
+from ctd_guardrail.config.validation import validate
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "config_examples").glob("*.md"))]

@@ -25,8 +25,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from typer.testing import CliRunner
 from vllm_double import VllmDouble
 
-from ctd_guardrail.cli import app as guardrail_app
-from ctd_guardrail.observability.relay import RELAY
+from ctd_guardrail.cli.app import app as guardrail_app
+from ctd_guardrail.runtime.relay import RELAY
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.name for path in (ROOT / "config_examples").iterdir() if list(path.rglob("config.yml")))

@@ -30,7 +30,7 @@ from nemoguardrails.server import api
 from nemoguardrails.types import LLMResponseChunk
 from words import ANSWER, REFUSED
 
-from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import OverridableCascade
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "config_examples" / "gateway"

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
+from ctd_guardrail.config.validation import validate
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.build import build_expert
-from ctd_guardrail.experts.config import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
-from ctd_guardrail.validation import validate
 
 SECTION: TypeAdapter[Any] = TypeAdapter(ExpertConfig)
 
@@ -101,7 +101,7 @@ def test_an_openai_expert_needs_neither_torch_nor_nemo() -> None:
     program = (
         "import sys\n"
         "from ctd_guardrail.experts.build import build_expert\n"
-        "from ctd_guardrail.experts.config import OpenAIExpertConfig\n"
+        "from ctd_guardrail.config.experts import OpenAIExpertConfig\n"
         "build_expert(OpenAIExpertConfig(type='openai', base_url='http://127.0.0.1:1/v1', model='judge'))\n"
         "assert not {'torch', 'transformers', 'nemoguardrails'} & set(sys.modules)\n"
     )

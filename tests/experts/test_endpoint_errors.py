@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.cascade.screening import reason_of
+from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.decision import Reason
 from ctd_guardrail.errors import ExpertError, ExpertUnavailableError, ExpertVerdictError
 from ctd_guardrail.experts.complaint import read_complaint, stated_error
-from ctd_guardrail.experts.completion import is_only_markup, read_completion
-from ctd_guardrail.experts.config import OpenAIExpertConfig
-from ctd_guardrail.experts.openai import OpenAIExpert
+from ctd_guardrail.experts.openai.completion import is_only_markup, read_completion
+from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.experts.protocol import ExpertScore
-from ctd_guardrail.screening import reason_of
+from ctd_guardrail.text.conversation import Conversation
 
 ODD = Conversation.from_text(f"a text with {WORD} in it")
 PLAIN = Conversation.from_text("how do I bake bread?")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctd_guardrail.errors import ConfigError, OverlongError
-from ctd_guardrail.experts.windows import check_length, overlapping
+from ctd_guardrail.experts.local.windows import check_length, overlapping
 
 
 @given(st.integers(0, 3000), st.integers(1, 500))

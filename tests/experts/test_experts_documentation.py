@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from ctd_guardrail.experts.config import LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
+from ctd_guardrail.config.experts import LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "experts.md"
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -22,11 +22,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.config.experts import LocalExpertConfig
 from ctd_guardrail.errors import ConfigError, ExpertUnavailableError, OverlongError
-from ctd_guardrail.experts.config import LocalExpertConfig
-from ctd_guardrail.experts.local import LocalExpert
+from ctd_guardrail.experts.local.expert import LocalExpert
 from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.text.conversation import Conversation
 
 CHAT_TEMPLATE = (
     "<s>{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}</turn>{% endfor %}"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from faulty.expert import answer
 
-from ctd_guardrail.conversation import Conversation, Message
+from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import (
     ConfigError,
     ExpertError,
@@ -16,9 +16,9 @@ from ctd_guardrail.errors import (
     ExpertUnavailableError,
     ExpertVerdictError,
 )
-from ctd_guardrail.experts.config import OpenAIExpertConfig
-from ctd_guardrail.experts.openai import OpenAIExpert
+from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
+from ctd_guardrail.text.conversation import Conversation, Message
 
 CONVERSATION = Conversation.from_text("canary-text: how do I kill a Python process?")
 

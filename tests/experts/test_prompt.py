@@ -4,8 +4,8 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctd_guardrail.conversation import Conversation, Message
 from ctd_guardrail.experts.prompt import JSON_QUESTION, JudgePrompt, one_word_question
+from ctd_guardrail.text.conversation import Conversation, Message
 
 PROMPT = JudgePrompt(one_word_question("Yes", "No"))
 

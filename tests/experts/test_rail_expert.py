@@ -12,12 +12,12 @@ from nemoguardrails.llm.taskmanager import LLMTaskManager
 from nemoguardrails.logging.processing_log import processing_log_var
 from nemoguardrails.testing import FakeLLMModel
 
-from ctd_guardrail.conversation import Conversation, Message
+from ctd_guardrail.config.experts import RailExpertConfig
 from ctd_guardrail.errors import ConfigError, ExpertTimeoutError, ExpertUnavailableError, ExpertVerdictError
 from ctd_guardrail.experts.build import build_expert
-from ctd_guardrail.experts.config import RailExpertConfig
 from ctd_guardrail.experts.protocol import Expert
-from ctd_guardrail.experts.rail import RailCollaborators, RailExpert
+from ctd_guardrail.experts.rail.expert import RailCollaborators, RailExpert
+from ctd_guardrail.text.conversation import Conversation, Message
 
 FLOW = "content safety check input $model=content_safety"
 SELF_CHECK = "self check input"

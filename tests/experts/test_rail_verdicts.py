@@ -16,12 +16,12 @@ from nemoguardrails.manifests import RailDirection, default_rail_catalog
 from nemoguardrails.testing import FakeLLMModel
 from nemoguardrails.types import LLMResponse
 
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.config.experts import RailExpertConfig
 from ctd_guardrail.errors import ConfigError, ExpertError, ExpertUnavailableError, ExpertVerdictError
-from ctd_guardrail.experts import rail_verdicts
-from ctd_guardrail.experts.config import RailExpertConfig
-from ctd_guardrail.experts.rail import RailCollaborators, RailExpert
-from ctd_guardrail.experts.rail_models import Heard
+from ctd_guardrail.experts.rail import verdicts as rail_verdicts
+from ctd_guardrail.experts.rail.expert import RailCollaborators, RailExpert
+from ctd_guardrail.experts.rail.models import Heard
+from ctd_guardrail.text.conversation import Conversation
 
 CONVERSATION = Conversation.from_text(f"a question with {WORD} in it")
 MODELS = """

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.text.conversation import Conversation
 
 BATCH = 64
 
@@ -56,7 +56,7 @@ def test_neighbours_flip_no_verdict_and_no_route(
     total = trials(full=1000, reduced=BATCH if dtype == "float32" else 0)
     if not total:
         pytest.skip("in the full suite only")
-    from ctd_guardrail.activations.engine import ActivationEngine  # noqa: PLC0415  # torch
+    from ctd_guardrail.activations.base_model import ActivationEngine  # noqa: PLC0415  # torch
     from ctd_guardrail.activations.huggingface import HuggingFaceSource  # noqa: PLC0415
     from ctd_guardrail.activations.spec import ActivationSpec  # noqa: PLC0415
     from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415

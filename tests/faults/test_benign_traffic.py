@@ -10,7 +10,7 @@ import pytest
 from doors.stage import Stage, marking_guard
 from nemoguardrails import LLMRails, RailsConfig
 
-from ctd_guardrail.conversation import Context
+from ctd_guardrail.text.conversation import Context
 
 WORDS = ["garden", "weather", "train", "ticket", "recipe", "budget", "invoice", "lamp", "river", "concert", "museum"]
 

@@ -12,8 +12,8 @@ from faulty.guards import delegating, openai_expert
 from faulty.sidecar import Sidecar
 
 from ctd_guardrail.decision import Reason
-from ctd_guardrail.experts.guarded import GuardedExpert, health_of
-from ctd_guardrail.guards.breaker import BreakerState, CircuitBreaker
+from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert, health_of
+from ctd_guardrail.experts.bounded.breaker import BreakerState, CircuitBreaker
 from ctd_guardrail.sidecar.settings import Limits, ServeSettings
 
 UNSURE = [{"role": "user", "content": "is this safe?"}]

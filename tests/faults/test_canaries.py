@@ -15,18 +15,18 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import SecretBytes
 
-from ctd_guardrail.config import CtdConfig
+from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.config.override_bounds import Bounds
+from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import FailurePolicy, Mode
-from ctd_guardrail.experts.guarded import GuardedExpert, health_of
-from ctd_guardrail.guards.breaker import CircuitBreaker
-from ctd_guardrail.guards.buckets import MemoryStore
-from ctd_guardrail.guards.spend_cap import Cap, SpendCaps
+from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert, health_of
+from ctd_guardrail.experts.bounded.breaker import CircuitBreaker
+from ctd_guardrail.experts.bounded.buckets import MemoryStore
+from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.watch import Watch
-from ctd_guardrail.override_bounds import Bounds
-from ctd_guardrail.overrides import OverridableCascade
 
 CONFIG = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
 BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=FailurePolicy.BLOCK)
@@ -41,7 +41,7 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", "canary-key")
-    monkeypatch.setattr("ctd_guardrail.experts.guarded._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("ctd_guardrail.experts.bounded.bounded_expert._FIRST_PAUSE_S", 0.001)
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
     tracing = TracerProvider()
     tracing.add_span_processor(SimpleSpanProcessor(spans))

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from calibrate.data import read_dataset
 from calibrate.demo.prompts import write_dataset
-from ctd_guardrail.normalise import normalise
+from calibrate.rows.data import read_dataset
+from ctd_guardrail.text.normalise import normalise
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -9,8 +9,8 @@ import pytest
 from doors.stage import ANSWER, Stage, marking_guard
 from nemoguardrails import LLMRails, RailsConfig
 
-from ctd_guardrail.conversation import Context
-from ctd_guardrail.refusals import DEFAULT_REFUSALS
+from ctd_guardrail.text.conversation import Context
+from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 
 Turns = list[tuple[str, str]]
 

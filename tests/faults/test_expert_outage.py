@@ -14,8 +14,8 @@ from faulty.expert import FAULTS, Judge, Judges, hang, running
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 
-from ctd_guardrail.activations.engine import ActivationEngine
-from ctd_guardrail.experts.openai import OpenAIExpert
+from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.nemo import setup
 from ctd_guardrail.nemo.guards import Guard, guard_for
 

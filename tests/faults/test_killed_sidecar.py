@@ -18,7 +18,7 @@ import httpx
 import pytest
 from faulty.sidecar import SidecarProcess, sidecar_process
 
-from ctd_guardrail.guards.state_file import read_state
+from ctd_guardrail.runtime.files import read_state
 
 CLIENTS = 8
 LONGEST_S = 3.0

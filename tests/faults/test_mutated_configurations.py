@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.nemo.folder import read_folder
-from ctd_guardrail.nemo.wiring import Engine, check_wiring
 
 SOUND: dict[str, Any] = {
     "import_paths": ["ctd_guardrail/nemo"],

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from faulty.guard import WordJudge
 
-from ctd_guardrail.cascade import Cascade
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import FailurePolicy, Reason, UnreadablePolicy, Verdict
 from ctd_guardrail.errors import OverlongError
 from ctd_guardrail.policy.rule import ThresholdRule
+from ctd_guardrail.text.conversation import Conversation
 
 MOST_TOKENS = 1 << 17
 # Each of them is a token, and none joins its neighbours.
@@ -23,7 +23,7 @@ NEEDLE = "#@"
 @pytest.fixture(scope="module")
 def engine(tiny_bert: Path) -> Iterator[Any]:
     """A model that reads one character a token, in windows of 128."""
-    from ctd_guardrail.activations.engine import ActivationEngine  # noqa: PLC0415  # torch
+    from ctd_guardrail.activations.base_model import ActivationEngine  # noqa: PLC0415  # torch
     from ctd_guardrail.activations.huggingface import HuggingFaceSource  # noqa: PLC0415
     from ctd_guardrail.activations.spec import ActivationSpec  # noqa: PLC0415
 
@@ -76,7 +76,7 @@ def test_tokens_scored_are_tokens_received_or_the_conversation_is_refused(
 
 def moved(engine: Any, length: int, place: int) -> tuple[list[int], int, int]:
     """Return the windows whose scores the needle moves, and those that hold its first and last token."""
-    from ctd_guardrail.activations.ragged import segment_mean  # noqa: PLC0415  # torch
+    from ctd_guardrail.probes.ragged import segment_mean  # noqa: PLC0415  # torch
 
     hay = SIGNS[0] * length
     haystack = hay[:place] + NEEDLE + hay[place + len(NEEDLE) :]

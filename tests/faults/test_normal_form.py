@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from ctd_guardrail.normalise import normalise
+from ctd_guardrail.text.normalise import normalise
 
 PIECES = (
     *"ab. -_*|~\n",

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ctd_guardrail.assemble import assemble
+from ctd_guardrail.assembly.assemble import assemble
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import PolicyIntegrityError, PolicyMismatchError
-from ctd_guardrail.experts.config import OpenAIExpertConfig
-from ctd_guardrail.experts.openai import OpenAIExpert
-from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.policy.store import read_policy, write_policy
 
 EXPERT = {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge", "timeout_s": 5}

@@ -9,9 +9,9 @@ from faulty.expert import FAULTS, Judge, Judges, answer, running
 from faulty.guards import delegating, openai_expert
 
 from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Verdict
-from ctd_guardrail.experts.guarded import GuardedExpert
-from ctd_guardrail.guards.buckets import MemoryStore
-from ctd_guardrail.guards.spend_cap import Cap, SpendCaps
+from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.experts.bounded.buckets import MemoryStore
+from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
 
 SAFE = answer(Judges.completion(logprobs=Judges.alternatives(Yes=0.01, No=0.99)))
 

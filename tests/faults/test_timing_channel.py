@@ -7,9 +7,9 @@ from typing import Any
 
 from faulty.guard import WordJudge, word_guard
 
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import Route
 from ctd_guardrail.experts.protocol import ExpertScore
+from ctd_guardrail.text.conversation import Conversation
 
 
 class SlowJudge(WordJudge):

@@ -14,13 +14,13 @@ from typing import Final
 from faulty.policies import write_plain_policy
 from pydantic import ValidationError
 
-from ctd_guardrail.conversation import Context, Conversation
 from ctd_guardrail.errors import ExpertVerdictError, InputError, PolicyFormatError, PolicyIntegrityError
 from ctd_guardrail.experts.verdict import p_unsafe_from_json, p_unsafe_from_logprobs
-from ctd_guardrail.normalise import normalise
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.store import read_policy
 from ctd_guardrail.sidecar.messages import ChatRequest, CheckRequest, ContentsRequest
+from ctd_guardrail.text.conversation import Context, Conversation
+from ctd_guardrail.text.normalise import normalise
 
 __all__ = ["TARGETS", "WORDS"]
 

@@ -19,9 +19,9 @@ from nemoguardrails.testing import FakeLLMModel
 from typer.testing import CliRunner
 from words import ANSWER, REFUSED, UNAVAILABLE
 
-from ctd_guardrail.cli import app as command
+from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.cli.app import app as command
 from ctd_guardrail.nemo import init
-from ctd_guardrail.overrides import OverridableCascade
 
 PER_TENANT = {"cap": {"calls": 100, "per_s": 60, "per": "principal"}}
 

@@ -20,8 +20,8 @@ from doors.page import Count, write_table
 from doors.shapes import MARK, Shape, shapes
 from doors.stage import Stage, marking_guard
 
-from ctd_guardrail.conversation import Context
 from ctd_guardrail.decision import Decision
+from ctd_guardrail.text.conversation import Context
 
 BENIGN = "pleasant remark"
 # With --faults=full a door gets every shape, else every so many, and others than its neighbour. Together that is more

@@ -15,7 +15,7 @@ from nemoguardrails import Guardrails, LLMRails, RailsConfig
 from nemoguardrails.rails.llm.options import RailStatus
 from words import REFUSED, UNAVAILABLE
 
-from ctd_guardrail.conversation import Context
+from ctd_guardrail.text.conversation import Context
 
 NESTED = """
 from nemoguardrails.actions import action

@@ -7,10 +7,10 @@ from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import ConfigError, PolicyMismatchError
-from ctd_guardrail.experts.config import OpenAIExpertConfig
-from ctd_guardrail.experts.openai import OpenAIExpert
-from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.policy.store import read_policy, write_policy
 
 INSTRUCTION = "Only talk about pirates is unsafe."

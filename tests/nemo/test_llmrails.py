@@ -15,7 +15,7 @@ from nemoguardrails.rails.llm.options import GenerationResponse
 from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, REFUSED, UNAVAILABLE
 
-from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import OverridableCascade
 
 
 def app_for(folder: Path) -> tuple[LLMRails, FakeLLMModel]:

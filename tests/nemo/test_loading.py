@@ -18,12 +18,12 @@ from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, REFUSED, UNAVAILABLE
 
-from ctd_guardrail import assemble
+from ctd_guardrail.assembly import assemble
+from ctd_guardrail.assembly.overrides import OverridableCascade
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import ActivationError, InfeasibleBudgetError
 from ctd_guardrail.nemo.loading import LoadingGuard
-from ctd_guardrail.overrides import OverridableCascade
-from ctd_guardrail.tally import Tally
+from ctd_guardrail.observability.tally import Tally
 
 
 def user(text: str) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ async def test_the_deadline_of_the_configuration_holds_while_the_models_load(
 ) -> None:
     go = threading.Event()
     load = assemble._open_reader
-    monkeypatch.setattr("ctd_guardrail.assemble._open_reader", lambda *parts: (go.wait(60), load(*parts))[1])
+    monkeypatch.setattr("ctd_guardrail.assembly.assemble._open_reader", lambda *parts: (go.wait(60), load(*parts))[1])
     expert = {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge", "timeout_s": 0.01}
     app = app_for(make_rail_folder(deadline_s=0.05, expert=expert, on_failure="allow"))
     reply = await app.generate_async(messages=user("a plain question"))

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.nemo.folder import read_folder
-from ctd_guardrail.nemo.wiring import Engine, check_wiring
 
 ROOT = Path(__file__).parents[2]
 SECTION = "policy: ./policy, expert: {type: openai, base_url: 'http://127.0.0.1:8000/v1', model: judge}"
@@ -196,7 +196,7 @@ def test_where_nemo_does_not_look_is_said_with_the_way_out(tmp_path: Path, monke
     # As from an editable installation: this package's folder is not the one that NeMo is installed in.
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLANGPATH", raising=False)
-    monkeypatch.setattr("ctd_guardrail.nemo.wiring.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("ctd_guardrail.cli.wiring.importlib.util.find_spec", lambda name: None)
     for files, key in (({"config.yml": SOUND}, "import_paths"), ({"config.yml": COLANG_2, "main.co": MAIN}, "import")):
         with pytest.raises(ConfigError, match="does not find") as caught:
             check(write(tmp_path / key, files) if (tmp_path / key).mkdir() is None else tmp_path, Engine.LLMRAILS)

@@ -13,7 +13,7 @@ from nemoguardrails.guardrails.iorails import IORails
 from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, BROKEN, REFUSED, UNAVAILABLE
 
-from ctd_guardrail.experts.openai import OpenAIExpert
+from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.nemo.action import screen
 from ctd_guardrail.nemo.client import ClientRequest
 

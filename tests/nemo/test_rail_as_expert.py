@@ -13,7 +13,7 @@ from nemoguardrails.guardrails.iorails import IORails
 from words import ANSWER, BROKEN, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.memory import JUDGED
+from ctd_guardrail.runtime.decision_cache import JUDGED
 
 FLOW = "content safety check input $model=content_safety"
 TASK = "content_safety_check_input $model=content_safety"

@@ -8,9 +8,9 @@ import pytest
 from nemoguardrails import RailsConfig
 from words import REFUSED, UNAVAILABLE
 
-from ctd_guardrail.conversation import Message
 from ctd_guardrail.nemo.guards import refusals_of
-from ctd_guardrail.refusals import DEFAULT_REFUSALS, Refusals
+from ctd_guardrail.text.conversation import Message
+from ctd_guardrail.text.refusals import DEFAULT_REFUSALS, Refusals
 
 EARLIER: Final = "I'm sorry, I can't check messages right now. Please try again later."
 

@@ -9,9 +9,9 @@ from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, UNAVAILABLE
 
-from ctd_guardrail.memory import JUDGED
-from ctd_guardrail.nemo.folder import read_folder
-from ctd_guardrail.nemo.wiring import ConfigError, Engine, check_wiring
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.cli.wiring import ConfigError, Engine, check_wiring
+from ctd_guardrail.runtime.decision_cache import JUDGED
 
 EACH = {"cap": {"calls": 2, "per_s": 3600, "per": "principal"}, "principal": {"variable": "tenant"}}
 

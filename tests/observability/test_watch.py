@@ -12,17 +12,17 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from calibrate.cli.scores import read_column
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.assembly.self_test import self_test
+from ctd_guardrail.assembly.standalone import StandaloneGuard, load_guard
 from ctd_guardrail.decision import Mode, Route, Verdict
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.guards.audit_floor import budget_beside_audit
-from ctd_guardrail.memory import JUDGED
-from ctd_guardrail.nemo.folder import read_folder
+from ctd_guardrail.monitors.audit_floor import budget_beside_audit
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.metrics import DOORS, Metrics
-from ctd_guardrail.observability.relay import RELAY
-from ctd_guardrail.plan import plan
-from ctd_guardrail.selftest import self_test
-from ctd_guardrail.standalone import StandaloneGuard, load_guard
+from ctd_guardrail.policy.plan import plan
+from ctd_guardrail.runtime.decision_cache import JUDGED
+from ctd_guardrail.runtime.relay import RELAY
 
 KEYS = {"CTD_TEST_KEY": "a secret of the operator"}
 MONITOR = {"state": "state", "save_every_s": 3600}

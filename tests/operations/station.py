@@ -15,8 +15,8 @@ from pydantic import SecretBytes
 from translators import Key, Series, by_otlp, by_python, collector_name, prometheus_name
 
 from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Timings, Verdict
-from ctd_guardrail.guards.kept_monitors import KeptMonitors
-from ctd_guardrail.guards.monitors import MonitorSettings
+from ctd_guardrail.monitors.kept_monitors import KeptMonitors
+from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability import service_metrics
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts

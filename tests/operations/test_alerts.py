@@ -13,7 +13,7 @@ from station import WAYS, Station
 from translators import Key, Series
 
 from ctd_guardrail.decision import Reason
-from ctd_guardrail.observability.relay import RELAY
+from ctd_guardrail.runtime.relay import RELAY
 from ctd_guardrail.sidecar.service import Status
 
 ALERTS: Final = Path(__file__).parents[2] / "docs" / "operations" / "alerts.yml"

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from pydantic import SecretBytes
 
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.rule import ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.store import CalibrationScores, Policy, read_policy
+from ctd_guardrail.text.conversation import Conversation
 
 KEY = SecretBytes(b"a secret of some length")
 

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.ties import TieThreshold, sort_with_ties, tie_threshold, uniform
+from ctd_guardrail.text.conversation import Conversation
 
 KEY = bytes(range(32))
 

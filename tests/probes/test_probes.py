@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctd_guardrail.activations.ragged import Ragged, segment_mean
 from ctd_guardrail.errors import ConfigError, PolicyFormatError
 from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.probes.ragged import Ragged, segment_mean
 from ctd_guardrail.probes.spec import Component, DelegationCosts, ProbeSpec
 
 WIDTH = 6

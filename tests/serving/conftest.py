@@ -27,15 +27,15 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from ctd_guardrail.activations.engine import ActivationEngine
+from ctd_guardrail.activations.base_model import ActivationEngine
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.spec import Component, ProbeSpec
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.serving.export import export_policy
+from ctd_guardrail.text.conversation import Conversation
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,

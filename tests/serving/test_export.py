@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.tokens import ConversationTokenizer
-from ctd_guardrail.cli import app
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.cli.app import app
 from ctd_guardrail.errors import ConfigError, PolicyFormatError, PolicyMismatchError
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.serving.export import export_policy
 from ctd_guardrail.serving.record import RECORD_FILE, check_projection, hash_projection, read_record
+from ctd_guardrail.text.conversation import Conversation
 
 Exported = Callable[..., tuple[Path, Policy, Path]]
 

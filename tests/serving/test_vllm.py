@@ -15,13 +15,14 @@ import pytest
 import yaml
 from vllm_double import VllmDouble
 
-from ctd_guardrail.activations.engine import ActivationEngine
+from ctd_guardrail.activations.base_model import ActivationEngine
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
-from ctd_guardrail.assemble import assemble
-from ctd_guardrail.config import parse_section
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.assembly.assemble import assemble
+from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.cli.examine import Outcome, examine
+from ctd_guardrail.config.section import parse_section
+from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.decision import Reason, Route, Verdict
-from ctd_guardrail.doctor import Outcome, examine
 from ctd_guardrail.errors import (
     ActivationError,
     ActivationUnavailableError,
@@ -30,14 +31,13 @@ from ctd_guardrail.errors import (
     PolicyFormatError,
     PolicyMismatchError,
 )
-from ctd_guardrail.memory import JUDGED
-from ctd_guardrail.overrides import OverridableCascade
-from ctd_guardrail.plan import plan
+from ctd_guardrail.policy.plan import plan
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.probes.probes import Probes
-from ctd_guardrail.refusals import DEFAULT_REFUSALS
-from ctd_guardrail.serving.config import VllmSourceConfig
+from ctd_guardrail.runtime.decision_cache import JUDGED
 from ctd_guardrail.serving.vllm import VllmReader, open_reader
+from ctd_guardrail.text.conversation import Conversation
+from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 
 Exported = Callable[..., tuple[Path, Policy, Path]]
 

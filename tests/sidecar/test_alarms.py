@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ctd_guardrail.observability.config import MonitorConfig
+from ctd_guardrail.config.observability import MonitorConfig
 from ctd_guardrail.sidecar.api import create_api
 from ctd_guardrail.sidecar.service import Service, Status
 from ctd_guardrail.sidecar.settings import ServeSettings

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ctd_guardrail.memory import JUDGED
+from ctd_guardrail.runtime.decision_cache import JUDGED
 
 VERDICTS = [
     ("a plain question", "allow", "probe", "probe_safe"),

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from ctd_guardrail.observability.config import MonitorConfig
+from ctd_guardrail.config.observability import MonitorConfig
 from ctd_guardrail.sidecar.service import Status
 
 Index = Annotated[int, Field(ge=0, strict=True)]

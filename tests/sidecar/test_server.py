@@ -14,7 +14,7 @@ import yaml
 from faulty.sidecar import sidecar_process
 from typer.testing import CliRunner
 
-from ctd_guardrail.cli import app
+from ctd_guardrail.cli.app import app
 from ctd_guardrail.sidecar import service as sidecar_service
 
 

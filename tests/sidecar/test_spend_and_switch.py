@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ctd_guardrail.memory import JUDGED
+from ctd_guardrail.runtime.decision_cache import JUDGED
 
 ODD, PLAIN = "an odd question", "a plain question"
 

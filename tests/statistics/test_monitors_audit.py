@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import xlog1py
 
-from ctd_guardrail.guards.audit_floor import AuditFloor
+from ctd_guardrail.monitors.audit_floor import AuditFloor
 
 DELTA = 0.05
 SIZES = [(200, 1_000), pytest.param(500, 20_000, marks=pytest.mark.slow)]

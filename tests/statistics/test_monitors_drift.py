@@ -6,11 +6,11 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from ctd_guardrail.guards.conformal_alarm import TAILS as TAIL_SHARES
-from ctd_guardrail.guards.conformal_alarm import ConformalAlarm, jump, tail_events
-from ctd_guardrail.guards.e_detector import RATIOS, advance, factors, idle
-from ctd_guardrail.guards.exceedance_alarm import ExceedanceAlarm, rate_bounds, tail_ranks
-from ctd_guardrail.guards.score_drift import ScoreDriftAlarm
+from ctd_guardrail.monitors.conformal_alarm import TAILS as TAIL_SHARES
+from ctd_guardrail.monitors.conformal_alarm import ConformalAlarm, jump, tail_events
+from ctd_guardrail.monitors.e_detector import RATIOS, advance, factors, idle
+from ctd_guardrail.monitors.exceedance_alarm import ExceedanceAlarm, rate_bounds, tail_ranks
+from ctd_guardrail.monitors.score_drift import ScoreDriftAlarm
 
 DELTA = 0.05
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import bdtrc
 
-from ctd_guardrail.guards.e_detector import RATIOS, advance, factors, idle
-from ctd_guardrail.guards.rate_alarm import RateAlarm
+from ctd_guardrail.monitors.e_detector import RATIOS, advance, factors, idle
+from ctd_guardrail.monitors.rate_alarm import RateAlarm
 
 DELTA = 0.05
 SIZES = [(100, 3_000), pytest.param(500, 20_000, marks=pytest.mark.slow)]

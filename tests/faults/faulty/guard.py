@@ -8,11 +8,11 @@ import numpy as np
 
 from ctd_guardrail.activations.reading import Reading
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.cascade import Cascade
-from ctd_guardrail.conversation import Context, Conversation
+from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import FailurePolicy, UnreadablePolicy
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.rule import ThresholdRule
+from ctd_guardrail.text.conversation import Context, Conversation
 
 __all__ = ["WordJudge", "WordReader", "word_guard"]
 

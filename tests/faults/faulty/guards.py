@@ -8,14 +8,14 @@ import numpy as np
 
 from ctd_guardrail.activations.reading import Reading
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.cascade import Cascade
-from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.cascade.cascade import Cascade
+from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.decision import FailurePolicy
 from ctd_guardrail.errors import OverlongError
-from ctd_guardrail.experts.config import OpenAIExpertConfig
-from ctd_guardrail.experts.guarded import GuardedExpert
-from ctd_guardrail.experts.openai import OpenAIExpert
+from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.policy.rule import ThresholdRule
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["FixedEngine", "delegating", "openai_expert"]
 

@@ -14,8 +14,8 @@ import time
 import torch
 from typer.testing import CliRunner
 
-from calibrate import pipeline  # noqa: F401  # imported once, before the forks
-from calibrate.cli import app
+from calibrate.cli.app import app
+from calibrate.pipeline import run as pipeline  # noqa: F401  # imported once, before the forks
 from calibrate.report import documents  # noqa: F401  # likewise
 
 __all__ = ["main"]

@@ -15,7 +15,7 @@ _ROOT = Path(__file__).parents[3]
 _HOLD = """
 import sys
 from pathlib import Path
-from ctd_guardrail.policy.lock import writing
+from ctd_guardrail.runtime.lock import writing
 with writing(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -12,12 +12,12 @@ import yaml
 from faulty.guard import word_guard
 from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
-from ctd_guardrail.config import parse_section
-from ctd_guardrail.conversation import Context
-from ctd_guardrail.experts.guarded import GuardedExpert
-from ctd_guardrail.nemo.folder import FLOW
-from ctd_guardrail.override_bounds import Bounds
-from ctd_guardrail.overrides import OverridableCascade
+from ctd_guardrail.assembly.folder import FLOW
+from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.config.override_bounds import Bounds
+from ctd_guardrail.config.section import parse_section
+from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.text.conversation import Context
 
 __all__ = ["ANSWER", "RecordingLLM", "Stage", "marking_guard"]
 

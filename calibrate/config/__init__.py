@@ -1,0 +1,1 @@
+"""CALIBRATE.yml: pydantic models and their checks."""

@@ -1,0 +1,61 @@
+"""The ``expert`` section of CALIBRATE.yml: that of the rail, and what asking about many rows takes beside it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt
+from pydantic_core import PydanticCustomError
+
+from ctd_guardrail.config.experts import LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
+
+__all__ = ["AskedLocalExpert", "AskedOpenAIExpert", "AskedRailExpert", "ExpertSection"]
+
+
+def _count_or_share(value: float) -> float:
+    if isinstance(value, float) and not value < 1.0:
+        raise PydanticCustomError(
+            "refused_rows",
+            "this is neither a whole number of rows nor a share below 1",
+            {"hint": "Write for example 20, or 0.01 for 1%"},
+        )
+    return value
+
+
+_MaxRefusedRows = Annotated[StrictInt | StrictFloat, Field(ge=0), AfterValidator(_count_or_share)]
+
+
+class AskedOpenAIExpert(OpenAIExpertConfig):
+    """A judge behind an OpenAI-compatible chat-completions endpoint, and how many rows it may refuse.
+
+    Attributes:
+        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
+            them below 1.
+    """
+
+    max_refused_rows: _MaxRefusedRows = 0.01
+
+
+class AskedRailExpert(RailExpertConfig):
+    """An input rail of NeMo Guardrails, and how many rows it may refuse.
+
+    Attributes:
+        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
+            them below 1.
+    """
+
+    max_refused_rows: _MaxRefusedRows = 0.01
+
+
+class AskedLocalExpert(LocalExpertConfig):
+    """A Hugging Face model in this process, and how many rows it may refuse.
+
+    Attributes:
+        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
+            them below 1.
+    """
+
+    max_refused_rows: _MaxRefusedRows = 0.01
+
+
+ExpertSection = Annotated[AskedOpenAIExpert | AskedRailExpert | AskedLocalExpert, Field(discriminator="type")]

@@ -1,0 +1,1 @@
+"""Expert scores of calibration rows: asking, logging, refused rows."""

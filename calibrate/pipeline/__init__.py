@@ -1,0 +1,1 @@
+"""The commands that write a policy: a calibration, and a recalibration."""

@@ -1,0 +1,125 @@
+"""A new budget certificate for an old policy, from the delegation values of unlabelled traffic.
+
+Probes, expert and labelled rows stay as they are: the certificate is about how often d exceeds lambda, which needs no
+labels. The manifest keeps every recalibration, and each is made at a smaller delta
+(:mod:`ctd_guardrail.policy.spending`): looking again is paid for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import ConfigError, DataError
+from ctd_guardrail.policy.budget import Certificate, Status, certify, sort_scores
+from ctd_guardrail.policy.manifest import RecalibrationRecord
+from ctd_guardrail.policy.spending import spent_delta
+from ctd_guardrail.policy.store import MANIFEST_FILE, TENSORS_FILE, finish_write, read_policy, write_policy
+from ctd_guardrail.runtime.lock import writing
+
+__all__ = ["HISTORY_FOLDER", "Recalibration", "recalibrate_policy"]
+
+HISTORY_FOLDER = "history"
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibration:
+    """What a recalibration did.
+
+    Attributes:
+        certificate: The new certificate, at the delta that was spent. Where it is infeasible the policy is unchanged
+            and nothing was spent: that depends on the number of scores alone.
+        previous: The certificate that was in force, for the same alpha.
+        look: Number of this recalibration, from 1.
+        delta: Error probability for all recalibrations together.
+        kept: Folder of the old policy; None where the policy is unchanged.
+    """
+
+    certificate: Certificate
+    previous: Certificate
+    look: int
+    delta: float
+    kept: Path | None
+
+
+def recalibrate_policy(
+    folder: Path,
+    scores: NDArray[np.float64],
+    *,
+    source: Path,
+    alpha: float | None = None,
+    delta: float | None = None,
+) -> Recalibration:
+    """Certify the budget on new scores, keep the old policy in ``history/``, and put the new one in its place.
+
+    Args:
+        folder: The policy.
+        scores: Delegation values of traffic that the policy itself scored, shape [n]; exchangeable with what is to
+            come, so all of it or a random share, never the delegated part.
+        source: The file that they came from: its name and hash are recorded.
+        alpha: Budget; None takes the policy's.
+        delta: Error probability for all recalibrations together; None takes that of the last one, or the policy's.
+
+    Raises:
+        ConfigError: alpha or delta lies outside (0, 1), or delta differs from the one that earlier recalibrations
+            spent parts of.
+        DataError: A score is NaN or infinite, or these scores are in force already.
+        PolicyError: The folder is not a policy, or another process writes it.
+    """
+    read_policy(folder)  # before a lock is written into what is no policy
+    with writing(folder):
+        return _recalibrate(folder, scores, source, alpha, delta)
+
+
+def _recalibrate(
+    folder: Path, scores: NDArray[np.float64], source: Path, alpha: float | None, delta: float | None
+) -> Recalibration:
+    policy = read_policy(folder)
+    manifest = policy.manifest
+    past = manifest.recalibrations
+    alpha = manifest.calibration.alpha if alpha is None else alpha
+    agreed = past[-1].delta if past else manifest.calibration.delta
+    delta = agreed if delta is None else delta
+    if past and delta != agreed:
+        raise ConfigError(
+            f"{delta!r} is not the {agreed!r} that earlier recalibrations of this policy spent parts of",
+            key="delta",
+            hint="Leave it out, or calibrate a new policy",
+        )
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    if past and past[-1].sha256 == digest:
+        raise DataError("these scores are in force already", file=source, hint="Recalibrate with newer traffic")
+
+    look = len(past) + 1
+    traffic = sort_scores(scores)
+    spent = spent_delta(delta, look)
+    certificate = certify(traffic, alpha, spent)
+    previous = certify(policy.scores, alpha, spent_delta(delta, look - 1))
+    if certificate.status is Status.INFEASIBLE:
+        return Recalibration(certificate, previous, look, delta, None)
+
+    kept = folder / HISTORY_FOLDER / f"{look - 1:04d}"
+    kept.mkdir(parents=True, exist_ok=True)
+    finish_write(folder)
+    for name in (MANIFEST_FILE, TENSORS_FILE):
+        shutil.copy2(folder / name, kept / name)
+    record = RecalibrationRecord(
+        created_at=datetime.now(UTC),
+        file=source.name,
+        sha256=digest,
+        rows=certificate.n,
+        alpha=alpha,
+        delta=delta,
+        delta_spent=spent,
+        k=certificate.k,
+        threshold=certificate.threshold,
+    )
+    fields = manifest.model_copy(update={"recalibrations": (*past, record)}).model_dump(exclude={"tensors_sha256"})
+    write_policy(folder, fields, policy.probe, policy.calibration, traffic=traffic, used_rows=policy.used_rows)
+    return Recalibration(certificate, previous, look, delta, kept)

@@ -1,0 +1,167 @@
+"""What a run has produced, as tables on the terminal and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from calibrate.evaluate import METHODS
+from calibrate.pipeline.run import PipelineResult
+
+__all__ = ["print_summary", "to_json"]
+
+
+def to_json(result: PipelineResult) -> dict[str, Any]:
+    """Return the result as one JSON-able object: the budget, the split and the evaluation."""
+    certificate, split = result.certificate, result.split
+    return {
+        "policy": str(result.output),
+        "budget": {
+            "alpha": certificate.alpha,
+            "delta": certificate.delta,
+            "threshold": certificate.threshold,
+            "k": certificate.k,
+            "n": certificate.n,
+            "mean_rate": certificate.mean_rate,
+        },
+        "split": {
+            "train": split.train.size,
+            "calibration": split.calibration.size,
+            "test": split.test.size,
+            "left_out": split.left_out,
+            "test_left_out": split.test_left_out,
+            "refused": result.refused,
+        },
+        "probes": _probes(result),
+        "expert": {
+            "identity": result.policy.manifest.expert,
+            "asked": result.expert.asked,
+            "asked_again": result.expert.asked_again,
+            "refused": [each.to_dict() for each in result.expert.refused],
+        },
+        "evaluation": result.evaluation.to_dict(),
+    }
+
+
+def print_summary(result: PipelineResult, console: Console, *, report: Path) -> None:
+    """Print rows, evaluation and budget, and where policy and report lie."""
+    console.print(_rows_table(result))
+    if result.policy.manifest.training["alternatives"]:
+        console.print(_candidates_table(result))
+    for title, figure in (("AUROC", "auroc"), ("Accuracy", "accuracy"), ("Share sent to the expert", "rate")):
+        console.print(_cascade_table(result, title, figure))
+    certificate = result.certificate
+    realised = result.evaluation.cell("ctd", certificate.alpha).rate
+    console.print(
+        f"Budget: alpha {certificate.alpha:g} at delta {certificate.delta:g}, certified on n = {certificate.n} "
+        f"calibration rows.\nk = {certificate.k}, lambda = {certificate.threshold:.4f}; expected rate "
+        f"{certificate.mean_rate:.4f}, on the test rows {realised:.4f}.",
+        highlight=False,
+    )
+    performance = result.policy.manifest.performance
+    if performance is not None:
+        risks = ", ".join(f"{risk.metric} at most {risk.max:g}" for risk in performance.risks)
+        console.print(
+            f"Certified with it by {performance.method}: {risks or 'nothing'}, at lambda = {performance.threshold}, "
+            f"tau = {result.policy.manifest.decision_threshold:g}, abstain band {performance.band:g}.",
+            highlight=False,
+        )
+    probes = _probes(result)
+    console.print(
+        f"Probes: {probes['delegation']}, {' + '.join(probes['kinds'])} over tokens, layers "
+        f"{', '.join(map(str, probes['layers']))}; merge: {probes['merge']}.",
+        highlight=False,
+    )
+    for name, path in (("Policy", result.output), ("Report", report)):
+        console.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _probes(result: PipelineResult) -> dict[str, Any]:
+    manifest = result.policy.manifest
+    return {
+        "layers": list(manifest.activations.layers),
+        "delegation": manifest.probe.delegation,
+        "kinds": list(dict.fromkeys(component.reduction for component in manifest.probe.components)),
+        "merge": manifest.merge.kind,
+    }
+
+
+def _rows_table(result: PipelineResult) -> Table:
+    table = Table(title="Rows", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("use")
+    table.add_column("rows", justify="right")
+    table.add_column("remark")
+    split, safety_left_out = result.split, result.safety_left_out
+    remarks = {part: _refused(result, part) for part in result.refused}
+    table.add_row("train", f"{split.train.size:,}", _join(_expert_remark(result), remarks["train"]))
+    if result.safety_rows:
+        remark = f"{safety_left_out:,} left out: they depend on rows of the other files" if safety_left_out else ""
+        table.add_row("safety probe", f"{result.safety_rows:,}", remark)
+    table.add_row(
+        "calibration", f"{split.calibration.size:,}", _join(_left_out(split.left_out), remarks["calibration"])
+    )
+    unsafe = f"{result.evaluation.unsafe / result.evaluation.rows:.1%} unsafe"
+    table.add_row("test", f"{split.test.size:,}", _join(unsafe, _left_out(split.test_left_out), remarks["test"]))
+    return table
+
+
+def _candidates_table(result: PipelineResult) -> Table:
+    """Return what the probes were chosen from; the chosen line stands out."""
+    training = result.policy.manifest.training
+    table = Table(title="Probes to choose from", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("layers", "kinds"):
+        table.add_column(column)
+    sets = list(training["alternatives"][0]["sets"])
+    for column in ("Brier", *sets):
+        table.add_column(column, justify="right")
+    for each in training["alternatives"]:
+        briers = [each["brier"], *(each["sets"][name]["brier"] for name in sets)]
+        is_chosen = (each["layers"], each["kinds"]) == (training["layers"], training["kinds"])
+        table.add_row(
+            "+".join(map(str, each["layers"])),
+            "+".join(each["kinds"]),
+            *[f"{brier:.4f}" for brier in briers],
+            style="bold" if is_chosen else "",
+        )
+    return table
+
+
+def _join(*remarks: str) -> str:
+    return "; ".join(filter(None, remarks))
+
+
+def _refused(result: PipelineResult, part: str) -> str:
+    """Return what a refusal means for the rows of one part."""
+    rows = result.refused[part]
+    use = "they count in the budget alone" if part == "calibration" else "nothing uses them"
+    return f"the expert refused {rows:,}: {use}" if rows else ""
+
+
+def _left_out(rows: int) -> str:
+    return f"{rows:,} left out: one row counts of each cluster" if rows else ""
+
+
+def _expert_remark(result: PipelineResult) -> str:
+    asked, tokens = result.expert.asked, result.expert.tokens
+    billed = "" if tokens is None else f", {tokens:,} tokens"
+    again = result.expert.asked_again
+    twice = f"; {again:,} of them were under way when a run was killed: asked again" if again else ""
+    return f"expert {result.policy.manifest.expert}" + (f": {asked:,} scores asked for{billed}{twice}" if asked else "")
+
+
+def _cascade_table(result: PipelineResult, title: str, figure: str) -> Table:
+    """Return one figure of every method at every budget; the configured budget stands out."""
+    evaluation = result.evaluation
+    table = Table(title=f"{title}, {evaluation.rows:,} test rows", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("alpha", justify="right")
+    for method in METHODS:
+        table.add_column(method, justify="right")
+    for alpha in sorted({cell.alpha for cell in evaluation.cells}):
+        values = [getattr(evaluation.cell(method, alpha), figure) for method in METHODS]
+        style = "bold" if alpha == result.certificate.alpha else ""
+        table.add_row(f"{alpha:g}", *[f"{value:.3f}" for value in values], style=style)
+    return table

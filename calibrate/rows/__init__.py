@@ -1,0 +1,1 @@
+"""Labelled conversations: reading, splitting, padding."""

@@ -1,0 +1,251 @@
+"""Labelled conversations from JSON lines, checked row by row before anything is done with them.
+
+A row holds ``text`` or ``messages`` (OpenAI form), ``label`` (1 = unsafe, 0 = safe) and, where there are any, ``id``,
+``group``, ``split``, ``cluster``, ``conversation`` and columns of recorded expert scores. Other fields are ignored.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import DataError, InputError
+from ctd_guardrail.policy.manifest import DataRecord
+from ctd_guardrail.text.conversation import Context, Conversation
+
+__all__ = ["Dataset", "read_dataset"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Rows of one or several files, column by column.
+
+    Attributes:
+        conversations: What is screened, length n.
+        labels: 1 = unsafe, shape [n].
+        expert: Recorded expert scores, P(unsafe), shape [n]; None where no column was asked for.
+        groups: Group of each row, the file's name where the row has none; None where one file has no groups.
+        parts: ``split`` field of each row; None where the rows have none.
+        clusters: ``cluster`` field of each row: near-duplicates share one.
+        dialogues: ``conversation`` field of each row: turns of one conversation share one.
+        files: Where the rows came from.
+        file_of_row: Index into ``files``, shape [n].
+        line_of_row: 1-based line number, shape [n].
+        records: Name, hash and size of each file.
+    """
+
+    conversations: list[Conversation]
+    labels: FloatArray
+    expert: FloatArray | None
+    groups: list[str] | None
+    parts: list[str | None] | None
+    clusters: list[str | None]
+    dialogues: list[str | None]
+    files: tuple[Path, ...]
+    file_of_row: IntArray
+    line_of_row: IntArray
+    records: list[DataRecord]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.conversations)
+
+    def error(self, row: int, problem: str, *, hint: str = "") -> DataError:
+        """Return an error that names the file and the line of a row.
+
+        Args:
+            row: Index of the row.
+            problem: What is wrong with it.
+            hint: What to do about it.
+        """
+        file = self.files[self.file_of_row[row]]
+        return DataError(problem, file=file, row=int(self.line_of_row[row]), hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    conversation: Conversation
+    label: float
+    expert: float
+    id: str | None
+    group: str | None
+    part: str | None
+    cluster: str | None
+    dialogue: str | None
+
+
+def read_dataset(
+    files: Sequence[Path], *, expert_column: str | None = None, context: Context = Context.CONVERSATION
+) -> Dataset:
+    """Read and check all rows of all files.
+
+    Args:
+        files: JSON lines, gzip where the name ends in ``.gz``.
+        expert_column: Field that holds recorded expert scores.
+        context: What is screened of a conversation of several turns: its last unit with this context.
+
+    Raises:
+        DataError: A file cannot be read or holds no rows, a row is malformed (file and row are named), or one of the
+            two labels does not occur.
+    """
+    rows: list[_Row] = []
+    origin: list[tuple[int, int]] = []
+    records: list[DataRecord] = []
+    for number, file in enumerate(files):
+        before = len(rows)
+        ids: dict[str, int] = {}
+        for line, fields in _read_lines(file):
+            try:
+                row = _parse(fields, expert_column, context)
+            except InputError as error:
+                raise DataError(error.problem, file=file, row=line, hint=error.hint) from None
+            if row.id is not None and ids.setdefault(row.id, line) != line:
+                raise DataError(
+                    f"its id is also that of row {ids[row.id]}", file=file, row=line, hint="Make ids unique in the file"
+                )
+            rows.append(row)
+            origin.append((number, line))
+        if len(rows) == before:
+            raise DataError("holds no rows", file=file, hint="Write one JSON object a line")
+        records.append(DataRecord(file=file.name, sha256=_hash(file), rows=len(rows) - before))
+    where = np.array(origin, dtype=np.int64)
+    dataset = Dataset(
+        conversations=[row.conversation for row in rows],
+        labels=np.array([row.label for row in rows]),
+        expert=None if expert_column is None else np.array([row.expert for row in rows]),
+        groups=_groups(rows, [files[number] for number, _ in origin], several=len(files) > 1),
+        parts=None if all(row.part is None for row in rows) else [row.part for row in rows],
+        clusters=[row.cluster for row in rows],
+        dialogues=[row.dialogue for row in rows],
+        files=tuple(files),
+        file_of_row=where[:, 0],
+        line_of_row=where[:, 1],
+        records=records,
+    )
+    for label, name in ((1.0, "unsafe"), (0.0, "safe")):
+        if not (dataset.labels == label).any():
+            raise DataError(
+                f"no row has label {label:.0f} ({name})",
+                file=files[0] if len(files) == 1 else None,
+                hint="Probes are trained on rows of both labels",
+            )
+    return dataset
+
+
+def _read_lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield line number and fields of every line that is not blank."""
+    line = 0
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            for line, raw in enumerate(stream, start=1):
+                content = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
+                if content.strip():
+                    yield line, _decode(content, file, line)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "damaged gzip data"
+        raise DataError(f"cannot be read ({reason})", file=file, row=line + 1 if line else None) from error
+
+
+def _decode(content: bytes, file: Path, line: int) -> Mapping[str, Any]:
+    try:
+        fields = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise DataError("is not UTF-8", file=file, row=line, hint="Save the file as UTF-8") from None
+    except (ValueError, RecursionError):
+        raise DataError("is not JSON", file=file, row=line, hint="Write one JSON object a line") from None
+    if not isinstance(fields, dict):
+        raise DataError("is not a JSON object", file=file, row=line, hint='Write {"text": ..., "label": 0}')
+    return fields
+
+
+def _parse(fields: Mapping[str, Any], expert_column: str | None, context: Context) -> _Row:
+    """Check one row.
+
+    Raises:
+        InputError: A field is missing or malformed.
+    """
+    return _Row(
+        conversation=_conversation(fields, context),
+        label=_label(fields),
+        expert=0.0 if expert_column is None else _expert(fields, expert_column),
+        id=_name(fields, "id"),
+        group=_name(fields, "group"),
+        part=_name(fields, "split"),
+        cluster=_name(fields, "cluster"),
+        dialogue=_name(fields, "conversation"),
+    )
+
+
+def _conversation(fields: Mapping[str, Any], context: Context) -> Conversation:
+    text, messages = fields.get("text"), fields.get("messages")
+    if (text is None) == (messages is None):
+        state = "neither text nor messages" if text is None else "both text and messages"
+        raise InputError(f"holds {state}", hint="Give exactly one of them")
+    if messages is not None:
+        if not isinstance(messages, list):
+            raise InputError("messages is not a list", hint='Write [{"role": "user", "content": ...}, ...]')
+        conversation = Conversation.from_messages(messages)
+    elif isinstance(text, str):
+        conversation = Conversation.from_text(text)
+    else:
+        raise InputError("text is not a string", hint="Put chat turns under messages")
+    units = conversation.units(context)
+    if not units:
+        raise InputError("holds no text to screen", hint="Remove the row")
+    return units[-1]
+
+
+def _label(fields: Mapping[str, Any]) -> float:
+    label = fields.get("label")
+    if label is None:
+        raise InputError("label is missing", hint="Give 1 (unsafe) or 0 (safe)")
+    if isinstance(label, bool) or not isinstance(label, int | float) or label not in (0, 1):
+        raise InputError("label is neither 0 nor 1", hint="Give 1 (unsafe) or 0 (safe), as a number")
+    return float(label)
+
+
+def _expert(fields: Mapping[str, Any], column: str) -> float:
+    score = fields.get(column)
+    if score is None:
+        close = difflib.get_close_matches(column, fields, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else "data.expert_column names a score that every row has"
+        raise InputError(f"expert score {column!r} is missing", hint=hint)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0.0 <= score <= 1.0:
+        raise InputError(f"expert score {column!r} is not a number in [0, 1]", hint="Give P(unsafe)")
+    return float(score)
+
+
+def _name(fields: Mapping[str, Any], key: str) -> str | None:
+    value = fields.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{key} is not a string", hint="Strings and whole numbers will do")
+    return str(value)
+
+
+def _groups(rows: Sequence[_Row], files: Sequence[Path], *, several: bool) -> list[str] | None:
+    if not several and all(row.group is None for row in rows):
+        return None
+    return [
+        row.group if row.group is not None else file.name.split(".")[0] for row, file in zip(rows, files, strict=True)
+    ]
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

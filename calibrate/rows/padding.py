@@ -1,0 +1,84 @@
+"""Labelled rows inside benign context, to see which probes lose them there.
+
+A request does not become safe because harmless text stands around it. A mean over tokens dilutes it, and a probe that
+is chosen on short rows alone is chosen blindly (arXiv 2601.11516).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.rows.data import Dataset
+from ctd_guardrail.text.conversation import Conversation, Message
+
+__all__ = ["pad_rows"]
+
+IntArray = NDArray[np.int64]
+
+# Safe texts before the row's own, and as many behind it.
+_CONTEXT: Final = 3
+_MOST_ROWS: Final = 256
+# Of the characters of all rows: what the added forward passes may cost.
+_SHARE: Final = 0.04
+
+
+def pad_rows(
+    dataset: Dataset, rows: IntArray, folds: IntArray, clusters: IntArray, *, total: int, max_tokens: int, seed: int
+) -> tuple[Dataset, IntArray]:
+    """Return a small sample of rows, each with safe rows of its fold and of other clusters around its last turn.
+
+    Args:
+        dataset: All rows.
+        rows: Indices of the rows to draw from, shape [n].
+        folds: Fold of each, shape [n]: context comes from rows that the fit which judges it has not seen.
+        clusters: Cluster of each, shape [n].
+        total: Characters of all rows whose activations are computed; the sample has at most 4% as many.
+        max_tokens: Longest conversation that the base model reads.
+        seed: Of the draw.
+
+    Returns:
+        The padded conversations, and for each the position in ``rows`` of the row inside; none where nothing fits.
+    """
+    rng = np.random.default_rng(seed)
+    safe = dataset.labels[rows] == 0
+    chosen: list[int] = []
+    padded: list[Conversation] = []
+    left = int(_SHARE * total)
+    for place in rng.permutation(rows.size).tolist():
+        if len(chosen) == _MOST_ROWS:
+            break
+        others = np.flatnonzero(safe & (folds == folds[place]) & (clusters != clusters[place]))
+        if others.size < 2 * _CONTEXT:
+            continue
+        context = [dataset.conversations[row] for row in rows[rng.choice(others, 2 * _CONTEXT, replace=False)]]
+        conversation = _surround(dataset.conversations[rows[place]], context)
+        size = len(conversation.plain_text().encode())
+        # A token is at least a byte.
+        if size > left or size > max_tokens // 2:
+            continue
+        left -= size
+        chosen.append(place)
+        padded.append(conversation)
+    return _with_conversations(dataset, rows[chosen], padded), np.array(chosen, dtype=np.int64)
+
+
+def _surround(conversation: Conversation, context: Sequence[Conversation]) -> Conversation:
+    texts = [part.plain_text() for part in context]
+    *earlier, last = conversation.messages
+    content = "\n\n".join([*texts[:_CONTEXT], last.content, *texts[_CONTEXT:]])
+    return Conversation((*earlier, Message(last.role, content)))
+
+
+def _with_conversations(dataset: Dataset, rows: IntArray, conversations: list[Conversation]) -> Dataset:
+    return replace(
+        dataset,
+        conversations=conversations,
+        labels=dataset.labels[rows],
+        file_of_row=dataset.file_of_row[rows],
+        line_of_row=dataset.line_of_row[rows],
+    )

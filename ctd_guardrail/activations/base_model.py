@@ -1,0 +1,217 @@
+"""A base model in service: activations, micro-batched on its device thread."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ctd_guardrail.activations.batcher import MicroBatcher
+from ctd_guardrail.activations.huggingface import HuggingFaceSource, pick_device
+from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.source import ActivationSource
+from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
+from ctd_guardrail.activations.tokens import tokenize
+from ctd_guardrail.probes.ragged import Ragged
+from ctd_guardrail.text.conversation import Conversation
+
+__all__ = ["ActivationEngine", "Head", "get_engine"]
+
+Head = Callable[[Ragged], torch.Tensor]
+"""Reduces token activations, one segment a window, to one row a window, shape [windows, K].
+
+A conversation that fits the base model's window has one; a longer one has several.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One window: a long conversation shares the device like as many short ones."""
+
+    window: tuple[int, ...]
+    head: Head
+    rows: int
+    """Rows that the head returns for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    rows: torch.Tensor
+    batch: tuple[float, float]
+    """When it started and ended on the device thread, seconds of :func:`time.perf_counter`."""
+
+
+class ActivationEngine:
+    """Serves one :class:`ActivationSource` to any number of event loops, threads and policies.
+
+    Args:
+        source: Computes the activations.
+        max_batch_tokens: Tokens of one batch on the device thread.
+        max_queue: Windows that may wait; one more is refused.
+    """
+
+    def __init__(self, source: ActivationSource, *, max_batch_tokens: int = 2048, max_queue: int = 1024) -> None:
+        self._source = source
+        # The device thread knows the source, not the engine: an engine that nobody uses any more ends it.
+        self._batcher: MicroBatcher[_Item, _Done] = MicroBatcher(
+            partial(_time_batch, source),
+            cost=lambda item: len(item.window),
+            max_batch_cost=max_batch_tokens,
+            max_queue=max_queue,
+        )
+        self._max_queue = max_queue
+        weakref.finalize(self, self._batcher.close)
+
+    @property
+    def spec(self) -> ActivationSpec:
+        """What was asked for."""
+        return self._source.spec
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What was loaded."""
+        return self._source.fingerprint
+
+    @property
+    def width(self) -> int:
+        """Width of an activation: all layers side by side."""
+        return self.fingerprint.hidden_size * len(self.spec.layers)
+
+    async def run(self, conversation: Conversation, head: Head) -> Reading:
+        """Return the head's rows for one conversation and what they took, without blocking the event loop.
+
+        Raises:
+            OverlongError: The conversation exceeds ``spec.max_tokens``.
+            OverloadedError: Too many conversations are waiting.
+            ActivationError: The chat template refused the conversation.
+        """
+        windows = await tokenize(self._source.tokenize, conversation)
+        items, submitted = [_Item(window, head, 1) for window in windows], perf_counter()
+        done = [await self._batcher(items[0])] if len(items) == 1 else await self._batcher.all(items)
+        batches = {each.batch for each in done}
+        return Reading(
+            _to_numpy([each.rows for each in done]),
+            queue_ms=1e3 * (min(batches)[0] - submitted),
+            forward_ms=1e3 * sum(ended - started for started, ended in batches),
+        )
+
+    def run_many(self, conversations: Sequence[Conversation], head: Head) -> list[NDArray[np.float32]]:
+        """Return the head's rows for many conversations, each of shape [windows, K], blocking.
+
+        They go through the same tokeniser, batcher and forward pass as :meth:`run`, shortest first.
+
+        Raises:
+            OverlongError: A conversation exceeds ``spec.max_tokens``.
+            OverloadedError: Other callers have filled the queue.
+            ActivationError: The chat template refused a conversation.
+        """
+        windows = [self._source.tokenize(conversation) for conversation in conversations]
+        rows = self._submit_all([_Item(window, head, 1) for each in windows for window in each])
+        return [_to_numpy([next(rows) for _ in each]) for each in windows]
+
+    def tokens_of(self, conversations: Sequence[Conversation]) -> list[Ragged]:
+        """Return the token activations of many conversations, one segment a window, on the CPU, blocking.
+
+        In the data type of the forward pass. Heavy: hundreds of kilobytes for a long conversation.
+
+        Raises:
+            OverlongError: A conversation exceeds ``spec.max_tokens``.
+            OverloadedError: Other callers have filled the queue.
+            ActivationError: The chat template refused a conversation.
+        """
+        windows = [self._source.tokenize(conversation) for conversation in conversations]
+        rows = self._submit_all([_Item(window, _values, len(window)) for each in windows for window in each])
+        return [Ragged(torch.cat([next(rows) for _ in each]), tuple(map(len, each))) for each in windows]
+
+    def _submit_all(self, items: Sequence[_Item]) -> Iterator[torch.Tensor]:
+        order = sorted(range(len(items)), key=lambda i: len(items[i].window))
+        results: dict[int, torch.Tensor] = {}
+        for start in range(0, len(order), self._max_queue // 2):
+            part = order[start : start + self._max_queue // 2]
+            futures = self._batcher.submit_all([items[i] for i in part])
+            results.update((i, future.result().rows) for i, future in zip(part, futures, strict=True))
+        return (results[i] for i in range(len(items)))
+
+    def close(self) -> None:
+        """Stop the device thread; conversations that still wait get an error."""
+        self._batcher.close()
+
+
+def _time_batch(source: ActivationSource, items: Sequence[_Item]) -> list[_Done]:
+    started = perf_counter()
+    results = _run_batch(source, items)
+    batch = started, perf_counter()
+    return [_Done(rows, batch) for rows in results]
+
+
+def _run_batch(source: ActivationSource, items: Sequence[_Item]) -> list[torch.Tensor]:
+    tokens = source.activations([item.window for item in items])
+    if len(items) == 1:
+        return [items[0].head(tokens).cpu()]
+    heads = list(dict.fromkeys(item.head for item in items))
+    if len(heads) == 1:
+        return list(heads[0](tokens).cpu().split([item.rows for item in items]))
+    # Policies that share a base model share its forward pass; each head sees its own windows.
+    windows = tokens.values.split(tokens.lengths)
+    results: dict[int, torch.Tensor] = {}
+    for head in heads:
+        group = [i for i, item in enumerate(items) if item.head == head]
+        ragged = Ragged(torch.cat([windows[i] for i in group]), tuple(tokens.lengths[i] for i in group))
+        rows = head(ragged).cpu()
+        results.update(zip(group, rows.split([items[i].rows for i in group]), strict=True))
+    return [results[i] for i in range(len(items))]
+
+
+def _to_numpy(parts: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+    rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    array: NDArray[np.float32] = (rows if rows.dtype is torch.float32 else rows.float()).numpy()
+    return array
+
+
+def _values(tokens: Ragged) -> torch.Tensor:
+    return tokens.values
+
+
+class _Registry:
+    """The base models of this process, one engine for each spec and device, as long as somebody uses it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engines: weakref.WeakValueDictionary[tuple[ActivationSpec, str], ActivationEngine] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def get(self, spec: ActivationSpec, device: str) -> ActivationEngine:
+        key = (spec, pick_device(device))
+        # Held while loading: a second caller waits for the first instead of loading the model twice.
+        with self._lock:
+            engine = self._engines.get(key)
+            if engine is None:
+                engine = ActivationEngine(HuggingFaceSource(spec, device=key[1]))
+                # The first pass is slow: libraries choose their kernels. No user shall wait for it.
+                engine.tokens_of([Conversation.from_text("warm-up")])
+                self._engines[key] = engine
+            return engine
+
+
+_REGISTRY = _Registry()
+
+
+def get_engine(spec: ActivationSpec, *, device: str = "auto") -> ActivationEngine:
+    """Return the process-wide engine for a spec, loading and warming up the base model on first use.
+
+    It is shared as long as somebody holds it; when the last user lets go of it, model and device thread end.
+
+    Raises:
+        ActivationError: The model cannot be found or loaded.
+        ConfigError: A layer or the site does not exist in this model.
+        DependencyError: ``package:NAME`` is not installed.
+    """
+    return _REGISTRY.get(spec, device)

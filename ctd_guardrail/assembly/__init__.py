@@ -1,0 +1,1 @@
+"""From a configuration folder to a running guard."""

@@ -1,0 +1,204 @@
+"""A NeMo Guardrails configuration folder as it lies on disk.
+
+NeMo drops ``rails.config.ctd`` in silence and keeps only one of two ``custom_data`` sections. So the raw YAML is read
+here, before NeMo sees it. This module does not import NeMo.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Final
+
+from ctd_guardrail.assembly.judge_prompt import with_judge_prompt
+from ctd_guardrail.config.section import SECTION, CtdConfig, parse_section
+from ctd_guardrail.config.validation import load_yaml
+from ctd_guardrail.errors import ConfigError
+
+__all__ = [
+    "FLOW",
+    "UNGUARDED",
+    "RailFolder",
+    "holds_section",
+    "mapping_at",
+    "near_miss",
+    "read_folder",
+    "says_unguarded",
+]
+
+FLOW: Final = "ctd check input"
+
+UNGUARDED: Final = "unguarded"
+"""What stands in the place of the section where a server's configuration shall be served without the rail."""
+
+_NAME: Final = "ctd"
+_HOLDER: Final = "custom_data"
+_SNIPPET: Final = "custom_data: {ctd: {policy: ./policy, expert: {...}}}"
+# A classifier of NeMo's own may well be called ctd: the sidecar.
+_FREE_TO_USE_THE_NAME: Final = ("rails", "config", "hf_classifier")
+
+Files = list[tuple[Path, dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class RailFolder:
+    """A folder whose section is sound.
+
+    Attributes:
+        path: The folder; relative paths of the section start from it.
+        file: The file that holds the section.
+        config: The section.
+        files: All YAML files and what stands in them.
+    """
+
+    path: Path
+    file: Path
+    config: CtdConfig
+    files: Files
+
+
+def read_folder(path: Path) -> RailFolder:
+    """Read a configuration folder. No policy and no model is loaded.
+
+    Raises:
+        ConfigError: The folder, a file, or the section is missing, misplaced, doubled or malformed.
+    """
+    if path.is_file():
+        raise ConfigError("is a file", file=path, hint="Give its folder: NeMo ignores import_paths of a single file")
+    if not path.is_dir():
+        raise ConfigError("there is no such folder", file=path, hint="Give the folder that holds config.yml")
+    files = [(file, load_yaml(file)) for file in _yaml_files(path) if file.stat().st_size]
+    if not files:
+        raise ConfigError("there is no YAML file in this folder", file=path, hint="Add a config.yml")
+
+    for file, content in files:
+        for place in _misplaced(content, ()):
+            problem = "NeMo drops a section in this place in silence"
+            raise ConfigError(problem, file=file, key=place, hint=f"Move it to {SECTION}")
+    holders = [(file, content) for file, content in files if _HOLDER in content]
+    if not any(_NAME in mapping_at(content, (_HOLDER,), file) for file, content in holders):
+        raise _missing(path, files, holders)
+    if len(holders) > 1:
+        others = ", ".join(str(file) for file, _ in holders[1:])
+        raise ConfigError(
+            f"custom_data stands in {others} as well, and NeMo keeps only one of them",
+            file=holders[0][0],
+            key=_HOLDER,
+            hint="Move everything under custom_data into one file",
+        )
+    file, content = holders[0]
+    section = content[_HOLDER][_NAME]
+    if not isinstance(section, Mapping):
+        raise ConfigError("is not a mapping", file=file, key=SECTION, hint=f"Write {_SNIPPET}")
+    prompts = [prompt for _, content in files for prompt in content.get("prompts") or () if isinstance(prompt, Mapping)]
+    config = with_judge_prompt(parse_section(section, file=file), prompts, file=file)
+    return RailFolder(path, file, config, files)
+
+
+def holds_section(path: Path) -> bool:
+    """Return whether the YAML of a configuration, a folder or a file, holds the section.
+
+    Raises:
+        ConfigError: A file is no YAML mapping.
+    """
+    return any(section != UNGUARDED for section in _sections(path))
+
+
+def says_unguarded(path: Path) -> bool:
+    """Return whether a configuration says that it shall be served without the rail.
+
+    Raises:
+        ConfigError: A file is no YAML mapping.
+    """
+    return UNGUARDED in _sections(path)
+
+
+def _sections(path: Path) -> list[Any]:
+    """Return what stands under ``custom_data.ctd`` in each file that has it."""
+    files = _yaml_files(path) if path.is_dir() else [path]
+    contents = [(file, load_yaml(file)) for file in files if file.is_file() and file.stat().st_size]
+    found = [mapping_at(content, (_HOLDER,), file).get(_NAME) for file, content in contents]
+    return [section for section in found if section is not None]
+
+
+def mapping_at(content: Mapping[str, Any], path: Iterable[str], file: Path) -> Mapping[str, Any]:
+    """Return the mapping at a path, empty where there is none.
+
+    Raises:
+        ConfigError: Something else stands there.
+    """
+    keys = list(path)
+    value: Mapping[str, Any] = content
+    for depth, key in enumerate(keys, start=1):
+        inner = value.get(key)
+        if inner is None:
+            return {}
+        if not isinstance(inner, Mapping):
+            raise ConfigError(
+                "is not a mapping", file=file, key=".".join(keys[:depth]), hint=f"Write `{key}:` and keys below it"
+            )
+        value = inner
+    return value
+
+
+def near_miss(wanted: str, found: Iterable[object]) -> str | None:
+    """Return what somebody who meant ``wanted`` may have written instead."""
+    names = [name for name in found if isinstance(name, str)]
+    spelled = {name.lower().replace("-", "_").replace(".", "/"): name for name in names if name != wanted}
+    close = difflib.get_close_matches(wanted, spelled, n=1, cutoff=0.65)
+    return spelled[close[0]] if close else None
+
+
+def _yaml_files(folder: Path) -> Iterator[Path]:
+    # The walk that NeMo does: all levels, links followed. It takes whatever begins with kb for a knowledge base.
+    ignored = _ignored_patterns(folder)
+    for root, _, names in sorted(os.walk(folder, followlinks=True)):
+        for name in sorted(names):
+            file = Path(root) / name
+            is_read = not str(file.relative_to(folder)).startswith("kb")
+            if name.endswith((".yml", ".yaml")) and is_read and not any(fnmatch(name, p) for p in ignored):
+                yield file
+
+
+def _ignored_patterns(folder: Path) -> list[str]:
+    file = folder / ".railsignore"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _misplaced(value: object, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the dotted paths of sections that stand where nobody reads them."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _misplaced(item, (*path, str(number)))
+    if isinstance(value, Mapping) and path != _FREE_TO_USE_THE_NAME:
+        for key, item in value.items():
+            here = (*path, str(key))
+            if here == (_HOLDER, _NAME):
+                continue
+            if key == _NAME:
+                yield ".".join(here)
+            else:
+                yield from _misplaced(item, here)
+
+
+def _missing(folder: Path, files: Files, holders: Files) -> ConfigError:
+    """Return the error for a section that is not there, and say where it may have gone."""
+    problem, file, key, hint = "the section is missing", files[0][0], SECTION, f"Add {_SNIPPET}"
+    for found, content in holders:
+        close = near_miss(_NAME, content[_HOLDER]) or near_miss("ctd_guardrail", content[_HOLDER])
+        if close:
+            file, key, hint = found, f"{_HOLDER}.{close}", f"Did you mean `{_NAME}`?"
+    for found, content in files if not holders else ():
+        close = near_miss(_HOLDER, content)
+        if close:
+            file, key, hint = found, close, f"Did you mean `{_HOLDER}`?"
+    read = {found for found, _ in files}
+    for found in sorted(folder.rglob("*.y*ml*")):
+        if found not in read and found.is_file() and _NAME in found.read_text(encoding="utf-8", errors="replace"):
+            problem, file, hint = "NeMo does not read this file", found, "Give it another name or place"
+    return ConfigError(problem, file=file, key=key, hint=hint)

@@ -1,0 +1,63 @@
+"""The judge's instruction as a prompt of NeMo Guardrails: the task ``ctd_judge`` under ``prompts``.
+
+Only the instruction is the user's to write, what counts as unsafe. The conversation is joined to it between marker
+lines, and never rendered into a template. This module does not import NeMo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ctd_guardrail.config.experts import ExpertConfig, OpenAIExpertConfig
+from ctd_guardrail.config.section import CtdConfig
+from ctd_guardrail.errors import ConfigError
+
+__all__ = ["TASK", "with_judge_prompt"]
+
+TASK: Final = "ctd_judge"
+
+_KEY: Final = f"prompts.{TASK}"
+
+
+def with_judge_prompt(
+    config: CtdConfig, prompts: Iterable[Mapping[str, Any]], *, file: Path | str | None = None
+) -> CtdConfig:
+    """Return the section with the prompt as its judges' instruction, or unchanged where there is no such prompt.
+
+    Args:
+        config: The section.
+        prompts: ``prompts`` of the configuration, as it is written.
+        file: The file that holds it, for error messages.
+
+    Raises:
+        ConfigError: There are two such prompts, the prompt is not a text without variables, or no expert would use it.
+    """
+    contents = [prompt.get("content") for prompt in prompts if prompt.get("task") == TASK]
+    if not contents:
+        return config
+    if len(contents) > 1:
+        raise ConfigError("there are several prompts for this task", file=file, key=_KEY, hint="Keep one of them")
+    (instruction,) = contents
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ConfigError("is not a text", file=file, key=_KEY, hint="Write content: what counts as unsafe")
+    if "{{" in instruction or "{%" in instruction:
+        raise ConfigError(
+            "has variables, and is never rendered",
+            file=file,
+            key=_KEY,
+            hint="Write what counts as unsafe; the conversation is added behind it, safely",
+        )
+    if not any(isinstance(each, OpenAIExpertConfig) for each in (config.expert, *config.experts.values())):
+        raise ConfigError("no expert of type openai would use it", file=file, key=_KEY, hint="Remove the prompt")
+
+    def instructed(expert: ExpertConfig) -> ExpertConfig:
+        if not isinstance(expert, OpenAIExpertConfig):
+            return expert
+        if expert.instruction is not None:
+            raise ConfigError("stands beside expert.instruction", file=file, key=_KEY, hint="Keep one of them")
+        return expert.model_copy(update={"instruction": instruction})
+
+    experts = {name: instructed(expert) for name, expert in config.experts.items()}
+    return config.model_copy(update={"expert": instructed(config.expert), "experts": experts})

@@ -1,0 +1,234 @@
+"""What of one request is judged, in which order, and what earlier requests have decided about it.
+
+The guard gives a verdict on all text of others that the call to the main LLM will carry:
+
+- texts that stand beside the conversation, each as a unit of its own, before everything else;
+- every turn of the user, with the context that the policy was calibrated with;
+- the assistant's messages that no unit shows, each as a unit of its own: a client may have written them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ctd_guardrail.decision import Decision, HistoryPolicy, Mode, RefusedTurns, Timings, Verdict
+from ctd_guardrail.errors import InputError, NonTextError, OverlongError
+from ctd_guardrail.observability.tally import Tally
+from ctd_guardrail.runtime.decision_cache import JUDGED, SAID
+from ctd_guardrail.text.conversation import Context, Conversation, History, Message, Turn
+from ctd_guardrail.text.refusals import Receipts, Refusals
+
+__all__ = ["Decide", "Dialogue", "note_answer"]
+
+Decide = Callable[[Conversation, str, InputError | None], Awaitable[Decision]]
+"""Judges a unit. It gets the unit, its digest, and why the base model cannot read it, where that is known before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """How the parts of a request are judged.
+
+    Attributes:
+        context: What a unit shows beside the user's turn.
+        refusals: The answers by which the app refuses.
+        policy: Hash of all that judgements depend on beside the unit; None: nothing is remembered.
+        history: Whether the assistant's messages are judged that no unit shows.
+        refused_turns: Whether a refusal of this guard lets a conversation go on.
+        receipts: Signs refusals; None: only the memory of the process proves one.
+    """
+
+    context: Context
+    refusals: Refusals
+    policy: str | None
+    history: HistoryPolicy = HistoryPolicy.SCREEN
+    refused_turns: RefusedTurns = RefusedTurns.FORGIVE
+    receipts: Receipts | None = None
+
+    async def judge(
+        self,
+        conversation: Conversation,
+        asides: tuple[Conversation, ...],
+        decide: Decide,
+        *,
+        mode: Mode,
+        tally: Tally,
+        characters: int,
+    ) -> Decision | None:
+        """Judge what has not been judged before, up to the first part that stops the request.
+
+        Args:
+            conversation: The conversation.
+            asides: The texts beside it, each a conversation of one user turn.
+            decide: Judges a unit.
+            mode: Whether this request's verdict counts: in shadow mode the user is refused nothing.
+            tally: Counts what was judged before.
+            characters: Characters that the units of this request may have together.
+
+        Returns:
+            The decision about the first part that stops the request, else about the last turn that was judged, else
+            about the last aside; None where there was nothing to judge. Its times are those of all units of this
+            request.
+        """
+        walk = _Walk(self, decide, mode, tally, characters)
+        stop = last = await walk.asides(asides)
+        if stop is None or stop.verdict is Verdict.ALLOW:
+            last = await walk.turns(conversation) or last
+        if last is None or last.timings is walk.timings:
+            return last
+        return replace(last, timings=walk.timings or Timings())
+
+
+def note_answer(answer: Conversation) -> None:
+    """Note what the main LLM said, so that it is not judged apart when it comes back as history."""
+    for message in answer.messages:
+        SAID.add(_said(message))
+
+
+def _said(message: Message) -> str:
+    # Apps strip and wrap what they keep.
+    return Conversation((Message("assistant", " ".join(message.content.split())),)).digest()
+
+
+class _Walk:
+    """The parts of one request, judged one after another."""
+
+    def __init__(self, dialogue: Dialogue, decide: Decide, mode: Mode, tally: Tally, characters: int) -> None:
+        self.timings: Timings | None = None
+        self._dialogue = dialogue
+        self._decide = decide
+        self._mode = mode
+        self._tally = tally
+        self._characters = characters
+        self._passed: set[str] = set()
+
+    async def asides(self, asides: tuple[Conversation, ...]) -> Decision | None:
+        decision: Decision | None = None
+        for aside in asides:
+            if not aside.is_blank:
+                decision = await self._judge_apart(aside.messages[0]) or decision
+                if decision is not None and decision.verdict is Verdict.BLOCK:
+                    break
+        return decision
+
+    async def turns(self, conversation: Conversation) -> Decision | None:
+        dialogue = self._dialogue
+        history = History(dialogue.context)
+        decision: Decision | None = None
+        refused: Decision | None = None  # settled, and the user has said nothing since
+        unshown: list[Message] = []
+        for turn in self._ended(conversation.turns()):
+            if not turn.is_blank:
+                digest = history.digest(turn)
+                decision, was_refused = await self._judge(turn, digest, history)
+                if decision.verdict is Verdict.BLOCK:
+                    decision = self._with_receipt(turn, digest, decision)
+                    if not self._is_settled(turn, digest, decision, was_refused=was_refused):
+                        return decision
+                    refused, decision = decision, None  # it does not speak for the turns after it
+                    continue
+                unshown.clear()
+                if turn.asks:
+                    refused = None
+            history.add(turn)
+            answers = turn.answer
+            if dialogue.context is Context.CONVERSATION:
+                # A later unit shows them, but not what stands in the place of other content than text.
+                unshown += [answer for answer in answers if answer.is_text]
+                answers = tuple(answer for answer in answers if not answer.is_text)
+            stop = await self._judge_answers(answers)
+            if stop is not None:
+                return stop
+        # The call would answer a refused turn itself.
+        return await self._judge_answers(unshown) or refused or decision
+
+    def _ended(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """Return the turns, the last one without refusals behind it: with them it would be another unit."""
+        if all(message.role == "user" for message in turns[-1].question):
+            return turns
+        last = turns[-1].ended()
+        return (*turns[:-1], last) if self._dialogue.refusals.answer(last) else turns
+
+    async def _judge(self, turn: Turn, digest: str, history: History) -> tuple[Decision, bool]:
+        """Return the decision about a turn, and whether an earlier request was refused for it."""
+        known = self._recall(digest) if turn.is_text else None
+        if known is None:
+            return await self._judge_now(history.unit(turn), digest, is_text=turn.is_text), False
+        if known.mode is not self._mode is Mode.ENFORCE:
+            self._remember(digest, replace(known, mode=self._mode))  # from now on the user was told
+        return known, known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
+
+    async def _judge_answers(self, answers: Sequence[Message]) -> Decision | None:
+        """Judge answers that a client may have written, each by itself; return the decision that stops the request."""
+        for answer in filter(self._needs_verdict, answers):
+            decision = await self._judge_apart(answer)
+            if decision is not None and decision.verdict is Verdict.BLOCK:
+                return decision
+        return None
+
+    async def _judge_apart(self, message: Message) -> Decision | None:
+        """Judge a text as one turn of a user; None where this request has done so."""
+        unit = Conversation((replace(message, role="user"),))
+        digest = unit.digest()
+        if digest in self._passed:
+            return None
+        decision = self._recall(digest) if message.is_text else None
+        decision = decision or await self._judge_now(unit, digest, is_text=message.is_text)
+        if message.is_text:
+            self._passed.add(digest)
+        return decision
+
+    async def _judge_now(self, unit: Conversation, digest: str, *, is_text: bool) -> Decision:
+        self._characters -= unit.length
+        decision = await self._decide(unit, digest, _obstacle(self._characters, is_text=is_text))
+        self.timings = decision.timings if self.timings is None else self.timings + decision.timings
+        if is_text:
+            self._remember(digest, decision)
+        return decision
+
+    def _remember(self, digest: str, decision: Decision) -> None:
+        if self._dialogue.policy is not None:
+            JUDGED.put(self._dialogue.policy, digest, decision)
+
+    def _recall(self, digest: str) -> Decision | None:
+        decision = None if self._dialogue.policy is None else JUDGED.get(self._dialogue.policy, digest)
+        if decision is not None:
+            self._tally.count_recalled()
+        return decision
+
+    def _needs_verdict(self, message: Message) -> bool:
+        """Return whether an assistant's message may be the words of a client."""
+        if self._dialogue.history is HistoryPolicy.TRUST or not message.content.strip():
+            return False
+        if not message.is_text:
+            return True
+        was_said = len(SAID) > 0 and _said(message) in SAID
+        return not (was_said or self._dialogue.refusals.has_words_of(message))
+
+    def _with_receipt(self, turn: Turn, digest: str, decision: Decision) -> Decision:
+        receipts = self._dialogue.receipts
+        is_told = self._mode is Mode.ENFORCE and not decision.reason.is_failure
+        if receipts is None or not turn.is_text or not is_told:
+            return decision
+        return replace(decision, receipt=receipts.sign(digest))
+
+    def _is_settled(self, turn: Turn, digest: str, decision: Decision, *, was_refused: bool) -> bool:
+        """Return whether this guard refused the turn in an earlier request, and the refusal stands behind it.
+
+        What could not be read was not judged, and no answer settles it.
+        """
+        dialogue = self._dialogue
+        if dialogue.refused_turns is RefusedTurns.STRICT or decision.reason.is_failure or not turn.is_text:
+            return False
+        if not dialogue.refusals.answer(turn):
+            return False
+        return was_refused or (dialogue.receipts is not None and dialogue.receipts.prove(turn, digest))
+
+
+def _obstacle(characters: int, *, is_text: bool) -> InputError | None:
+    """Return why the base model cannot read a unit, as far as that is known before it tries."""
+    if not is_text:
+        return NonTextError("a message holds content that is not text")
+    if characters < 0:
+        return OverlongError("the request holds too much text that was not judged before")
+    return None

@@ -1,0 +1,193 @@
+"""What works and what does not in a configuration that is loaded for good."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from ctd_guardrail.assembly.self_test import SelfTestResult, self_test
+from ctd_guardrail.assembly.standalone import StandaloneGuard, load_guard
+from ctd_guardrail.cli.wiring import Engine, check_wiring
+from ctd_guardrail.config.section import CtdConfig
+from ctd_guardrail.decision import FailurePolicy, Mode
+from ctd_guardrail.errors import ConfigError, CtdError
+from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.text.conversation import Conversation
+
+__all__ = ["Finding", "Outcome", "examine"]
+
+_PACKAGES: Final = ("ctd-guardrail", "nemoguardrails", "torch", "transformers")
+_QUESTION: Final = "What is the capital of France?"
+
+
+class Outcome(StrEnum):
+    """How a finding came out. An ``error`` means that the rail is not ready."""
+
+    OK = "ok"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        outcome: How it came out.
+        subject: What it is about.
+        text: What was found; never a text that users wrote.
+    """
+
+    outcome: Outcome
+    subject: str
+    text: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the finding as plain JSON values."""
+        return {key: str(value) for key, value in asdict(self).items()}
+
+
+async def examine(folder: Path, *, engine: Engine = Engine.AUTO, deadline_s: float = 30.0) -> list[Finding]:
+    """Load a configuration folder and try all its parts.
+
+    Args:
+        folder: NeMo Guardrails configuration folder.
+        engine: NeMo's engine that will run it.
+        deadline_s: Seconds that one call of an expert may take.
+
+    Raises:
+        CtdError: The configuration, the policy, the base model or the expert is not usable.
+    """
+    guard = await asyncio.to_thread(load_guard, folder)
+    try:
+        return [
+            *_versions(),
+            _wiring(guard, engine),
+            *_doors(),
+            *_budget(guard),
+            *_base_model(guard),
+            *_settings(guard),
+            *[await _expert(name, expert, deadline_s) for name, expert in guard.cascade.experts.items()],
+            *[_tested(result) for result in await self_test(guard.cascade, guard.rail.config)],
+        ]
+    finally:
+        await guard.cascade.aclose()
+
+
+def _versions() -> Iterator[Finding]:
+    for package in _PACKAGES:
+        try:
+            yield Finding(Outcome.INFO, package, version(package))
+        except PackageNotFoundError:
+            yield Finding(Outcome.INFO, package, "not installed")
+
+
+def _doors() -> Iterator[Finding]:
+    for door, packages in (("NeMo Guardrails", ("nemoguardrails",)), ("sidecar", ("fastapi", "uvicorn"))):
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        text = f"not installed: {', '.join(missing)}" if missing else "available"
+        yield Finding(Outcome.INFO, f"door: {door}", text)
+
+
+def _wiring(guard: StandaloneGuard, engine: Engine) -> Finding:
+    try:
+        check_wiring(guard.rail, engine=engine)
+    except ConfigError as error:
+        # The sidecar needs no wiring, so this alone does not keep the guard from its work.
+        return Finding(Outcome.WARNING, "wiring in NeMo", str(error))
+    return Finding(Outcome.OK, "wiring in NeMo", "the rail is found and called")
+
+
+def _budget(guard: StandaloneGuard) -> Iterator[Finding]:
+    certificate = guard.planned.certificate
+    yield Finding(
+        Outcome.OK,
+        "budget",
+        f"at most {guard.planned.alpha:.1%} of the inputs reach the expert, with confidence "
+        f"{1 - certificate.delta:.1%} ({certificate.guarantee}, {certificate.n} calibration rows); "
+        f"{guard.planned.expected_rate:.1%} expected",
+    )
+    yield Finding(Outcome.INFO, "smallest alpha", f"{certificate.alpha_min:.4f} with these rows at this delta")
+
+
+def _base_model(guard: StandaloneGuard) -> Iterator[Finding]:
+    manifest = guard.planned.policy.manifest
+    fingerprint = manifest.fingerprint
+    source = guard.rail.config.source
+    if source is not None:
+        # Whether the engine is there, and serves it, shows in the inputs below: each waits until it has proven itself.
+        yield Finding(Outcome.INFO, "base model", f"{manifest.activations.model}, served as {source.model!r} by vLLM")
+        return
+    yield Finding(
+        Outcome.OK,
+        "base model",
+        f"{guard.rail.config.base_model or manifest.activations.model}, layers "
+        f"{', '.join(map(str, manifest.activations.layers))}: its fingerprint is the policy's "
+        f"({fingerprint.weights_sha256[:12]})",
+    )
+    from ctd_guardrail.activations.huggingface import pick_device  # noqa: PLC0415  # torch
+
+    yield Finding(Outcome.INFO, "device", str(pick_device(guard.rail.config.device)))
+
+
+def _settings(guard: StandaloneGuard) -> Iterator[Finding]:
+    config = guard.rail.config
+    if config.mode is Mode.SHADOW:
+        yield Finding(Outcome.WARNING, "mode", "shadow: everything is let through")
+    else:
+        yield Finding(Outcome.OK, "mode", "enforce")
+    yield _failures(config)
+    for name in ("on_nontext", "on_overlong", "on_abstain"):
+        value = getattr(config, name)
+        outcome = Outcome.WARNING if value == "allow" else Outcome.INFO
+        yield Finding(outcome, name, str(value))
+    for cap in config.cap:
+        room = f"{cap.burst or cap.calls} at once"
+        parts = (f"{cap.calls} calls, {room}" if cap.calls else "", f"{cap.tokens} tokens" if cap.tokens else "")
+        text = f"{' and '.join(part for part in parts if part)} in {cap.per_s:g} s, for {cap.per}"
+        yield Finding(Outcome.INFO, "cap", text)
+    if config.allow_overrides:
+        yield Finding(Outcome.INFO, "allow_overrides", ", ".join(config.allow_overrides))
+
+
+def _failures(config: CtdConfig) -> Finding:
+    """Name what the failure policy lets through."""
+    if isinstance(config.on_failure, FailurePolicy):
+        stated = {"every cause": config.on_failure}
+    else:
+        stated = config.on_failure.model_dump(exclude_none=True)
+    text = ", ".join(f"{cause}: {policy}" for cause, policy in stated.items())
+    outcome = Outcome.WARNING if FailurePolicy.ALLOW in stated.values() else Outcome.INFO
+    return Finding(outcome, "on_failure", text)
+
+
+async def _expert(name: str | None, guarded: GuardedExpert, deadline_s: float) -> Finding:
+    """Ask once, past caps and breaker: a doctor that was refused a call would know nothing."""
+    subject = "expert" if name is None else f"expert {name}"
+    if not guarded.is_enabled:
+        return Finding(Outcome.WARNING, subject, "it is switched off: expert_enabled is false")
+    expert = guarded.unguarded
+    clock = asyncio.get_running_loop().time
+    start = clock()
+    try:
+        async with asyncio.timeout(deadline_s):
+            await expert.score(Conversation.from_text(_QUESTION))
+    except TimeoutError:
+        return Finding(Outcome.ERROR, subject, f"no answer within {deadline_s:g} s")
+    except CtdError as error:
+        return Finding(Outcome.ERROR, subject, str(error))
+    return Finding(Outcome.OK, subject, f"{expert.identity} answered in {clock() - start:.2f} s")
+
+
+def _tested(result: SelfTestResult) -> Finding:
+    decision = result.decision
+    outcome = Outcome.OK if result.is_right else Outcome.WARNING if result.has_passed else Outcome.ERROR
+    text = f"{decision.verdict} ({decision.reason}, {decision.timings.total_ms:.0f} ms)"
+    return Finding(outcome, result.name, text if result.is_right else f"{text}, expected {result.expected}")

@@ -1,0 +1,113 @@
+"""How far a single request may move a setting.
+
+Without bounds of their own, settings move only towards a smaller budget, towards enforcement, and towards a closed
+gate: who writes a request must not be able to open what the operator closed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ctd_guardrail.config.on_failure import FailurePolicies
+from ctd_guardrail.decision import FailurePolicy, Mode
+from ctd_guardrail.errors import OverrideError
+
+__all__ = ["Bounds", "OverrideBoundsConfig"]
+
+_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+# From closed to open.
+_MODES: Final = (Mode.ENFORCE, Mode.SHADOW)
+_POLICIES: Final = (FailurePolicy.BLOCK, FailurePolicy.PROBE, FailurePolicy.ALLOW)
+
+
+class OverrideBoundsConfig(BaseModel):
+    """The most open value that a single request may ask for; each is the configured one where it is not named.
+
+    Attributes:
+        alpha: The largest budget. It also bounds what ``guarantee`` and ``horizon`` may delegate.
+        delta: The largest admissible probability that calibration misses the budget.
+        mode: ``shadow`` lets a request have its verdict not count.
+        on_failure: The most open failure policy: ``block``, ``probe`` or ``allow``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    alpha: _Share | None = None
+    delta: _Share | None = None
+    mode: Mode | None = None
+    on_failure: FailurePolicy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most open value of each setting, named or configured.
+
+    Attributes:
+        alpha: The largest budget.
+        delta: The largest admissible probability that calibration misses the budget.
+        mode: The most open mode.
+        on_failure: The most open failure policy.
+    """
+
+    alpha: float
+    delta: float
+    mode: Mode
+    on_failure: FailurePolicy
+
+    @classmethod
+    def of(
+        cls,
+        named: OverrideBoundsConfig,
+        *,
+        alpha: float,
+        delta: float,
+        mode: Mode,
+        on_failure: FailurePolicy | FailurePolicies,
+    ) -> Self:
+        """Return the bounds.
+
+        Args:
+            named: What the operator names.
+            alpha: The configured budget, or the policy's.
+            delta: The configured delta, or the policy's.
+            mode: The configured mode.
+            on_failure: The configured failure policy, for all causes or by cause.
+        """
+        return cls(
+            alpha=alpha if named.alpha is None else named.alpha,
+            delta=delta if named.delta is None else named.delta,
+            mode=mode if named.mode is None else named.mode,
+            on_failure=_most_closed(on_failure) if named.on_failure is None else named.on_failure,
+        )
+
+    def check(
+        self, *, alpha: float | None, delta: float | None, mode: Mode | None, on_failure: FailurePolicy | None
+    ) -> None:
+        """Refuse what goes beyond; None asks for nothing.
+
+        Raises:
+            OverrideError: A setting is more open than it may be.
+        """
+        for name, asked, most in (("alpha", alpha, self.alpha), ("delta", delta, self.delta)):
+            if asked is not None and asked > most:
+                raise OverrideError(f"{name} is above {most:g}", hint=_hint(name))
+        if mode is not None and _MODES.index(mode) > _MODES.index(self.mode):
+            raise OverrideError(f"mode may be {self.mode} only", hint=_hint("mode"))
+        if on_failure is not None and _POLICIES.index(on_failure) > _POLICIES.index(self.on_failure):
+            raise OverrideError(f"on_failure may be {self.on_failure} at most", hint=_hint("on_failure"))
+
+
+def _hint(name: str) -> str:
+    return f"Ask for less, or name a wider bound in override_bounds.{name}"
+
+
+def _most_closed(on_failure: FailurePolicy | FailurePolicies) -> FailurePolicy:
+    """Return the most open policy that opens no cause further: a request names one for all causes."""
+    if isinstance(on_failure, FailurePolicy):
+        return on_failure
+    stated = on_failure.model_dump(exclude_none=True).values()
+    return min(map(FailurePolicy, stated), key=_POLICIES.index)

@@ -1,0 +1,1 @@
+"""Limits around every expert: deadline, concurrency, breaker, spend."""

@@ -1,0 +1,254 @@
+"""An expert behind everything that bounds its use: switch, bulkhead, breaker, caps, retries, one deadline.
+
+None of these chooses a verdict. Each raises an error of its own, from which the cascade's failure policy does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import stamina
+
+from ctd_guardrail.errors import (
+    CapStoreError,
+    ExpertCapError,
+    ExpertDisabledError,
+    ExpertError,
+    ExpertNotAskedError,
+    ExpertTimeoutError,
+    ExpertUnavailableError,
+    ExpertVerdictError,
+    InputError,
+)
+from ctd_guardrail.experts.bounded.breaker import CircuitBreaker, Health
+from ctd_guardrail.experts.bounded.bulkhead import Bulkhead
+from ctd_guardrail.experts.bounded.deadline import within
+from ctd_guardrail.experts.bounded.spend_cap import SpendCaps
+from ctd_guardrail.experts.protocol import Expert, ExpertScore
+from ctd_guardrail.text.conversation import Conversation
+
+__all__ = ["GuardedExpert", "Spend", "countdown", "health_of", "unlimited"]
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 2.0
+# What the built-in prompt and the answer take beside the conversation, and what a token takes of it.
+_PROMPT_TOKENS: Final = 300
+_BYTES_PER_TOKEN: Final = 4
+
+
+@dataclass(slots=True)
+class Spend:
+    """What one question to the expert has cost so far, answered or not.
+
+    Attributes:
+        attempts: Calls that were made.
+        tokens: Their tokens, estimated from the text as long as the expert has not said how many.
+    """
+
+    attempts: int = 0
+    tokens: int = 0
+
+
+def unlimited() -> bool:
+    """Allow any number of calls."""
+    return True
+
+
+def countdown(calls: int) -> Callable[[], bool]:
+    """Return a function that says True so many times and False from then on."""
+    left = iter(range(calls))
+    return lambda: next(left, None) is not None
+
+
+def health_of(error: BaseException) -> Health:
+    """Return what an error says about the expert.
+
+    An answer that is no verdict is an answer: who writes the input can provoke it, and must not be able to open the
+    breaker with it. What a pause does not heal, such as a wrong key, does not open it either, and neither does a
+    client that left.
+    """
+    if isinstance(error, ExpertTimeoutError) or (isinstance(error, ExpertUnavailableError) and error.is_transient):
+        return Health.BAD
+    return Health.GOOD if isinstance(error, ExpertVerdictError | InputError) else Health.UNKNOWN
+
+
+class GuardedExpert:
+    """Asks an expert, as far as it may be asked.
+
+    Args:
+        expert: The expert.
+        is_enabled: The kill switch: where it is off, no call is made.
+        bulkhead: Bounds the calls under way and those who wait for them; None: the expert does so itself.
+        breaker: Leaves a failing expert alone; None: never.
+        caps: Bound the spend; None: nothing does.
+        attempts: Calls that may be made for one question, where a fault is transient.
+        timeout_s: Seconds for one question, waiting and all attempts included; None: the expert's own affair.
+
+    Attributes:
+        unguarded: The expert.
+        is_enabled: As given.
+        bulkhead: As given.
+        breaker: As given.
+    """
+
+    def __init__(
+        self,
+        expert: Expert,
+        *,
+        is_enabled: bool = True,
+        bulkhead: Bulkhead | None = None,
+        breaker: CircuitBreaker | None = None,
+        caps: SpendCaps | None = None,
+        attempts: int = 1,
+        timeout_s: float | None = None,
+    ) -> None:
+        self.unguarded = expert
+        self.bulkhead = bulkhead
+        self.breaker = breaker
+        self.is_enabled = is_enabled
+        self._caps = caps
+        self._attempts = attempts
+        self._timeout_s = timeout_s
+
+    @property
+    def identity(self) -> str:
+        """The expert's own: nothing here changes a score."""
+        return self.unguarded.identity
+
+    async def aclose(self) -> None:
+        """Close the expert."""
+        await self.unguarded.aclose()
+
+    async def ask(
+        self,
+        conversation: Conversation,
+        spend: Spend,
+        *,
+        principal: str | None = None,
+        take: Callable[[], bool] = unlimited,
+    ) -> ExpertScore:
+        """Return P(unsafe) for the conversation.
+
+        Args:
+            conversation: What is to be judged.
+            spend: Is told of every call when it is made, so that it is right however this ends.
+            principal: On whose behalf, for caps of each principal.
+            take: Takes a call of the request's own and says whether it had one left.
+
+        Raises:
+            ExpertNotAskedError: It may not be asked now; the type says why.
+            ExpertError: It gave no usable score.
+            OverlongError: The conversation is longer than this expert reads.
+        """
+        if not self.is_enabled:
+            raise ExpertDisabledError("the expert is switched off", hint="Set expert_enabled: true")
+        question = _Question(conversation, spend, principal, take, self._timeout_s)
+        if self.bulkhead is None:
+            return await self._ask(question)
+        await within(self.bulkhead.acquire(), self._timeout_s)
+        try:
+            return await self._ask(question)
+        finally:
+            self.bulkhead.release()
+
+    async def _ask(self, question: _Question) -> ExpertScore:
+        if self._attempts == 1:
+            return await self._try(question)
+        failure: ExpertUnavailableError | None = None
+        async for attempt in stamina.retry_context(on=question.pause, attempts=self._attempts, timeout=None):
+            with attempt:
+                try:
+                    return await self._try(question)
+                except ExpertUnavailableError as error:
+                    failure = error
+                    raise
+                except ExpertNotAskedError:
+                    # It was asked before, and that it failed is the reason.
+                    if failure is None:
+                        raise
+        assert failure is not None  # noqa: S101  # the only way out of the loop
+        raise failure
+
+    async def _try(self, question: _Question) -> ExpertScore:
+        if self.breaker is None:
+            return await self._call(question)
+        with self.breaker.call():
+            return await self._call(question)
+
+    async def _call(self, question: _Question) -> ExpertScore:
+        if not question.take():
+            raise ExpertCapError("the request's own calls of the expert are used up", hint="Raise max_expert_calls")
+        estimate = question.tokens
+        if self._caps is not None:
+            await self._caps.take(question.principal, tokens=estimate)
+        question.spend.attempts += 1
+        question.spend.tokens += estimate
+        try:
+            score = await within(self.unguarded.score(question.conversation), question.left_s)
+        except ExpertNotAskedError:  # a local expert's own queue is full
+            await self._settle(question, calls=-1, tokens=-estimate)
+            raise
+        except ExpertError as error:
+            if error.attempts > 1:
+                await self._settle(question, calls=error.attempts - 1, tokens=0)
+            raise
+        billed = estimate if score.tokens is None else score.tokens
+        await self._settle(question, calls=score.attempts - 1, tokens=billed - estimate)
+        return score
+
+    async def _settle(self, question: _Question, *, calls: int, tokens: int) -> None:
+        """Put right what was taken and counted before the call."""
+        question.spend.attempts += calls
+        question.spend.tokens += tokens
+        if self._caps is not None:
+            try:
+                await self._caps.settle(question.principal, calls=calls, tokens=tokens)
+            except CapStoreError:
+                # The answer is there and paid for. The next call finds the store down before it is made.
+                log.warning("what an answer of the expert cost could not be charged")
+
+
+class _Question:
+    """One question, and how much time is left for it."""
+
+    __slots__ = ("_end", "_failures", "conversation", "principal", "spend", "take", "tokens")
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        spend: Spend,
+        principal: str | None,
+        take: Callable[[], bool],
+        timeout_s: float | None,
+    ) -> None:
+        self.conversation = conversation
+        self.spend = spend
+        self.principal = principal
+        self.take = take
+        size = sum(len(message.content.encode("utf-8", "replace")) for message in conversation.messages)
+        self.tokens = _PROMPT_TOKENS + size // _BYTES_PER_TOKEN
+        self._end = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        self._failures = 0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until its deadline."""
+        return None if self._end is None else max(0.0, self._end - asyncio.get_running_loop().time())
+
+    def pause(self, error: Exception) -> float | bool:
+        """Return the seconds to wait before another attempt, or False where there shall be none."""
+        if not isinstance(error, ExpertUnavailableError) or not error.is_transient:
+            return False
+        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._failures) * (0.5 + random.random())  # noqa: S311  # jitter
+        self._failures += 1
+        if error.retry_after_s is not None:
+            pause = max(pause, error.retry_after_s)
+        left = self.left_s
+        return pause if left is None or pause < left else False

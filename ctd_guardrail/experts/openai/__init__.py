@@ -1,0 +1,1 @@
+"""An expert behind an OpenAI-compatible HTTP API."""

@@ -1,0 +1,1 @@
+"""An input rail of NeMo Guardrails as the expert."""

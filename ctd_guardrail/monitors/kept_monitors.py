@@ -1,0 +1,170 @@
+"""Monitors that outlive the process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import DataError
+from ctd_guardrail.monitors.monitors import Monitors, MonitorSettings
+from ctd_guardrail.monitors.state import fingerprint
+from ctd_guardrail.policy.budget import sort_scores
+from ctd_guardrail.runtime.files import read_state, write_state, write_whole
+
+__all__ = ["KeptMonitors"]
+
+log = logging.getLogger(__name__)
+
+
+class KeptMonitors:
+    """Keeps monitors and their recent scores in a folder, and says where an alarm is raised.
+
+    Two files, each replaced as a whole: ``monitors-KEY.json`` and ``scores-KEY.csv``, which ``ctd-calibrate
+    recalibrate`` reads. KEY tells settings and calibration scores apart: after a change of either, new monitors begin.
+    Whoever removes the state while the process runs has the monitors begin anew at the next save. A process that is
+    killed loses what came after the last save, and nothing else.
+
+    All methods but the constructor belong to one thread at a time; the object locks itself.
+
+    Args:
+        settings: What is watched.
+        scores: Delegation values of the calibration inputs, shape [n].
+        folder: Where files are kept; None: nowhere. Where another process writes them, this one does not, and says so.
+        save_every_s: Seconds between saves.
+        clock: Seconds that never go back.
+
+    Attributes:
+        monitors: The monitors.
+        state_file: Where their state is kept, or None.
+        scores_file: Where the recent scores are kept, or None.
+
+    Raises:
+        ConfigError: A setting lies outside its range.
+    """
+
+    def __init__(
+        self,
+        settings: MonitorSettings,
+        scores: NDArray[np.float64],
+        *,
+        folder: Path | None = None,
+        save_every_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._scores = sort_scores(scores)
+        key = _key(settings, self._scores)
+        self.state_file = None if folder is None else folder / f"monitors-{key}.json"
+        self.scores_file = None if folder is None else folder / f"scores-{key}.csv"
+        self._save_every_s = save_every_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._writer: FileLock | None = None
+        if folder is not None:
+            self._writer = FileLock(folder / f"monitors-{key}.lock", blocking=False, thread_local=False)
+            weakref.finalize(self, self._writer.release, force=True)
+        self._has_said_that_another_writes = False
+        self._said: set[str] = set()
+        self._is_saved = False
+        self._has_changed = False
+        self.monitors = self._read() or Monitors(settings, self._scores)
+        self._say_alarms()
+        self._saved_at = clock()
+
+    def update(self, d: float, *, delegated: bool | None, audited: bool = False) -> None:
+        """Take one input; see :meth:`Monitors.update`."""
+        with self._lock:
+            self.monitors.update(d, delegated=delegated, audited=audited)
+            self._has_changed = True
+            self._say_alarms()
+
+    def audited(self, *, missed: bool) -> None:
+        """Take the outcome of an audit; see :meth:`Monitors.audited`."""
+        with self._lock:
+            self.monitors.audited(missed=missed)
+            self._has_changed = True
+
+    def tick(self, *, is_last: bool = False) -> None:
+        """Save where it is due."""
+        if is_last or self._clock() - self._saved_at >= self._save_every_s:
+            self.save()
+
+    def save(self) -> None:
+        """Save now, where there is something new."""
+        if self.state_file is None or self.scores_file is None:
+            return
+        with self._lock:
+            self._saved_at = self._clock()
+            if not self._may_write():
+                return
+            if self._is_saved and not self.state_file.exists():
+                log.warning("%s was removed: the monitors begin anew", self.state_file)
+                self.monitors = Monitors(self._settings, self._scores)
+                self._said.clear()
+                self._has_changed = True
+            if not self._has_changed:
+                return
+            state, recent = self.monitors.state(), self.monitors.recent.csv()
+            try:
+                write_whole(self.scores_file, recent)
+                write_state(self.state_file, state)
+            except OSError as error:
+                log.error("the monitors' state could not be saved to %s: %s", self.state_file, error.strerror)  # noqa: TRY400
+                return
+            self._is_saved, self._has_changed = True, False
+
+    def _may_write(self) -> bool:
+        if self._writer is None or self._writer.is_locked:
+            return True
+        try:
+            Path(self._writer.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            self._writer.acquire()
+        except Timeout:
+            if not self._has_said_that_another_writes:
+                self._has_said_that_another_writes = True
+                log.warning(
+                    "another process writes %s: these monitors are not saved as long as it does", self.state_file
+                )
+            return False
+        except OSError as error:
+            log.error("the monitors' state could not be saved to %s: %s", self.state_file, error.strerror)  # noqa: TRY400
+            return False
+        return True
+
+    def _read(self) -> Monitors | None:
+        if self.state_file is None:
+            return None
+        try:
+            state = read_state(self.state_file)
+            if state is None:
+                return None
+            monitors = Monitors.from_state(state, self._settings, self._scores)
+        except (DataError, OSError) as error:
+            log.error("the monitors begin anew, what they knew is lost: %s", error)  # noqa: TRY400  # says it all
+            return None
+        self._is_saved = True
+        log.info("the monitors go on after %d inputs", monitors.count.inputs)
+        return monitors
+
+    def _say_alarms(self) -> None:
+        for name, raised_at in self.monitors.alarms().items():
+            if raised_at is not None and name not in self._said:
+                self._said.add(name)
+                log.warning("alarm %s: raised at input %d since the monitors began", name, raised_at)
+
+
+def _key(settings: MonitorSettings, scores: NDArray[np.float64]) -> str:
+    told_apart = {**asdict(settings), "scores": fingerprint(scores)}
+    del told_apart["keep_scores"]
+    return hashlib.sha256(json.dumps(told_apart, sort_keys=True).encode()).hexdigest()[:12]

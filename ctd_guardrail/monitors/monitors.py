@@ -1,0 +1,155 @@
+"""All monitors of one policy in service, fed together with one input at a time."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctd_guardrail.errors import DataError
+from ctd_guardrail.monitors.audit_floor import AuditFloor
+from ctd_guardrail.monitors.rate_alarm import RateAlarm
+from ctd_guardrail.monitors.rate_band import DelegationCount
+from ctd_guardrail.monitors.recent_scores import RecentScores
+from ctd_guardrail.monitors.score_drift import ScoreDriftAlarm
+from ctd_guardrail.monitors.state import SavedState, State
+
+__all__ = ["MonitorSettings", "Monitors"]
+
+_FIELDS: Final = ("count", "rate", "drift", "audit", "recent")
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """What is watched, and how surely.
+
+    Attributes:
+        alpha: The budget, in (0, 1): what the realised rate is held against, audits included.
+        delta: Probability in (0, 1) of any false alarm, ever, for each alarm; and that the audit's interval is ever
+            wrong.
+        audit_share: Share of the inputs that is audited, in [0, 1).
+        keep_scores: Number of recent scores that are kept, at least 1.
+    """
+
+    alpha: float
+    delta: float = 0.05
+    audit_share: float = 0.0
+    keep_scores: int = 10_000
+
+
+class Monitors:
+    """Rate alarm, score drift alarm, audit floor and recent scores, fed together. Not thread-safe.
+
+    Args:
+        settings: What is watched.
+        scores: Delegation values of the calibration inputs, shape [n].
+
+    Attributes:
+        count: How much of the traffic is delegated?
+        rate: Is more than alpha delegated?
+        drift: Have the scores changed?
+        audit: What does the cascade miss? None where nothing is audited.
+        recent: The newest scores.
+
+    Raises:
+        ConfigError: A setting lies outside its range.
+        DataError: There are no scores, or one is NaN or infinite.
+    """
+
+    def __init__(self, settings: MonitorSettings, scores: NDArray[np.float64]) -> None:
+        self._settings = settings
+        self.count = DelegationCount()
+        self.rate = RateAlarm(settings.alpha, delta=settings.delta)
+        # Unpredictable, so that nobody can choose inputs to suit the random numbers.
+        self.drift = ScoreDriftAlarm(scores, delta=settings.delta, seed=secrets.randbits(63))
+        self.audit = AuditFloor(settings.audit_share, delta=settings.delta) if settings.audit_share else None
+        self.recent = RecentScores(settings.keep_scores)
+
+    def update(self, d: float, *, delegated: bool | None, audited: bool = False) -> None:
+        """Take one input.
+
+        Args:
+            d: Its delegation value.
+            delegated: Whether it goes to the expert, by the rule or by the audit's coin; None where a request has
+                asked for another budget than the configured one, so that it says nothing about that.
+            audited: Whether the coin fell on it: :meth:`audited` will follow.
+
+        Raises:
+            DataError: d is NaN or infinite.
+        """
+        self.drift.update(d)
+        self.recent.update(d)
+        if delegated is not None:
+            self.count.update(delegated=delegated)
+            self.rate.update(delegated=delegated)
+            if self.audit is not None and not audited:
+                self.audit.update(missed=None)
+
+    def audited(self, *, missed: bool) -> None:
+        """Take the outcome of an audit.
+
+        Args:
+            missed: Whether the expert calls the cascade's own verdict wrong, or gave no answer.
+        """
+        if self.audit is not None:
+            self.audit.update(missed=missed)
+
+    def alarms(self) -> dict[str, int | None]:
+        """Return, for each alarm, the number of the input at which it was raised, or None."""
+        return {
+            "rate": self.rate.alarmed_at,
+            "score_drift": self.drift.conformal.alarmed_at,
+            "score_exceedance": self.drift.exceedance.alarmed_at,
+        }
+
+    def evidence(self) -> dict[str, float]:
+        """Return, for each alarm, the evidence so far: 1 at the start, 1 / its delta at the alarm."""
+        return {
+            "rate": self.rate.evidence,
+            "score_drift": self.drift.conformal.evidence,
+            "score_exceedance": self.drift.exceedance.evidence,
+        }
+
+    @property
+    def delta(self) -> float:
+        """Probability of any false alarm, ever, for each alarm."""
+        return self._settings.delta
+
+    def state(self) -> State:
+        """Return everything that the next update depends on but the calibration scores, as plain JSON values."""
+        return {
+            "count": self.count.state(),
+            "rate": self.rate.state(),
+            "drift": self.drift.state(),
+            "audit": None if self.audit is None else self.audit.state(),
+            "recent": self.recent.state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], settings: MonitorSettings, scores: NDArray[np.float64]) -> Self:
+        """Return the monitors that ``state`` was taken from.
+
+        Args:
+            state: What :meth:`state` returned.
+            settings: The settings that they were made with; another ``keep_scores`` is taken over.
+            scores: The calibration scores that they were made with.
+
+        Raises:
+            DataError: The state is not one of monitors with these settings on these scores.
+        """
+        saved = SavedState(state, "monitors", _FIELDS)
+        monitors = cls(settings, scores)
+        monitors.count = DelegationCount.from_state(saved.nested("count"))
+        monitors.rate = RateAlarm.from_state(saved.nested("rate"))
+        monitors.drift = ScoreDriftAlarm.from_state(saved.nested("drift"), scores)
+        if monitors.audit is not None:
+            monitors.audit = AuditFloor.from_state(saved.nested("audit"))
+        monitors.recent = RecentScores.from_state(saved.nested("recent"), capacity=settings.keep_scores)
+        kept = (monitors.rate.alpha, monitors.rate.delta, monitors.audit and monitors.audit.share)
+        if kept != (settings.alpha, settings.delta, settings.audit_share or None):
+            raise DataError("saved state of the monitors is of other settings", hint="Start the monitors anew")
+        return monitors

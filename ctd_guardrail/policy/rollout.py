@@ -1,0 +1,42 @@
+"""Enforcement for a share of the conversations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import SecretBytes
+
+from ctd_guardrail.decision import Mode
+from ctd_guardrail.policy.ties import uniform
+from ctd_guardrail.text.conversation import Context, Conversation, History
+
+__all__ = ["Rollout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Draws conversations by a keyed hash of their first turn, which stays the same while they grow, or principals.
+
+    Attributes:
+        share: Share of the conversations for which verdicts count, in [0, 1].
+        key: Secret of 16 to 64 bytes: without it nobody can tell who is enforced.
+        by_principal: Whether all conversations of a principal are on one side; those of nobody are drawn one by one.
+    """
+
+    share: float
+    key: SecretBytes
+    by_principal: bool = False
+
+    def mode(self, conversation: Conversation, principal: str | None = None) -> Mode:
+        """Return whether verdicts about a conversation count.
+
+        Args:
+            conversation: The conversation.
+            principal: On whose behalf; None: unknown.
+        """
+        if self.by_principal and principal is not None:
+            drawn = f"rollout principal {principal}"
+        else:
+            drawn = f"rollout {History(Context.LAST_TURN).digest(conversation.turns()[0])}"
+        is_enforced = uniform(drawn, self.key.get_secret_value()) < self.share
+        return Mode.ENFORCE if is_enforced else Mode.SHADOW

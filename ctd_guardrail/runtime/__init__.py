@@ -1,0 +1,1 @@
+"""What a process holds once: the I/O thread, HTTP connections, files, locks, the decision cache."""

@@ -1,0 +1,339 @@
+"""What is screened: a conversation as plain text messages.
+
+Online (events of a guardrails engine, HTTP bodies) and offline (rows of a data file) conversations pass through
+:meth:`Conversation.from_messages`, so that the probes see the same characters in both. Three rules decide what
+they see:
+
+- System prompts are the operator's own words and the same for every user: they are left out.
+- Tool results are text that the operator did not write: they are screened as if a user had said them.
+- The name of a speaker and the tool calls of a message belong to its text (:mod:`ctd_guardrail.text.message_text`).
+
+Texts are brought to the form that is judged (:mod:`ctd_guardrail.text.normalise`); the main LLM gets them as they were.
+
+What is judged at a time is a *unit*: one turn of the user, with the context that the policy was calibrated with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
+from typing import Any, Final, Literal
+
+from ctd_guardrail.errors import InputError, NonTextError
+from ctd_guardrail.text.message_text import size_of, texts_of
+from ctd_guardrail.text.normalise import normalise
+
+__all__ = ["RECEIPT", "Context", "Conversation", "History", "Message", "NonText", "Role", "Turn"]
+
+Role = Literal["user", "assistant"]
+
+_ROLES: Final[Mapping[str, Role | None]] = {
+    "user": "user",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "tool": "user",
+    "function": "user",
+    "system": None,
+    "developer": None,
+    # NeMo Guardrails passes variables and events as messages of these roles; they hold no text of the user.
+    "context": None,
+    "event": None,
+}
+
+
+NonText = Literal["refuse", "drop", "mark"]
+"""What to do with content that is not text: raise, leave it out, or put a note in its place."""
+
+RECEIPT: Final = "ctd_receipt"
+"""Key of a message's ``metadata`` that holds the receipt of a refusal."""
+
+_MARK: Final = "[content that is not text]"
+_FRAME: Final = 16
+# Below this many characters normalising takes less than a thread hop is worth: 1 to 8 ms.
+_INLINE_CHARACTERS: Final = 16_384
+
+
+class Context(StrEnum):
+    """What a unit shows beside the user's turn: nothing, or the conversation up to it."""
+
+    LAST_TURN = "last_turn"
+    CONVERSATION = "conversation"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        role: Who speaks.
+        content: The text, normalised.
+        is_text: Whether that is all of it. False where a note stands for content that is not text.
+        receipt: What an assistant's message shows to prove that this guard gave it; None: nothing.
+    """
+
+    role: Role
+    content: str
+    is_text: bool = True
+    receipt: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a user says until the assistant answers.
+
+    Attributes:
+        question: The user's messages, one or several in a row. In the last turn of a conversation also what follows
+            them: nobody has answered it yet, and an assistant's message there is a beginning of the answer.
+        answer: The assistant's messages; none in the last turn.
+    """
+
+    question: tuple[Message, ...]
+    answer: tuple[Message, ...] = ()
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether the question holds no visible character: there is nothing to screen."""
+        return not any(message.content.strip() for message in self.question)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the question is text alone."""
+        return all(message.is_text for message in self.question)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the user says something in it."""
+        return any(message.role == "user" and message.content.strip() for message in self.question)
+
+    def ended(self) -> Turn:
+        """Return the last turn of a conversation with what follows the user's messages as its answer."""
+        return _split((*self.question, *self.answer))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """An immutable sequence of messages, oldest first.
+
+    Attributes:
+        messages: The messages. Neighbours of the same role are allowed.
+    """
+
+    messages: tuple[Message, ...]
+
+    @classmethod
+    def from_text(cls, text: str) -> Conversation:
+        """Build the conversation that consists of one user turn."""
+        return cls((Message("user", normalise(text)),))
+
+    @classmethod
+    def from_messages(cls, messages: Iterable[Mapping[str, Any]], *, non_text: NonText = "refuse") -> Conversation:
+        """Build a conversation from chat messages in the OpenAI form.
+
+        Args:
+            messages: Mappings with ``role`` and ``content``. ``content`` is a string, None (an assistant turn that
+                only calls tools), or a list of parts of which every one is ``{"type": "text", "text": ...}``.
+            non_text: What to do with parts that are an image, audio, a file, or anything else that is not text.
+
+        Returns:
+            The conversation, without system prompts and without turns that have no text at all. The name of the
+            speaker, and the names and arguments of tool calls, are lines of a message's text.
+
+        Raises:
+            NonTextError: There is such a part, and ``non_text`` is ``refuse``.
+            InputError: A message is not a mapping, or its role is unknown.
+        """
+        turns: list[Message] = []
+        for number, message in enumerate(messages, start=1):
+            if not isinstance(message, Mapping):
+                raise InputError(f"message {number} is a {type(message).__name__}, not a mapping with role and content")
+            name = message.get("role")
+            if not isinstance(name, str) or name not in _ROLES:
+                raise InputError(
+                    f"message {number} has an unknown role",
+                    hint=f"Use one of {', '.join(sorted(_ROLES))}",
+                )
+            role = _ROLES[name]
+            if role is None:
+                continue
+            texts = texts_of(message)
+            if texts is not None:
+                if None in texts and non_text == "refuse":
+                    raise NonTextError(
+                        f"message {number} holds content that is not text",
+                        hint="The probes read text only; on_nontext decides what happens to such a message",
+                    )
+                turns.append(_join(role, texts, non_text, receipt=_receipt_of(message)))
+        return cls(tuple(turns))
+
+    @classmethod
+    async def read(cls, messages: Iterable[Mapping[str, Any]], *, non_text: NonText = "refuse") -> Conversation:
+        """Return :meth:`from_messages` without blocking the event loop for long texts."""
+        listed = list(messages)
+        if sum(map(size_of, listed)) <= _INLINE_CHARACTERS:
+            return cls.from_messages(listed, non_text=non_text)
+        return await asyncio.to_thread(cls.from_messages, listed, non_text=non_text)
+
+    @classmethod
+    async def read_texts(cls, texts: Iterable[str]) -> tuple[Conversation, ...]:
+        """Return :meth:`from_text` of each text, without blocking the event loop for long ones.
+
+        Raises:
+            InputError: One of them is not a text.
+        """
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if not all(isinstance(text, str) for text in listed):
+            raise InputError("a text beside the conversation is not a text", hint="Pass strings")
+
+        def read() -> tuple[Conversation, ...]:
+            return tuple(map(cls.from_text, listed))
+
+        return read() if sum(map(len, listed)) <= _INLINE_CHARACTERS else await asyncio.to_thread(read)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no turn holds a visible character: there is nothing to screen."""
+        return not any(message.content.strip() for message in self.messages)
+
+    @property
+    def length(self) -> int:
+        """Number of characters, about, with what a chat template writes around each message."""
+        return sum(len(message.content) + _FRAME for message in self.messages)
+
+    def turns(self) -> tuple[Turn, ...]:
+        """Return the user's turns, each with its answer, oldest first.
+
+        An assistant's greeting is the answer to a first turn without a question. A conversation in which no user
+        speaks is one turn.
+        """
+        starts = [0, *(i for i in range(1, len(self.messages)) if self._begins_turn(i))]
+        if not any(message.role == "user" for message in self.messages):
+            return (Turn(self.messages),)
+        turns = [_split(self.messages[start:end]) for start, end in pairwise(starts)]
+        return (*turns, Turn(self.messages[starts[-1] :]))
+
+    def units(self, context: Context) -> tuple[Conversation, ...]:
+        """Return what is judged, one unit a user turn that is not blank, oldest first.
+
+        Offline, a row of a data file stands for its last unit. Online, all that have not been judged before are.
+        """
+        history = History(context)
+        units: list[Conversation] = []
+        for turn in self.turns():
+            if not turn.is_blank:
+                units.append(history.unit(turn))
+            history.add(turn)
+        return tuple(units)
+
+    def _begins_turn(self, i: int) -> bool:
+        return self.messages[i].role == "user" and self.messages[i - 1].role == "assistant"
+
+    def alternating(self) -> tuple[Message, ...]:
+        """Return the turns with neighbours of one role joined, beginning with a user turn.
+
+        Chat templates of several model families refuse anything else.
+        """
+        merged: list[Message] = []
+        for message in self.messages:
+            if merged and merged[-1].role == message.role:
+                merged[-1] = Message(message.role, f"{merged[-1].content}\n\n{message.content}")
+            else:
+                merged.append(message)
+        if merged and merged[0].role != "user":
+            merged.insert(0, Message("user", ""))
+        return tuple(merged)
+
+    def plain_text(self) -> str:
+        """Return the text for models without a chat template.
+
+        A lone user turn is its own text; longer conversations are one ``role: text`` line a turn.
+        """
+        if len(self.messages) == 1 and self.messages[0].role == "user":
+            return self.messages[0].content
+        return "\n".join(f"{message.role}: {message.content}" for message in self.messages)
+
+    def digest(self) -> str:
+        """Return a SHA-256 of roles and texts, in hexadecimal: the key under which results are cached."""
+        return _Digest().ending_with(self.messages)
+
+
+class History:
+    """The turns before the one under screening, as far as its unit shows them.
+
+    Args:
+        context: What units show beside the user's turn.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._messages: list[Message] = []
+        self._digest = _Digest()
+        self._hashed = 0
+
+    def add(self, turn: Turn) -> None:
+        """Let later units show this turn, where they show any."""
+        if self._context is Context.CONVERSATION:
+            self._messages.extend((*turn.question, *turn.answer))
+
+    def unit(self, turn: Turn) -> Conversation:
+        """Return what is judged of a turn."""
+        return Conversation((*self._messages, *turn.question))
+
+    def digest(self, turn: Turn) -> str:
+        """Return the digest of the turn's unit, without hashing the history again."""
+        # Not when a turn is added: nothing comes after the last one.
+        if self._hashed < len(self._messages):
+            self._digest.add(self._messages[self._hashed :])
+            self._hashed = len(self._messages)
+        return self._digest.ending_with(turn.question)
+
+
+class _Digest:
+    """A hash of messages that can be continued: of the canonical JSON list of their roles and texts."""
+
+    _BEGUN: Final = hashlib.sha256(b"[")  # a copy costs less than a new one
+
+    def __init__(self) -> None:
+        self._hash = self._BEGUN
+        self._separator = ""
+
+    def add(self, messages: Sequence[Message]) -> None:
+        """Let these messages be a part of all later results."""
+        if messages:
+            self._hash = self._hash.copy()
+            self._hash.update(self._json(messages).encode("ascii"))
+            self._separator = ", "
+
+    def ending_with(self, messages: Sequence[Message]) -> str:
+        """Return the hash with these messages at the end, in hexadecimal. They are no part of later ones."""
+        ended = self._hash.copy()
+        ended.update(f"{self._json(messages)}]".encode("ascii"))
+        return ended.hexdigest()
+
+    def _json(self, messages: Sequence[Message]) -> str:
+        # As `json.dumps` writes the list, and faster: a text by itself takes its short way.
+        items = ", ".join(f'["{message.role}", {json.dumps(message.content)}]' for message in messages)
+        return f"{self._separator}{items}" if items else ""
+
+
+def _split(messages: tuple[Message, ...]) -> Turn:
+    """Split an answered turn, a question and what follows it, in two."""
+    end = next((i for i, message in enumerate(messages) if message.role == "assistant"), len(messages))
+    return Turn(messages[:end], messages[end:])
+
+
+def _receipt_of(message: Mapping[str, Any]) -> str | None:
+    metadata = message.get("metadata")
+    receipt = metadata.get(RECEIPT) if isinstance(metadata, Mapping) else None
+    return receipt if isinstance(receipt, str) else None
+
+
+def _join(role: Role, texts: list[str | None], non_text: NonText, *, receipt: str | None) -> Message:
+    if non_text == "drop":
+        return Message(role, normalise("\n".join(text for text in texts if text is not None)), receipt=receipt)
+    content = "\n".join(_MARK if text is None else text for text in texts)
+    return Message(role, normalise(content), is_text=None not in texts, receipt=receipt)

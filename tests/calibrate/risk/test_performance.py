@@ -1,0 +1,73 @@
+"""Risks beside the budget: from CALIBRATE.yml to a policy that the rail runs at the certified setting."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from calibrate.config.file import load_config
+from calibrate.pipeline.run import run
+from ctd_guardrail.config.section import parse_section
+from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
+from ctd_guardrail.policy.plan import plan
+from ctd_guardrail.policy.store import Policy
+
+Make = Callable[..., Any]
+
+
+def calibrated(make_rows: Make, write_rows: Make, write_config: Make, **budget: Any) -> Policy:
+    write_rows(make_rows(900))
+    splits = {"train": 0.4, "calibration": 0.4, "test": 0.2}
+    config = write_config(budget={"alpha": 0.3, "delta": 0.2, **budget}, splits=splits)
+    return run(load_config(config), console=Console(quiet=True)).policy
+
+
+@pytest.mark.parametrize("method", ["structured", "pareto"])
+def test_a_certified_setting_reaches_the_rail(
+    make_rows: Make, write_rows: Make, write_config: Make, tmp_path: Path, method: str
+) -> None:
+    risk = [{"metric": "error", "max": 0.4}, {"metric": "fnr", "max": 0.6}]
+    policy = calibrated(
+        make_rows, write_rows, write_config, method=method, risk=risk, taus=[0.4, 0.5], bands=[0.0, 0.05]
+    )
+    performance = policy.manifest.performance
+    assert performance is not None
+    assert performance.method == method
+    assert [bound.metric for bound in performance.risks] == ["error", "fnr"]
+    assert policy.manifest.decision_threshold in (0.4, 0.5)
+    section = parse_section({"policy": "policy", "expert": {"type": "local", "model": "m"}})
+    planned = plan(section, folder=tmp_path)
+    assert planned.rule.threshold == (float("inf") if performance.threshold is None else performance.threshold)
+    assert planned.expected_rate <= 0.3
+
+
+def test_the_closed_form_leaves_alpha_to_the_rail(make_rows: Make, write_rows: Make, write_config: Make) -> None:
+    assert calibrated(make_rows, write_rows, write_config).manifest.performance is None
+
+
+def test_an_impossible_risk_is_named_with_what_would_be_feasible(
+    make_rows: Make, write_rows: Make, write_config: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(InfeasibleBudgetError, match=r"fnr of at most 0\.001.*would have met: ") as error:
+        calibrated(make_rows, write_rows, write_config, method="structured", risk={"metric": "fnr", "max": 0.001})
+    assert "fnr of at most 0." in error.value.hint
+    assert not (tmp_path / "policy" / "policy.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"risk": {"metric": "fnr", "max": 0.1}}, "closed form certifies the budget alone"),
+        ({"bands": [0.1]}, "closed form certifies the budget alone"),
+        ({"method": "structured"}, "there is no risk to certify"),
+        ({"method": "structured", "risk": {"metric": "fpr", "max": 0}}, "max"),
+        ({"method": "structured", "risk": {"metric": "recall", "max": 0.1}}, "metric"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    make_rows: Make, write_rows: Make, write_config: Make, budget: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        calibrated(make_rows, write_rows, write_config, **budget)

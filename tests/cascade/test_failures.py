@@ -1,0 +1,222 @@
+"""Cause by cause: which failure policy holds, and that nothing overrides it."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.cascade.cascade import Cascade
+from ctd_guardrail.config.on_failure import FailurePolicies, policy_for
+from ctd_guardrail.config.section import CtdConfig, parse_section
+from ctd_guardrail.decision import FailurePolicy, Reason, Verdict
+from ctd_guardrail.errors import (
+    BreakerOpenError,
+    CapStoreError,
+    ConfigError,
+    ExpertCapError,
+    ExpertDisabledError,
+    ExpertOverloadedError,
+    ExpertTimeoutError,
+    ExpertUnavailableError,
+    ExpertVerdictError,
+    OverloadedError,
+)
+from ctd_guardrail.experts.protocol import ExpertScore
+from ctd_guardrail.policy.rule import ThresholdRule
+from ctd_guardrail.text.conversation import Conversation
+
+SECTION = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
+EXPERT_CAUSES = {
+    Reason.EXPERT_TIMEOUT: ExpertTimeoutError("late"),
+    Reason.EXPERT_UNAVAILABLE: ExpertUnavailableError("down"),
+    Reason.EXPERT_BAD_VERDICT: ExpertVerdictError("odd"),
+    Reason.EXPERT_OVERLOADED: ExpertOverloadedError("busy"),
+    Reason.EXPERT_DISABLED: ExpertDisabledError("off"),
+    Reason.BREAKER_OPEN: BreakerOpenError("open"),
+    Reason.CAP_EXHAUSTED: ExpertCapError("used up"),
+    Reason.CAP_UNAVAILABLE: CapStoreError("down"),
+    Reason.INTERNAL_ERROR: RuntimeError("bug"),
+}
+CAUSES = [*EXPERT_CAUSES, Reason.DEADLINE, Reason.OVERLOADED]
+NEVER = [Reason.NON_TEXT, Reason.OVERLONG, Reason.BAD_OVERRIDE, Reason.NOT_READY]
+UNSURE = [{"role": "user", "content": "hello"}]
+
+
+class Engine:
+    spec = ActivationSpec(model="model", layers=(1,))
+
+    def __init__(self, p: float = 0.1, error: BaseException | None = None) -> None:
+        self.p, self.error = p, error
+
+    async def run(self, conversation: Conversation, head: Any) -> Reading:
+        if self.error is not None:
+            raise self.error
+        return Reading(np.array([(self.p, 1.0)]), 0.0, 0.0)
+
+
+class Judge:
+    identity = "judge"
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+    async def score(self, conversation: Conversation) -> ExpertScore:
+        if self.error is None:
+            await asyncio.sleep(3600)
+        assert self.error is not None
+        raise self.error
+
+    async def aclose(self) -> None:
+        return None
+
+
+def cascade(cause: Reason, on_failure: FailurePolicy | FailurePolicies, p: float = 0.1) -> Cascade:
+    engine = Engine(p, OverloadedError("full") if cause is Reason.OVERLOADED else None)
+    return Cascade(
+        engine=engine,  # type: ignore[arg-type]
+        probes=lambda ragged: ragged.values,
+        rule=ThresholdRule(0.0),
+        decision_threshold=0.5,
+        expert=Judge(EXPERT_CAUSES.get(cause)),
+        on_failure=on_failure,
+        deadline_s=0.02 if cause is Reason.DEADLINE else 60.0,
+    )
+
+
+def test_every_cause_has_its_key_and_no_key_is_without_a_cause() -> None:
+    assert {reason.value for reason in Reason if reason.is_failure} == {
+        *FailurePolicies.model_fields,
+        *(reason.value for reason in NEVER),
+    } - {"default"}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("policy", list(FailurePolicy))
+async def test_a_cause_has_its_own_policy_and_all_others_the_default(cause: Reason, policy: FailurePolicy) -> None:
+    other = FailurePolicy.BLOCK if policy is FailurePolicy.ALLOW else FailurePolicy.ALLOW
+    named = FailurePolicies.model_validate({"default": other, cause.value: policy})
+    rest = FailurePolicies.model_validate({"default": policy} | {each.value: other for each in CAUSES if each != cause})
+    verdicts = {FailurePolicy.BLOCK: "block", FailurePolicy.ALLOW: "allow", FailurePolicy.PROBE: "allow"}
+    if cause is Reason.OVERLOADED:
+        verdicts[FailurePolicy.PROBE] = "block"  # the probe has not run
+    for stated in (policy, named, rest):
+        guard = cascade(cause, stated)
+        decision = await guard.check(UNSURE)
+        assert (decision.reason, decision.on_failure, decision.verdict) == (cause, policy, verdicts[policy])
+        assert decision.is_bypass == (policy is not FailurePolicy.BLOCK)
+        bypasses = guard.tally.snapshot().bypasses
+        assert bypasses == ({(cause, policy, decision.verdict): 1} if decision.is_bypass else {})
+
+
+async def test_the_probes_own_verdict_blocks_what_it_finds_unsafe() -> None:
+    decision = await cascade(Reason.BREAKER_OPEN, FailurePolicy.PROBE, p=0.9).check(UNSURE)
+    assert (decision.verdict, decision.on_failure) == (Verdict.BLOCK, FailurePolicy.PROBE)
+
+
+@pytest.mark.parametrize("reason", NEVER)
+def test_what_the_sender_chooses_is_no_failure_of_the_guard(reason: Reason) -> None:
+    assert policy_for(FailurePolicy.ALLOW, reason) is None
+    assert policy_for(FailurePolicies(default=FailurePolicy.ALLOW), reason) is None
+
+
+@pytest.mark.parametrize("stage", ["probe", "expert"])
+async def test_the_deadline_is_one_for_all_and_cancels_nobody_elses_request(stage: str) -> None:
+    class Slow(Engine):
+        async def run(self, conversation: Conversation, head: Any) -> Reading:
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+    guard = cascade(Reason.DEADLINE, FailurePolicy.PROBE)
+    if stage == "probe":
+        guard._engine = Slow()  # type: ignore[assignment]
+    task = asyncio.create_task(guard.check(UNSURE))
+    decision = await task
+    assert (decision.reason, task.cancelling()) == (Reason.DEADLINE, 0)
+    assert decision.verdict == ("block" if stage == "probe" else "allow")
+    assert decision.route == ("probe" if stage == "probe" else "expert")
+    assert guard.tally.snapshot().expert_attempts == (stage == "expert")
+
+
+async def test_the_deadline_is_not_given_to_each_turn_anew() -> None:
+    guard = cascade(Reason.DEADLINE, FailurePolicy.ALLOW)
+    turns = [{"role": role, "content": f"turn {i}"} for i in range(50) for role in ("user", "assistant")]
+    start = asyncio.get_running_loop().time()
+    await guard.check([*turns, *UNSURE])
+    assert guard.tally.snapshot().decisions
+    assert asyncio.get_running_loop().time() - start < 50 * 0.02
+
+
+async def test_a_request_that_is_cancelled_at_its_deadline_stays_cancelled() -> None:
+    guard = cascade(Reason.DEADLINE, FailurePolicy.ALLOW)
+    for _ in range(20):
+        task = asyncio.create_task(guard.check(UNSURE))
+        await asyncio.sleep(0.019)
+        task.cancel()
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        assert isinstance(outcome, asyncio.CancelledError) or outcome.reason is Reason.DEADLINE
+
+
+async def test_an_earlier_cancellation_that_was_survived_does_not_let_an_inner_one_through() -> None:
+    guard = cascade(Reason.INTERNAL_ERROR, FailurePolicy.BLOCK)
+    guard._engine = Engine(error=asyncio.CancelledError())  # type: ignore[assignment]
+
+    async def stubborn() -> Any:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            return await guard.check(UNSURE)
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    task.cancel()
+    assert (await task).reason is Reason.INTERNAL_ERROR
+
+
+def parsed(**changes: Any) -> CtdConfig:
+    return parse_section(SECTION | changes)
+
+
+def test_the_file_states_one_policy_or_one_for_each_cause() -> None:
+    assert parsed().on_failure is FailurePolicy.BLOCK
+    assert parsed(on_failure="probe").on_failure is FailurePolicy.PROBE
+    by_cause = parsed(on_failure={"default": "probe", "expert_bad_verdict": "block"}).on_failure
+    assert policy_for(by_cause, Reason.EXPERT_BAD_VERDICT) is FailurePolicy.BLOCK
+    assert policy_for(by_cause, Reason.BREAKER_OPEN) is FailurePolicy.PROBE
+    assert policy_for(parsed(on_failure={"overloaded": "allow"}).on_failure, Reason.DEADLINE) is FailurePolicy.BLOCK
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "hint"),
+    [
+        ({"on_failure": "open"}, "on_failure", ""),
+        ({"on_failure": {"default": "open"}}, "on_failure.default", ""),
+        ({"on_failure": {"expert_timout": "probe"}}, "on_failure.expert_timout", "Did you mean `expert_timeout`?"),
+        ({"on_failure": {"overlong": "allow"}}, "on_failure.overlong", "Did you mean"),
+        ({"on_failure": ["block"]}, "on_failure", ""),
+        ({"cap": {"per_s": 60}}, "cap", "Set `calls`"),
+        ({"cap": [{"calls": 1, "per_s": 60}, {"calls": 1, "per": 60}]}, "cap.1.per_s", "Add `per_s"),
+        ({"cap": {"tokens": 1, "per_s": 60, "burst": 2}}, "cap", "Set `calls`"),
+        ({"cap": {"calls": 1, "per_s": 60, "per": "principal"}}, "", "Say in `principal`"),
+        ({"principal": {"variable": "tenant"}}, "", "Say in `principal`"),
+        ({"principal": {}}, "principal", "`header`"),
+        ({"cap_store": {"url_env": "REDIS_URL"}}, "", "Add `cap`"),
+        ({"cap": {"calls": 1, "per_s": 60}, "cap_store": {"url": "redis://x"}}, "cap_store.url", "Did you mean"),
+        ({"deadline_s": 10}, "", "Set deadline_s above 10"),
+        ({"deadline_s": 0}, "deadline_s", ""),
+        ({"breaker": {"failure": 3}}, "breaker.failure", "Did you mean `failures`?"),
+        ({"expert_enabled": "sometimes"}, "expert_enabled", ""),
+        ({"expert_attempts": 9}, "expert_attempts", ""),
+        ({"expert": {"type": "rail", "flow": "f"}, "expert_attempts": 2}, "", "retries of the model"),
+    ],
+    ids=str,
+)
+def test_a_mistake_around_failures_and_spend_is_named_with_key_and_hint(
+    changes: dict[str, Any], key: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parsed(**changes)
+    assert caught.value.key == ".".join(["custom_data.ctd", *([key] if key else [])])
+    assert hint in caught.value.hint

@@ -1,0 +1,168 @@
+"""Against a real server: a cap that several processes share."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from ctd_guardrail.errors import CapStoreError, ConfigError
+from ctd_guardrail.experts.bounded.buckets import Demand
+from ctd_guardrail.experts.bounded.redis_store import RedisStore
+
+SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
+pytestmark = pytest.mark.skipif(SERVER is None, reason="no redis-server or valkey-server here")
+
+TAKER = """
+import asyncio, sys
+from pydantic import SecretStr
+from ctd_guardrail.experts.bounded.redis_store import RedisStore
+from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
+from ctd_guardrail.errors import ExpertCapError
+
+async def main():
+    store = RedisStore(SecretStr(sys.argv[1]), name="shared", timeout_s=30)
+    caps = SpendCaps([Cap("calls", 100, 36000.0, 100, False)], store, max_principals=1)
+    passed = 0
+    for _ in range(150):
+        try:
+            await caps.take(None, tokens=1)
+            passed += 1
+        except ExpertCapError:
+            pass
+    print(passed)
+
+asyncio.run(main())
+"""
+
+
+class Server:
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._folder = folder
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        command = [
+            str(SERVER),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            str(self._folder),
+        ]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603  # fixed words
+        for _ in range(500):
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return
+        raise TimeoutError
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+def store(url: str, name: str, timeout_s: float = 30.0) -> RedisStore:
+    return RedisStore(SecretStr(url), name=name, timeout_s=timeout_s)
+
+
+def demand(amount: float, *, rate: float = 1e-9, capacity: float = 10.0, key: str = "key") -> Demand:
+    return Demand(key, rate, capacity, amount)
+
+
+async def test_it_gives_no_more_than_the_bucket_holds_and_all_or_nothing(server: Server) -> None:
+    redis = store(server.url, "levels")
+    assert [await redis.take([demand(3)]) for _ in range(4)] == [True, True, True, False]
+    both = [demand(1, key="other"), demand(3)]
+    assert not await redis.take(both)
+    assert await redis.take([demand(10, key="other")])
+    await redis.charge([demand(5)])
+    assert not await redis.take([demand(1)])
+    await redis.charge([demand(-7)])
+    assert await redis.take([demand(3)])
+    assert not await redis.take([demand(1)])
+
+
+async def test_a_bucket_refills_and_is_forgotten_when_it_is_full(server: Server) -> None:
+    redis = store(server.url, "refill")
+    fast = demand(10, rate=200.0)
+    assert await redis.take([fast])
+    while not await redis.take([fast]):  # noqa: ASYNC110  # after 50 ms
+        await asyncio.sleep(0.01)
+    client = redis._client
+    assert 0 < await asyncio.wrap_future(_on_io(client.pttl("{ctd:refill}:key"))) <= 1051
+
+
+def _on_io(coroutine: object) -> "asyncio.Future[int]":
+    from ctd_guardrail.runtime.io_thread import IO_THREAD  # noqa: PLC0415
+
+    return IO_THREAD.submit(coroutine)  # type: ignore[arg-type,return-value]
+
+
+def test_it_serves_any_event_loop(server: Server) -> None:
+    redis = store(server.url, "loops")
+    assert [asyncio.run(redis.take([demand(4)])) for _ in range(3)] == [True, True, False]
+
+
+def test_two_processes_share_one_cap(server: Server) -> None:
+    command = [sys.executable, "-c", TAKER, server.url]
+    takers = [
+        subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True)  # noqa: S603
+        for _ in range(2)
+    ]
+    passed = [int(taker.communicate(timeout=60)[0]) for taker in takers]
+    assert sum(passed) == 100
+
+
+async def test_a_server_that_is_down_is_an_error_until_it_is_back(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    redis = store(server.url, "down", timeout_s=5.0)
+    assert await redis.take([demand(1)])
+    server.stop()
+    for _ in range(3):
+        with pytest.raises(CapStoreError, match="did not answer") as raised:
+            await redis.take([demand(1)])
+        assert str(server.port) not in str(raised.value)
+    server.start()
+    try:
+        assert await redis.take([demand(1)])
+    finally:
+        server.stop()
+
+
+async def test_a_server_that_says_nothing_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        redis = store(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", "silent", timeout_s=0.05)
+        with pytest.raises(CapStoreError):
+            await redis.take([demand(1)])
+
+
+def test_what_is_no_address_is_refused_without_being_quoted() -> None:
+    with pytest.raises(ConfigError) as raised:
+        store("http://user:canary@host", "name")
+    assert "canary" not in str(raised.value)

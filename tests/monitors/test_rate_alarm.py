@@ -1,0 +1,94 @@
+import json
+
+import numpy as np
+import pytest
+
+from ctd_guardrail.errors import ConfigError, DataError
+from ctd_guardrail.monitors.e_detector import factors, idle, started
+from ctd_guardrail.monitors.rate_alarm import RateAlarm
+
+
+def test_evidence_is_the_mean_over_bets_plus_the_idle_capital() -> None:
+    alarm = RateAlarm(0.2, delta=1e-6)
+    alarm.update(delegated=True)
+    alarm.update(delegated=False)
+    bets = factors(0.2)
+    in_play = started(1) * bets.hit * bets.miss + started(2) * bets.miss
+    assert alarm.evidence == pytest.approx(in_play.mean() + idle(2), rel=1e-12)
+
+
+def test_it_stays_silent_while_nothing_is_delegated() -> None:
+    alarm = RateAlarm(0.1)
+    assert not any(alarm.update(delegated=False) for _ in range(5000))
+    assert alarm.evidence < 1.0
+
+
+def test_it_is_raised_once_and_stays_raised() -> None:
+    alarm = RateAlarm(0.1, delta=0.05)
+    raised = [alarm.update(delegated=True) for _ in range(50)]
+    first = raised.index(True)
+    assert all(raised[first:])
+    assert alarm.alarmed_at == alarm.steps == first + 1
+    assert alarm.evidence >= 20
+    assert alarm.update(delegated=False)
+
+
+def test_a_larger_delta_never_alarms_later() -> None:
+    stream = np.random.default_rng(2).random(3000) < 0.2
+    at = []
+    for delta in (0.2, 0.05, 0.001):
+        alarm = RateAlarm(0.1, delta=delta)
+        for delegated in stream:
+            alarm.update(delegated=bool(delegated))
+        assert alarm.alarmed_at is not None
+        at.append(alarm.alarmed_at)
+    assert at == sorted(at)
+
+
+def test_after_a_restart_it_goes_on_where_it_was() -> None:
+    stream = (np.random.default_rng(3).random(600) < 0.15).tolist()
+    whole, first = RateAlarm(0.1), RateAlarm(0.1)
+    for delegated in stream[:100]:
+        first.update(delegated=delegated)
+    second = RateAlarm.from_state(json.loads(json.dumps(first.state())))
+    for delegated in stream[:100]:
+        whole.update(delegated=delegated)
+    for delegated in stream[100:]:
+        assert second.update(delegated=delegated) == whole.update(delegated=delegated)
+    assert second.state() == whole.state()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, float("nan")])
+def test_levels_outside_the_unit_interval_are_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match="alpha"):
+        RateAlarm(value)
+    with pytest.raises(ConfigError, match="delta"):
+        RateAlarm(0.1, delta=value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"alpha": 2.0},
+        {"alpha": "a tenth"},
+        {"delta": 0.0},
+        {"steps": -1},
+        {"steps": 1.5},
+        {"evidence": float("nan")},
+        {"alarmed_at": 0},
+        {"capital": [1.0]},
+        {"capital": ["x"] * 5},
+        {"capital": [float("inf")] * 5},
+        {"surplus": 1},
+    ],
+)
+def test_a_damaged_state_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=f"rate alarm.*{next(iter(change))}"):
+        RateAlarm.from_state(RateAlarm(0.1).state() | change)
+
+
+def test_a_state_without_a_field_is_refused() -> None:
+    state = RateAlarm(0.1).state()
+    del state["capital"]
+    with pytest.raises(DataError, match="lacks the field 'capital'"):
+        RateAlarm.from_state(state)
