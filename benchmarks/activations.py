@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rivals import bare, naive, sentence_transformer, sorted_and_padded
 from stopwatch import Stopwatch
 
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_transformers
 from ctd_guardrail.probes.probes import Probes
@@ -68,7 +68,7 @@ def measure_forward(bases: Sequence[BaseModel], options: argparse.Namespace) -> 
         conversations = base.conversations(lognormal_lengths(options.prompts))
         full, half, padded = base.source(base.depth), base.source(layer), sorted_and_padded(base, layer)
         windows = sorted((half.tokenize(each)[0] for each in conversations), key=len)
-        engine = ActivationEngine(half)
+        engine = BatchedBaseModel(half)
         probes = _probes(half, windows)
         ragged = half.activations(windows)
         variants: dict[str, Callable[[], object]] = {
@@ -117,7 +117,7 @@ def _against_encode(base: BaseModel, watch: Stopwatch, options: argparse.Namespa
         return
     conversations = base.conversations(lognormal_lengths(options.prompts))
     texts = [each.plain_text() for each in conversations]
-    whole, half = (ActivationEngine(base.source(layer)) for layer in (base.depth, base.depth // 2))
+    whole, half = (BatchedBaseModel(base.source(layer)) for layer in (base.depth, base.depth // 2))
     variants: dict[str, Callable[[], object]] = {
         "encode": lambda: encode(texts),
         "whole": lambda: whole.run_many(conversations, segment_mean),
@@ -170,7 +170,7 @@ def measure_batcher(bases: Sequence[BaseModel], options: argparse.Namespace) -> 
         target = "< .1 ms" if clients == 1 else ""
         yield f"batcher alone, p50 of {clients} clients", target, f"{1e3 * np.median(latencies):.3f} ms"
     for base in bases:
-        engine = ActivationEngine(base.source(base.depth // 2))
+        engine = BatchedBaseModel(base.source(base.depth // 2))
         conversations = base.conversations(np.full(options.prompts, 88))
         for clients in (1, 8, 32, 64, 256) if base is bases[0] or options.device != "cpu" else (1, 8, 32):
             waits, forwards = asyncio.run(_clients(engine, conversations, clients))
@@ -211,7 +211,7 @@ def measure_texts(bases: Sequence[BaseModel], options: argparse.Namespace) -> It
     watch = Stopwatch(options.device)
     folder = Path(bases[1].path) / "small"
     small = random_llama(folder, options.device, num_hidden_layers=1, hidden_size=64, intermediate_size=128)
-    engine = ActivationEngine(small.source(1))
+    engine = BatchedBaseModel(small.source(1))
     _seconds_to_read(engine, small, _CHUNK, watch)
     rates: list[float] = []
     for count in options.texts:
@@ -261,7 +261,7 @@ def _probes(source: HuggingFaceSource, windows: Sequence[tuple[int, ...]]) -> Pr
     )
 
 
-async def _all(engine: ActivationEngine, conversations: Sequence[Conversation], probes: Probes) -> None:
+async def _all(engine: BatchedBaseModel, conversations: Sequence[Conversation], probes: Probes) -> None:
     await asyncio.gather(*(engine.run(each, probes) for each in conversations))
 
 
@@ -308,7 +308,7 @@ async def _hops(clients: int, calls: int) -> list[float]:
 
 
 async def _clients(
-    engine: ActivationEngine, conversations: Sequence[Conversation], clients: int
+    engine: BatchedBaseModel, conversations: Sequence[Conversation], clients: int
 ) -> tuple[list[float], list[float]]:
     """Return what each reading took from end to end, and its forward pass, ms; each client asks again at once."""
     waits: list[float] = []
@@ -325,7 +325,7 @@ async def _clients(
     return waits, forwards
 
 
-def _seconds_to_read(engine: ActivationEngine, base: BaseModel, count: int, watch: Stopwatch) -> float:
+def _seconds_to_read(engine: BatchedBaseModel, base: BaseModel, count: int, watch: Stopwatch) -> float:
     """Read so many texts as calibration does: in chunks, of which only the pooled rows are kept."""
     seconds = 0.0
     for start in range(0, count, _CHUNK):

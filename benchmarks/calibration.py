@@ -27,7 +27,7 @@ from calibrate.compute.progress import progress_bars
 from calibrate.config.file import load_config
 from calibrate.features import pool_activations
 from calibrate.rows.data import read_dataset
-from ctd_guardrail.activations.base_model import get_engine
+from ctd_guardrail.activations.base_model import load_base_model
 
 _KIB = 2**10
 
@@ -80,7 +80,7 @@ def compute_activations(config: Path) -> None:
     """Compute the mean activations that a calibration needs, into its cache."""
     settings = load_config(config)
     dataset = read_dataset(settings.data.path)
-    engine = get_engine(settings.base.spec, device=settings.base.device)
+    engine = load_base_model(settings.base.spec, device=settings.base.device)
     with progress_bars(Console(stderr=True)) as progress:
         pool_activations(dataset, np.arange(len(dataset)), engine, cache=open_cache(settings.cache), progress=progress)
     engine.close()

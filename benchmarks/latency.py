@@ -127,15 +127,15 @@ def apps(model: str, layer: int, folder: Path, rails: Sequence[str]) -> list[App
             free; ``probes`` takes its probes; ``forward`` its tokeniser and forward pass.
     """
     spec = ActivationSpec(model=model, layers=(layer,), site="residual")
-    real = engines.get_engine(spec, device="cpu")
+    real = engines.load_base_model(spec, device="cpu")
     _write_policy(folder / "policy", spec, real.fingerprint)
     iorails.install()
     built = []
     for rail in rails:
-        free = engines.ActivationEngine(FreeSource(spec, real.fingerprint))
+        free = engines.BatchedBaseModel(FreeSource(spec, real.fingerprint))
         engine = real if rail == "forward" else free
         with (
-            mock.patch.object(engines, "get_engine", return_value=engine),
+            mock.patch.object(engines, "load_base_model", return_value=engine),
             mock.patch.object(probe_module, "Probes", FreeProbes if rail == "rail" else Probes),
             mock.patch.object(iorails, ACTION_NAME, nothing if rail == "nothing" else iorails.ctd_check_input),
         ):

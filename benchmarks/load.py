@@ -35,7 +35,7 @@ from faulty_judge import fault_of, is_unsafe
 from memory import resident_mib
 from traffic import Answer, Door, Outcomes, closed_loop, open_loop, text, tickets
 
-from ctd_guardrail.activations.base_model import get_engine
+from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.policy.store import CalibrationScores, write_policy
 from ctd_guardrail.probes.probes import Probes
@@ -63,7 +63,7 @@ _FAILURES: Final = {
 def write_folder(folder: Path, *, model: str, layer: int, judge: str, timeout_s: float) -> Path:
     """Write a policy that delegates about a fifth of the traffic, and a configuration around it; return the folder."""
     spec = ActivationSpec(model=model, layers=(layer,), site="residual")
-    engine = get_engine(spec, device="cpu")
+    engine = load_base_model(spec, device="cpu")
     rng = np.random.default_rng(0)
     tensors = {
         "0.weight": rng.normal(size=(4, engine.width)).astype(np.float32),

@@ -16,7 +16,7 @@ from calibrate.features import PooledRows, collect_tokens, pool_activations
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import find_clusters
 from calibrate.train import SafetyRows
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.experts.build import build_expert
@@ -60,7 +60,7 @@ class Material:
 
 
 def load_material(
-    plan: Plan, setting: Setting, engine: ActivationEngine, *, folder: Path, cache: Path, progress: Progress
+    plan: Plan, setting: Setting, engine: BatchedBaseModel, *, folder: Path, cache: Path, progress: Progress
 ) -> Material:
     """Read the setting's files, compute their activations and ask the experts; the cache keeps both.
 

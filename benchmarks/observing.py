@@ -20,10 +20,10 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from pydantic import SecretBytes
 
-from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import FailurePolicy
+from ctd_guardrail.decision import OnFailure
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
@@ -45,9 +45,9 @@ class _Engine:
     def __init__(self) -> None:
         self._rng = np.random.default_rng(0)
 
-    async def run(self, conversation: Conversation, probes: Any) -> Reading:
+    async def run(self, conversation: Conversation, probes: Any) -> Scored:
         del conversation, probes
-        return Reading(np.array([[0.1, self._rng.uniform(0.0, 1.0)]]), queue_ms=0.1, forward_ms=1.0)
+        return Scored(np.array([[0.1, self._rng.uniform(0.0, 1.0)]]), queue_ms=0.1, forward_ms=1.0)
 
 
 class _Judge:
@@ -68,7 +68,7 @@ def _cascade(watch: Watch | None) -> Cascade:
         rule=ThresholdRule(_LAMBDA),
         decision_threshold=0.5,
         expert=_Judge(),
-        on_failure=FailurePolicy.BLOCK,
+        on_failure=OnFailure.BLOCK,
         tally=Tally(None if watch is None else watch.observer(is_configured=True)),
     )
 

@@ -28,7 +28,7 @@ from trial import Outcome, draw, evaluate_scores, train_and_score
 
 from calibrate.compute.cache import open_cache
 from calibrate.compute.progress import progress_bars
-from ctd_guardrail.activations.base_model import get_engine
+from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.errors import ConfigError, CtdError
 
 _ENDING = ".json.gz"
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
 def run_plan(plan: Plan, settings: Sequence[Setting], options: argparse.Namespace) -> None:
     """Run settings and write their files."""
     cache = open_cache(options.cache.expanduser())
-    engine = get_engine(plan.base.spec, device=plan.base.device)
+    engine = load_base_model(plan.base.spec, device=plan.base.device)
     with progress_bars(Console(stderr=True)) as progress, shared_fits():
         for setting in settings:
             material = load_material(plan, setting, engine, folder=options.data, cache=cache, progress=progress)

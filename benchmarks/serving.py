@@ -36,7 +36,7 @@ from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.truncated import TruncatedModel
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import Decision, FailurePolicy, Route
+from ctd_guardrail.decision import Decision, OnFailure, Route
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.probes.probes import Probes
@@ -171,7 +171,7 @@ class Bench:
             return results
 
         with mock.patch.object(engines, "_time_batch", timed):
-            engine = engines.ActivationEngine(source, max_batch_tokens=_BUDGET)
+            engine = engines.BatchedBaseModel(source, max_batch_tokens=_BUDGET)
         rng = np.random.default_rng(0)
         weight = rng.normal(size=(4, engine.width)).astype(np.float32)
         probes = Probes(ProbeSpec(), {"0.weight": weight, "bias": np.zeros(4, np.float32)})
@@ -183,7 +183,7 @@ class Bench:
             rule=ThresholdRule(float(np.quantile(d, 1 - alpha)) if alpha else math.inf),
             decision_threshold=0.5,
             expert=SlowExpert(),
-            on_failure=FailurePolicy.BLOCK,
+            on_failure=OnFailure.BLOCK,
         )
         return cls(source, cascade, batches)
 

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctd_guardrail.activations.base_model import get_engine
-from ctd_guardrail.activations.reading import Reader
+from ctd_guardrail.activations.base_model import load_base_model
+from ctd_guardrail.activations.scorer import Scorer
 from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.errors import OverloadedError
 from ctd_guardrail.policy.budget import certify
@@ -38,7 +38,7 @@ from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.serving.record import read_record, serve_command
-from ctd_guardrail.serving.vllm import open_reader
+from ctd_guardrail.serving.vllm import open_scorer
 from ctd_guardrail.text.conversation import Conversation
 
 CONCURRENCIES: Final = (1, 8, 64, 256)
@@ -83,14 +83,14 @@ def _is_ready(address: str) -> bool:
         return False
 
 
-async def scores(reader: Reader, probes: Probes, texts: Sequence[Conversation]) -> FloatArray:
+async def scores(reader: Scorer, probes: Probes, texts: Sequence[Conversation]) -> FloatArray:
     """Return (p, d) of each text, shape [texts, 2]."""
     rows = [over_windows((await reader.run(text, probes)).rows) for text in texts]
     return np.stack(rows).astype(np.float64)
 
 
 async def rate(
-    reader: Reader, probes: Probes, texts: Sequence[Conversation], concurrency: int
+    reader: Scorer, probes: Probes, texts: Sequence[Conversation], concurrency: int
 ) -> tuple[float, FloatArray, float]:
     """Return texts a second, the latency of each and this process's CPU time for each, both in milliseconds.
 
@@ -150,8 +150,8 @@ def measure(policy: Policy, options: argparse.Namespace, address: str) -> None:
     manifest, probes = policy.manifest, Probes(policy.manifest.probe, policy.probe)
     section = {"type": "vllm", "base_url": address, "model": _NAME, "export": options.export.absolute()}
     section |= {"timeout_s": 120, "max_concurrency": max(CONCURRENCIES)}
-    served = open_reader(VllmSourceConfig.model_validate(section), manifest, probes, folder=Path())
-    local = get_engine(manifest.activations, device=options.device)
+    served = open_scorer(VllmSourceConfig.model_validate(section), manifest, probes, folder=Path())
+    local = load_base_model(manifest.activations, device=options.device)
     check_fingerprint(manifest, local.fingerprint)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     print(f"{dt.datetime.now(dt.UTC):%d %B %Y}, {device}, torch {torch.__version__}, {manifest.activations.model}")

@@ -7,7 +7,7 @@ model and no torch.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Timings, Verdict
+from ctd_guardrail.decision import Decision, OnFailure, Reason, Route, Timings, Verdict
 from ctd_guardrail.errors import CtdError
 from ctd_guardrail.text.conversation import Conversation, Message
 
@@ -15,8 +15,8 @@ __all__ = [
     "Conversation",
     "CtdError",
     "Decision",
-    "FailurePolicy",
     "Message",
+    "OnFailure",
     "Reason",
     "Route",
     "Timings",

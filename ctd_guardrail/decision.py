@@ -7,14 +7,14 @@ from enum import StrEnum
 
 __all__ = [
     "Decision",
-    "FailurePolicy",
-    "HistoryPolicy",
     "Mode",
+    "OnFailure",
+    "OnHistory",
+    "OnUnreadable",
     "Reason",
     "RefusedTurns",
     "Route",
     "Timings",
-    "UnreadablePolicy",
     "Verdict",
 ]
 
@@ -76,7 +76,7 @@ _JUDGEMENTS = frozenset(
 )
 
 
-class FailurePolicy(StrEnum):
+class OnFailure(StrEnum):
     """What to do with an input when the guard cannot do its work.
 
     ``probe`` falls back to the safety probe's own verdict, and blocks where not even the probe has run.
@@ -94,7 +94,7 @@ class Mode(StrEnum):
     SHADOW = "shadow"
 
 
-class UnreadablePolicy(StrEnum):
+class OnUnreadable(StrEnum):
     """What to do with an input that the probes cannot read: content that is not text, or too much of it.
 
     ``expert`` asks the expert, who may read more than the base model does. The failure policy has no say here: who
@@ -106,7 +106,7 @@ class UnreadablePolicy(StrEnum):
     EXPERT = "expert"
 
 
-class HistoryPolicy(StrEnum):
+class OnHistory(StrEnum):
     """What to do with the assistant's messages in the history that a client sends.
 
     ``screen`` judges each that no unit shows; ``trust`` does not: the app keeps the history itself.
@@ -182,13 +182,13 @@ class Decision:
     p_expert: float | None = None
     mode: Mode = Mode.ENFORCE
     timings: Timings = field(default_factory=Timings)
-    on_failure: FailurePolicy | None = None
+    on_failure: OnFailure | None = None
     receipt: str | None = None
 
     @property
     def is_bypass(self) -> bool:
         """Whether the guard could not do its work, and a failure policy other than ``block`` took its place."""
-        return self.on_failure not in {None, FailurePolicy.BLOCK}
+        return self.on_failure not in {None, OnFailure.BLOCK}
 
     @property
     def is_blocking(self) -> bool:

@@ -254,14 +254,14 @@ RAIL_TEXTS = {
 @pytest.fixture(scope="session")
 def rail_policy(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy on `tiny_bert` whose probes give the scores of RAIL_TEXTS exactly: one linear head fits few texts."""
-    from ctd_guardrail.activations.base_model import get_engine
+    from ctd_guardrail.activations.base_model import load_base_model
     from ctd_guardrail.activations.spec import ActivationSpec
     from ctd_guardrail.policy.store import CalibrationScores, write_policy
     from ctd_guardrail.probes.ragged import segment_mean
     from ctd_guardrail.text.conversation import Conversation
 
     spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual")
-    engine = get_engine(spec, device="cpu")
+    engine = load_base_model(spec, device="cpu")
     pooled = np.concatenate(engine.run_many([Conversation.from_text(text) for text in RAIL_TEXTS], segment_mean))
     wanted = []
     for p, d in RAIL_TEXTS.values():

@@ -13,7 +13,7 @@ from calibrate.compute.cluster import map_rows
 from calibrate.compute.wire import from_text, to_error, to_failure, to_text
 from calibrate.compute.workers import RefusedError, Tensors, Work, do
 from calibrate.config.cluster import RayConfig
-from ctd_guardrail.activations.base_model import ActivationEngine, get_engine
+from ctd_guardrail.activations.base_model import BatchedBaseModel, load_base_model
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.errors import ActivationError, CtdError
 from ctd_guardrail.text.conversation import Conversation
@@ -32,7 +32,7 @@ class RayWorkers:
         device: Device of the actors' base models, ``auto`` for the GPU that Ray gives them.
     """
 
-    def __init__(self, config: RayConfig, engine: ActivationEngine, *, device: str) -> None:
+    def __init__(self, config: RayConfig, engine: BatchedBaseModel, *, device: str) -> None:
         self._config = config
         self._engine = engine
         self._device = device
@@ -66,7 +66,7 @@ class _Worker:
         self._work = work
         self._problem: CtdError | None = None
         try:
-            self._engine = get_engine(spec, device=device)
+            self._engine = load_base_model(spec, device=device)
         except CtdError as error:
             self._problem = error
             return

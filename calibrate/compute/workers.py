@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.errors import ActivationError, InputError, OverloadedError
 from ctd_guardrail.text.conversation import Conversation
 
@@ -18,7 +18,7 @@ __all__ = ["InProcess", "RefusedError", "Tensors", "Work", "Workers", "do"]
 
 Tensors = dict[str, torch.Tensor]
 
-Work = Callable[[ActivationEngine, Sequence[Conversation]], Tensors]
+Work = Callable[[BatchedBaseModel, Sequence[Conversation]], Tensors]
 """Maps a chunk of conversations to what is kept of it, under names. A module's function or a partial of one."""
 
 
@@ -60,7 +60,7 @@ class InProcess:
         engine: The base model.
     """
 
-    def __init__(self, engine: ActivationEngine) -> None:
+    def __init__(self, engine: BatchedBaseModel) -> None:
         self._engine = engine
 
     def map(self, work: Work, chunks: Sequence[Sequence[Conversation]]) -> Iterator[tuple[int, Tensors]]:
@@ -74,7 +74,7 @@ class InProcess:
             yield number, do(work, self._engine, number, chunk)
 
 
-def do(work: Work, engine: ActivationEngine, number: int, chunk: Sequence[Conversation]) -> Tensors:
+def do(work: Work, engine: BatchedBaseModel, number: int, chunk: Sequence[Conversation]) -> Tensors:
     """Return what is made of one chunk.
 
     Raises:

@@ -27,7 +27,7 @@ from calibrate.pipeline.run import PipelineResult
 from calibrate.pipeline.run import run as run_pipeline
 from calibrate.report.documents import write_documents
 from calibrate.report.summary import print_summary
-from ctd_guardrail.activations.base_model import get_engine
+from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.decision import Reason, Route, Verdict
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.probes.probes import Probes
@@ -194,7 +194,7 @@ def _print_outcome(
     ]
     labels = np.array([item.is_unsafe for item in screened])
     manifest = result.policy.manifest
-    windows = get_engine(manifest.activations).run_many(conversations, Probes(manifest.probe, result.policy.probe))
+    windows = load_base_model(manifest.activations).run_many(conversations, Probes(manifest.probe, result.policy.probe))
     p = np.array([over_windows(scores)[0] for scores in windows])
     expert = asyncio.run(_ask_expert(folder, conversations))
     verdicts = np.array([item.verdict is Verdict.BLOCK for item in screened])

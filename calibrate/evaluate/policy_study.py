@@ -23,7 +23,7 @@ from calibrate.features.scoring import score_rows
 from calibrate.risk.splits import one_per_cluster
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import begin_with, find_clusters
-from ctd_guardrail.activations.base_model import get_engine
+from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.match import RECORDED, check_fingerprint, check_normaliser
 from ctd_guardrail.policy.spending import spent_delta
@@ -220,7 +220,7 @@ def _score(
     policy: Policy, dataset: Dataset, rows: NDArray[np.int64], *, device: str, progress: Progress
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return p and d of the rows through the policy's own base model and probes, each of shape [rows]."""
-    engine = get_engine(policy.manifest.activations, device=device)
+    engine = load_base_model(policy.manifest.activations, device=device)
     check_normaliser(policy.manifest)
     check_fingerprint(policy.manifest, engine.fingerprint)
     return score_rows(Probes(policy.manifest.probe, policy.probe), engine, dataset, rows, progress=progress)

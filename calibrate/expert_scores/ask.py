@@ -15,8 +15,8 @@ from rich.progress import Progress
 from calibrate.config.cluster import RayConfig
 from calibrate.config.expert import ExpertSection
 from calibrate.expert_scores.refused import Limits, RefusedRow, RunBook, allowed_rows, repeated, too_many
-from calibrate.expert_scores.score_log import Journal
-from calibrate.expert_scores.worker_pool import Errand
+from calibrate.expert_scores.score_log import ScoreLog
+from calibrate.expert_scores.worker_pool import WorkerPool
 from calibrate.rows.data import Dataset
 from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import CtdError
@@ -78,7 +78,7 @@ class Questions:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, rows: IntArray, journal: Journal, *, max_refused_rows: float, ask_refused_again: bool
+        cls, dataset: Dataset, rows: IntArray, journal: ScoreLog, *, max_refused_rows: float, ask_refused_again: bool
     ) -> Questions:
         """Return the questions of some rows.
 
@@ -103,11 +103,11 @@ class Questions:
         """Number of conversations that need no question."""
         return len(self.first) - len(self.missing)
 
-    def limits(self, journal: Journal) -> Limits:
+    def limits(self, journal: ScoreLog) -> Limits:
         """Return how many rows the expert may still refuse."""
         return Limits(self.allowed - len(self.refused(journal)), repeated(self.digests))
 
-    def refused(self, journal: Journal) -> tuple[RefusedRow, ...]:
+    def refused(self, journal: ScoreLog) -> tuple[RefusedRow, ...]:
         """Return the rows that the expert has refused, ascending.
 
         Raises:
@@ -122,7 +122,7 @@ class Questions:
             raise too_many(self.dataset, refused, allowed=self.allowed, rows=self.rows.size)
         return refused
 
-    def scores(self, journal: Journal, tokens: int | None) -> ExpertScores:
+    def scores(self, journal: ScoreLog, tokens: int | None) -> ExpertScores:
         """Return the scores of all rows, as they are on the disk.
 
         Raises:
@@ -133,7 +133,7 @@ class Questions:
         p = np.array([scores.get(digest, np.nan) for digest in self.digests])
         return ExpertScores(p, len(self.missing), tokens, len(self.left_open), refused)
 
-    def error(self, journal: Journal, error: CtdError) -> CtdError:
+    def error(self, journal: ScoreLog, error: CtdError) -> CtdError:
         """Return what a failure of the expert means for the run."""
         saved = len(journal.known(self.digests))
         return type(error)(
@@ -235,14 +235,14 @@ async def ask_expert(
         ExpertError: The expert failed; the message says how many scores are saved.
         DataError: The expert refused more rows than it may; the first ones are named. Or the journal cannot be read.
     """
-    with Journal(journal, expert.identity) as saved:
+    with ScoreLog(journal, expert.identity) as saved:
         questions = Questions.of(
             dataset, rows, saved, max_refused_rows=max_refused_rows, ask_refused_again=ask_refused_again
         )
         bar = progress.add_task("Expert scores", total=len(questions.first), completed=questions.settled)
         todo = ((digest, dataset.conversations[row]) for digest, row in questions.missing.items())
         book = RunBook(saved, questions.limits(saved))
-        errand = Errand(expert, book, todo, lambda: progress.advance(bar))
+        errand = WorkerPool(expert, book, todo, lambda: progress.advance(bar))
         await errand.run(min(concurrency, len(questions.missing)))
         if errand.failure is not None:
             raise questions.error(saved, errand.failure) from errand.failure

@@ -21,8 +21,8 @@ from calibrate.config.cluster import RayConfig
 from calibrate.config.expert import ExpertSection
 from calibrate.expert_scores.ask import ExpertScores, Questions
 from calibrate.expert_scores.refused import Limits, RunBook
-from calibrate.expert_scores.score_log import Journal, Refusal
-from calibrate.expert_scores.worker_pool import Errand
+from calibrate.expert_scores.score_log import Refusal, ScoreLog
+from calibrate.expert_scores.worker_pool import WorkerPool
 from calibrate.rows.data import Dataset
 from ctd_guardrail.errors import CtdError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
@@ -66,7 +66,7 @@ def ask_from_actors(
         ConfigError: The expert cannot be built.
     """
     identity = _identity(section, run_on)
-    with Journal(journal, identity) as saved:
+    with ScoreLog(journal, identity) as saved:
         questions = Questions.of(
             dataset, rows, saved, max_refused_rows=section.max_refused_rows, ask_refused_again=ask_refused_again
         )
@@ -133,7 +133,7 @@ class _Keeper:
     """Holds the book of the run for all actors."""
 
     def __init__(self, journal: Path, identity: str, limits: Limits) -> None:
-        self._book = RunBook(Journal(journal, identity), limits)
+        self._book = RunBook(ScoreLog(journal, identity), limits)
 
     async def claim(self, conversation: str) -> bool:
         return await self._book.claim(conversation)
@@ -186,7 +186,7 @@ class _Asker:
             saved += 1
 
         todo = zip(digests.split(), from_text(conversations), strict=True)
-        errand = Errand(self._expert, self._book, todo, count)
+        errand = WorkerPool(self._expert, self._book, todo, count)
         if self._is_another:
             errand.failure = ExpertUnavailableError(
                 "an actor has built another expert than the first one", hint="Give all machines the same files"

@@ -21,7 +21,7 @@ from typing import Final, Self
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.experts.protocol import ExpertScore
 
-__all__ = ["Journal", "Refusal"]
+__all__ = ["Refusal", "ScoreLog"]
 
 _Statement = tuple[str, tuple[str | float | None, ...]]
 
@@ -62,7 +62,7 @@ class Refusal:
     hint: str = ""
 
 
-class Journal:
+class ScoreLog:
     """An SQLite file of scores, keyed by the expert's identity and the conversation's digest. It holds no text.
 
     Args:

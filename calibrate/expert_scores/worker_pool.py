@@ -20,7 +20,7 @@ from ctd_guardrail.errors import (
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.text.conversation import Conversation
 
-__all__ = ["Book", "Errand"]
+__all__ = ["Book", "WorkerPool"]
 
 _ATTEMPTS: Final = 5
 
@@ -46,7 +46,7 @@ class Book(Protocol):
 
 
 @dataclass(slots=True)
-class Errand:
+class WorkerPool:
     """The questions of one run, shared by workers that each have one under way.
 
     Attributes:

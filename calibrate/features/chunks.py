@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from calibrate.compute.cache import write_atomically
 from calibrate.compute.workers import RefusedError, Tensors, Work, Workers
 from calibrate.rows.data import Dataset
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 
 __all__ = ["CHUNK", "cache_folder", "chunks", "compute", "distinct", "read_chunk", "write_chunk"]
 
@@ -32,7 +32,7 @@ CHUNK: Final = 512
 _DIGESTS: Final = "digests"
 
 
-def cache_folder(cache: Path, kind: str, engine: ActivationEngine) -> Path:
+def cache_folder(cache: Path, kind: str, engine: BatchedBaseModel) -> Path:
     """Make and return the folder of everything that was computed by this base model at this site."""
     parts = [engine.spec.model_dump(), engine.fingerprint.model_dump()]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

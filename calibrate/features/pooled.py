@@ -15,7 +15,7 @@ from calibrate.compute.workers import InProcess, Tensors, Workers
 from calibrate.features.chunks import cache_folder, compute, distinct, read_chunk, write_chunk
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.rows.data import Dataset
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.ragged import Ragged, segment_mean
 from ctd_guardrail.text.conversation import Conversation
 
@@ -31,7 +31,7 @@ _WINDOWS: Final = "windows"
 def pool_activations(
     dataset: Dataset,
     rows: IntArray,
-    engine: ActivationEngine,
+    engine: BatchedBaseModel,
     *,
     cache: Path,
     progress: Progress,
@@ -73,7 +73,7 @@ def pool_activations(
     return _join([mean for mean in found if mean is not None], engine.width)
 
 
-def pool_chunk(engine: ActivationEngine, conversations: Sequence[Conversation]) -> Tensors:
+def pool_chunk(engine: BatchedBaseModel, conversations: Sequence[Conversation]) -> Tensors:
     """Return what is saved of a chunk: the means of all windows, and how many windows each conversation has."""
     means = engine.run_many(conversations, _mean_and_length)
     return {

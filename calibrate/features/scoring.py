@@ -14,7 +14,7 @@ from rich.progress import Progress
 from calibrate.compute.workers import InProcess, Tensors, Workers
 from calibrate.features.chunks import compute, distinct
 from calibrate.rows.data import Dataset
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.spec import ProbeSpec
 from ctd_guardrail.probes.windows import over_windows
@@ -30,7 +30,7 @@ IntArray = NDArray[np.int64]
 
 def score_rows(
     probes: Probes,
-    engine: ActivationEngine,
+    engine: BatchedBaseModel,
     dataset: Dataset,
     rows: IntArray,
     *,
@@ -65,7 +65,7 @@ def score_rows(
 def score_chunk(
     spec: ProbeSpec,
     parameters: Mapping[str, NDArray[np.float32]],
-    engine: ActivationEngine,
+    engine: BatchedBaseModel,
     conversations: Sequence[Conversation],
 ) -> Tensors:
     """Return p and d of each conversation of a chunk, shape [conversations, 2]."""

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from calibrate.compute.workers import InProcess, Tensors, Workers
 from calibrate.features.chunks import cache_folder, compute, distinct, read_chunk, write_chunk
 from calibrate.rows.data import Dataset
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.text.conversation import Conversation
 
@@ -36,7 +36,7 @@ _WINDOWS: Final = "windows"
 def collect_tokens(
     dataset: Dataset,
     rows: NDArray[np.int64],
-    engine: ActivationEngine,
+    engine: BatchedBaseModel,
     *,
     cache: Path,
     progress: Progress,
@@ -78,7 +78,7 @@ def collect_tokens(
     return [found[place] for place in range(rows.size)]
 
 
-def token_shard(engine: ActivationEngine, conversations: Sequence[Conversation]) -> Tensors:
+def token_shard(engine: BatchedBaseModel, conversations: Sequence[Conversation]) -> Tensors:
     """Return what is saved of a chunk.
 
     ``values``, all tokens one after the other, shape [N, width]; ``offsets``, where each window begins among them, and

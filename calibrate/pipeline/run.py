@@ -40,7 +40,7 @@ from calibrate.train.crossfit import check_classes
 from calibrate.train.preparation import Preparation
 from calibrate.train.probes import layer_columns
 from ctd_guardrail import __version__
-from ctd_guardrail.activations.base_model import ActivationEngine, get_engine
+from ctd_guardrail.activations.base_model import BatchedBaseModel, load_base_model
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, open_tokenizer
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
@@ -348,14 +348,14 @@ def _hidden_states(
     return files
 
 
-def _engine(config: CalibrateConfig, spec: ActivationSpec, files: HiddenStateFiles | None) -> ActivationEngine:
+def _engine(config: CalibrateConfig, spec: ActivationSpec, files: HiddenStateFiles | None) -> BatchedBaseModel:
     """Return the base model; where vLLM has run it, an engine that reads the files."""
     if files is None:
-        return get_engine(spec, device=config.base.device)
-    return ActivationEngine(HiddenStatesSource(HuggingFaceSource(spec, device=config.base.device), files))
+        return load_base_model(spec, device=config.base.device)
+    return BatchedBaseModel(HiddenStatesSource(HuggingFaceSource(spec, device=config.base.device), files))
 
 
-def _workers(config: CalibrateConfig, engine: ActivationEngine) -> Workers:
+def _workers(config: CalibrateConfig, engine: BatchedBaseModel) -> Workers:
     if config.run_on is None:
         return InProcess(engine)
     return RayWorkers(config.run_on, engine, device=config.base.device)

@@ -18,7 +18,7 @@ from calibrate.train import PaddedRows, SafetyRows, TokenRows
 from calibrate.train.crossfit import assign_folds
 from calibrate.train.rows import TrainingRows
 from calibrate.train.selection import SELECTION_ROWS, sample_rows
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["Preparation"]
@@ -40,7 +40,7 @@ class Preparation:
         workers: Who computes them.
     """
 
-    engine: ActivationEngine
+    engine: BatchedBaseModel
     options: TrainOptions
     seed: int
     cache: Path

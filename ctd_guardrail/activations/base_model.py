@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, pick_device
-from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.source import ActivationSource
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.activations.tokens import tokenize
 from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.text.conversation import Conversation
 
-__all__ = ["ActivationEngine", "Head", "get_engine"]
+__all__ = ["BatchedBaseModel", "Head", "load_base_model"]
 
 Head = Callable[[Ragged], torch.Tensor]
 """Reduces token activations, one segment a window, to one row a window, shape [windows, K].
@@ -48,7 +48,7 @@ class _Done:
     """When it started and ended on the device thread, seconds of :func:`time.perf_counter`."""
 
 
-class ActivationEngine:
+class BatchedBaseModel:
     """Serves one :class:`ActivationSource` to any number of event loops, threads and policies.
 
     Args:
@@ -84,7 +84,7 @@ class ActivationEngine:
         """Width of an activation: all layers side by side."""
         return self.fingerprint.hidden_size * len(self.spec.layers)
 
-    async def run(self, conversation: Conversation, head: Head) -> Reading:
+    async def run(self, conversation: Conversation, head: Head) -> Scored:
         """Return the head's rows for one conversation and what they took, without blocking the event loop.
 
         Raises:
@@ -96,7 +96,7 @@ class ActivationEngine:
         items, submitted = [_Item(window, head, 1) for window in windows], perf_counter()
         done = [await self._batcher(items[0])] if len(items) == 1 else await self._batcher.all(items)
         batches = {each.batch for each in done}
-        return Reading(
+        return Scored(
             _to_numpy([each.rows for each in done]),
             queue_ms=1e3 * (min(batches)[0] - submitted),
             forward_ms=1e3 * sum(ended - started for started, ended in batches),
@@ -184,17 +184,17 @@ class _Registry:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._engines: weakref.WeakValueDictionary[tuple[ActivationSpec, str], ActivationEngine] = (
+        self._engines: weakref.WeakValueDictionary[tuple[ActivationSpec, str], BatchedBaseModel] = (
             weakref.WeakValueDictionary()
         )
 
-    def get(self, spec: ActivationSpec, device: str) -> ActivationEngine:
+    def get(self, spec: ActivationSpec, device: str) -> BatchedBaseModel:
         key = (spec, pick_device(device))
         # Held while loading: a second caller waits for the first instead of loading the model twice.
         with self._lock:
             engine = self._engines.get(key)
             if engine is None:
-                engine = ActivationEngine(HuggingFaceSource(spec, device=key[1]))
+                engine = BatchedBaseModel(HuggingFaceSource(spec, device=key[1]))
                 # The first pass is slow: libraries choose their kernels. No user shall wait for it.
                 engine.tokens_of([Conversation.from_text("warm-up")])
                 self._engines[key] = engine
@@ -204,7 +204,7 @@ class _Registry:
 _REGISTRY = _Registry()
 
 
-def get_engine(spec: ActivationSpec, *, device: str = "auto") -> ActivationEngine:
+def load_base_model(spec: ActivationSpec, *, device: str = "auto") -> BatchedBaseModel:
     """Return the process-wide engine for a spec, loading and warming up the base model on first use.
 
     It is shared as long as somebody holds it; when the last user lets go of it, model and device thread end.

@@ -10,15 +10,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ctd_guardrail.assembly.experts import guarded, shared_caps
+from ctd_guardrail.assembly.experts import bounded, shared_caps
 from ctd_guardrail.assembly.observers import Keys, build_watch
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.config.experts import LocalExpertConfig
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.errors import OverrideError
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.tally import Tally
@@ -31,7 +31,7 @@ from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.text.refusals import Receipts, Refusals
 
 if TYPE_CHECKING:
-    from ctd_guardrail.activations.reading import Reader
+    from ctd_guardrail.activations.scorer import Scorer
     from ctd_guardrail.experts.rail.expert import RailCollaborators
     from ctd_guardrail.probes.probes import Probes
 
@@ -47,7 +47,7 @@ def assemble(
     rail_collaborators: RailCollaborators | None = None,
     refusals: Iterable[str] = (),
     in_service: bool = True,
-) -> OverridableCascade:
+) -> Guard:
     """Build the cascade, loading the base model where this process has not loaded it yet.
 
     Args:
@@ -76,7 +76,7 @@ def prepare(
     rail_collaborators: RailCollaborators | None = None,
     refusals: Iterable[str] = (),
     in_service: bool = True,
-) -> Callable[[], OverridableCascade]:
+) -> Callable[[], Guard]:
     """Check all that can be checked in milliseconds, and return the function that loads the models.
 
     Args:
@@ -99,7 +99,7 @@ def prepare(
     sections = (config.expert, *config.experts.values())
     experts = None if any(isinstance(each, LocalExpertConfig) for each in sections) else build_experts()
 
-    def load() -> OverridableCascade:
+    def load() -> Guard:
         watch = partial(_watch, config, planned, folder, keys) if in_service else None
         return _load(
             config,
@@ -138,19 +138,19 @@ def _watch(config: CtdConfig, planned: Plan, folder: Path, keys: Keys, load_s: f
 def _load(
     config: CtdConfig,
     planned: Plan,
-    experts: Mapping[str | None, GuardedExpert],
+    experts: Mapping[str | None, BoundedExpert],
     folder: Path,
     *,
     refusals: Refusals,
     keys: Keys,
     make_watch: Callable[[float], Watch] | None,
-) -> OverridableCascade:
+) -> Guard:
     start = perf_counter()
     from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415  # torch
 
     manifest = planned.policy.manifest
     probes = Probes(manifest.probe, planned.policy.probe)
-    reader = _open_reader(config, manifest, probes, folder)
+    reader = _open_scorer(config, manifest, probes, folder)
     watch = None if make_watch is None else make_watch(perf_counter() - start)
     bounds = _bounds(config, planned)
     certificate = planned.certificate
@@ -164,7 +164,7 @@ def _load(
         planned.expected_rate,
     )
 
-    def build(settings: CtdConfig, expert: GuardedExpert, tally: Tally) -> Cascade:
+    def build(settings: CtdConfig, expert: BoundedExpert, tally: Tally) -> Cascade:
         rollout = settings.rollout
         rule = planned.rule if settings is config else _rule_of_request(settings, config, planned, bounds)
         policy = _hash(manifest, expert, rule, settings)
@@ -198,7 +198,7 @@ def _load(
             audit_share=0.0 if settings.monitor is None else settings.monitor.audit_share,
         )
 
-    return OverridableCascade(config, experts, build, bounds=bounds, watch=watch)
+    return Guard(config, experts, build, bounds=bounds, watch=watch)
 
 
 def _bounds(config: CtdConfig, planned: Plan) -> Bounds:
@@ -225,23 +225,23 @@ def _rule_of_request(settings: CtdConfig, config: CtdConfig, planned: Plan, boun
     return asked.rule
 
 
-def _open_reader(config: CtdConfig, manifest: Manifest, probes: Probes, folder: Path) -> Reader:
+def _open_scorer(config: CtdConfig, manifest: Manifest, probes: Probes, folder: Path) -> Scorer:
     """Return the base model, in this process or served, that the policy was calibrated on."""
     if config.source is not None:
-        from ctd_guardrail.serving.vllm import open_reader  # noqa: PLC0415  # torch
+        from ctd_guardrail.serving.vllm import open_scorer  # noqa: PLC0415  # torch
 
-        return open_reader(config.source, manifest, probes, folder=folder)
-    from ctd_guardrail.activations.base_model import get_engine  # noqa: PLC0415  # torch
+        return open_scorer(config.source, manifest, probes, folder=folder)
+    from ctd_guardrail.activations.base_model import load_base_model  # noqa: PLC0415  # torch
 
     spec = manifest.activations
     if config.base_model is not None:
         spec = spec.model_copy(update={"model": config.base_model, "revision": None})
-    engine = get_engine(spec, device=config.device)
+    engine = load_base_model(spec, device=config.device)
     check_fingerprint(manifest, engine.fingerprint)
     return engine
 
 
-def _hash(manifest: Manifest, expert: GuardedExpert, rule: DelegationRule, settings: CtdConfig) -> str:
+def _hash(manifest: Manifest, expert: BoundedExpert, rule: DelegationRule, settings: CtdConfig) -> str:
     """Return a hash of all that the judgement of a unit depends on beside the unit."""
     source = "" if settings.source is None else settings.source.model_dump_json()
     parts = (manifest.model_dump_json(), expert.identity, repr(rule), settings.on_abstain, settings.on_overlong, source)
@@ -250,12 +250,12 @@ def _hash(manifest: Manifest, expert: GuardedExpert, rule: DelegationRule, setti
 
 def _build_experts(
     config: CtdConfig, manifest: Manifest, folder: Path, rail_collaborators: RailCollaborators | None
-) -> dict[str | None, GuardedExpert]:
+) -> dict[str | None, BoundedExpert]:
     """Return the experts by name, all of them the one that the policy was calibrated with, and under one cap."""
     caps = shared_caps(config, folder)
-    experts: dict[str | None, GuardedExpert] = {}
+    experts: dict[str | None, BoundedExpert] = {}
     for name, section in ((None, config.expert), *config.experts.items()):
         expert = build_expert(section, rail_collaborators=rail_collaborators, base_dir=folder)
         check_expert(manifest, expert.identity)
-        experts[name] = guarded(expert, section, config, caps)
+        experts[name] = bounded(expert, section, config, caps)
     return experts

@@ -14,17 +14,17 @@ from pydantic import SecretStr
 from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig
 from ctd_guardrail.config.section import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert, health_of
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, health_of
 from ctd_guardrail.experts.bounded.breaker import CircuitBreaker
 from ctd_guardrail.experts.bounded.buckets import BucketStore, MemoryStore
 from ctd_guardrail.experts.bounded.bulkhead import Bulkhead
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
 from ctd_guardrail.experts.protocol import Expert
 
-__all__ = ["guarded", "shared_caps"]
+__all__ = ["bounded", "shared_caps"]
 
 
-def guarded(expert: Expert, section: ExpertConfig, config: CtdConfig, caps: SpendCaps | None) -> GuardedExpert:
+def bounded(expert: Expert, section: ExpertConfig, config: CtdConfig, caps: SpendCaps | None) -> BoundedExpert:
     """Put an expert behind what the configuration bounds it with.
 
     Args:
@@ -39,7 +39,7 @@ def guarded(expert: Expert, section: ExpertConfig, config: CtdConfig, caps: Spen
         bulkhead, timeout_s = None, None
     else:
         bulkhead, timeout_s = Bulkhead(section.max_concurrency, section.max_waiting), section.timeout_s
-    return GuardedExpert(
+    return BoundedExpert(
         expert,
         is_enabled=config.expert_enabled,
         bulkhead=bulkhead,

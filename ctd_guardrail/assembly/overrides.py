@@ -19,14 +19,14 @@ from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.config.limits import PrincipalConfig
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.config.section import CtdConfig
-from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, OverrideError
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.policy.guarantees import Guarantee
 
-__all__ = ["OverridableCascade", "Overrides", "read_overrides"]
+__all__ = ["Guard", "Overrides", "read_overrides"]
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Overrides(BaseModel):
     horizon: Annotated[int, Field(ge=1)] | None = None
     mode: Mode | None = None
     expert: str | None = None
-    on_failure: FailurePolicy | None = None
+    on_failure: OnFailure | None = None
     max_expert_calls: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -95,7 +95,7 @@ def _principal(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-class OverridableCascade:
+class Guard:
     """A cascade with settings that single requests may change. It is what the doors talk to.
 
     Plans of overridden settings are kept for the next request that asks for them; the least recently used go first.
@@ -121,8 +121,8 @@ class OverridableCascade:
     def __init__(
         self,
         config: CtdConfig,
-        experts: Mapping[str | None, GuardedExpert],
-        build: Callable[[CtdConfig, GuardedExpert, Tally], Cascade],
+        experts: Mapping[str | None, BoundedExpert],
+        build: Callable[[CtdConfig, BoundedExpert, Tally], Cascade],
         *,
         bounds: Bounds,
         capacity: int = _MAX_CASCADES,

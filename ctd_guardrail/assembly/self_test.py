@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import Decision, Reason, Verdict
 from ctd_guardrail.observability.request import REQUEST_ID, SELF_TEST
@@ -50,7 +50,7 @@ class SelfTestResult:
         return self.is_right if self.is_required else self.decision.p is not None
 
 
-async def self_test(cascade: OverridableCascade, config: CtdConfig) -> list[SelfTestResult]:
+async def self_test(cascade: Guard, config: CtdConfig) -> list[SelfTestResult]:
     """Screen the built-in inputs and the operator's. The tally counts them like any other; for observers they are none.
 
     Args:
@@ -64,7 +64,7 @@ async def self_test(cascade: OverridableCascade, config: CtdConfig) -> list[Self
         REQUEST_ID.reset(token)
 
 
-async def _screen(cascade: OverridableCascade, config: CtdConfig) -> list[SelfTestResult]:
+async def _screen(cascade: Guard, config: CtdConfig) -> list[SelfTestResult]:
     return [
         SelfTestResult(name, expected, is_required, await cascade.check_anew([{"role": "user", "content": text}]))
         for name, expected, is_required, text in _inputs(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ctd_guardrail.assembly.assemble import assemble
 from ctd_guardrail.assembly.folder import RailFolder, read_folder
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.config.experts import ExpertConfig, RailExpertConfig
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.policy.plan import Plan, plan
@@ -27,7 +27,7 @@ class StandaloneGuard:
 
     rail: RailFolder
     planned: Plan
-    cascade: OverridableCascade
+    cascade: Guard
 
 
 def load_guard(folder: Path, *, in_service: bool = False) -> StandaloneGuard:

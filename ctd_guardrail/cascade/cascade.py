@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ctd_guardrail.cascade.dialogue import Dialogue, note_answer
 from ctd_guardrail.cascade.screening import Request, Screening, reason_of
-from ctd_guardrail.config.on_failure import FailurePolicies, policy_for
+from ctd_guardrail.config.on_failure import OnFailureByCause, on_failure_for
 from ctd_guardrail.decision import (
     Decision,
-    FailurePolicy,
-    HistoryPolicy,
     Mode,
+    OnFailure,
+    OnHistory,
+    OnUnreadable,
     Reason,
     RefusedTurns,
     Route,
-    UnreadablePolicy,
     Verdict,
 )
 from ctd_guardrail.errors import ActivationError, ExpertVerdictError, InputError, OverlongError
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert, Spend, countdown, unlimited
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, Spend, countdown, unlimited
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.tracing import check_span, describe, expert_span
@@ -45,7 +45,7 @@ from ctd_guardrail.text.message_text import size_of
 from ctd_guardrail.text.refusals import Receipts, Refusals
 
 if TYPE_CHECKING:  # torch stays out of the import of the package
-    from ctd_guardrail.activations.reading import Reader
+    from ctd_guardrail.activations.scorer import Scorer
     from ctd_guardrail.probes.probes import Probes
 
 __all__ = ["Cascade"]
@@ -94,21 +94,21 @@ class Cascade:
     def __init__(
         self,
         *,
-        engine: Reader,
+        engine: Scorer,
         probes: Probes,
         rule: DelegationRule,
         decision_threshold: float,
-        expert: Expert | GuardedExpert,
-        on_failure: FailurePolicy | FailurePolicies,
+        expert: Expert | BoundedExpert,
+        on_failure: OnFailure | OnFailureByCause,
         deadline_s: float | None = None,
         merge: Merge = Merge(),  # noqa: B008  # frozen
         abstain_band: float = 0.0,
         on_abstain: Verdict = Verdict.BLOCK,
-        on_nontext: UnreadablePolicy = UnreadablePolicy.BLOCK,
-        on_overlong: UnreadablePolicy = UnreadablePolicy.BLOCK,
+        on_nontext: OnUnreadable = OnUnreadable.BLOCK,
+        on_overlong: OnUnreadable = OnUnreadable.BLOCK,
         mode: Mode = Mode.ENFORCE,
         context: Context = Context.CONVERSATION,
-        history: HistoryPolicy = HistoryPolicy.SCREEN,
+        history: OnHistory = OnHistory.SCREEN,
         refused_turns: RefusedTurns = RefusedTurns.FORGIVE,
         refusals: Refusals | None = None,
         receipts: Receipts | None = None,
@@ -120,7 +120,7 @@ class Cascade:
         self._engine = engine
         self._probes = probes
         self._decision_threshold = decision_threshold
-        self._expert = expert if isinstance(expert, GuardedExpert) else GuardedExpert(expert)
+        self._expert = expert if isinstance(expert, BoundedExpert) else BoundedExpert(expert)
         self._take: Callable[[], bool] = unlimited
         self._on_failure = on_failure
         self._deadline_s = deadline_s
@@ -201,7 +201,7 @@ class Cascade:
     async def _check(
         self, messages: Iterable[Mapping[str, Any]], principal: str | None, asides: Iterable[str]
     ) -> Decision:
-        non_text: NonText = "drop" if self._on_nontext is UnreadablePolicy.ALLOW else "mark"
+        non_text: NonText = "drop" if self._on_nontext is OnUnreadable.ALLOW else "mark"
         try:
             conversation = await Conversation.read(messages, non_text=non_text)
             apart = await Conversation.read_texts(asides)
@@ -268,7 +268,7 @@ class Cascade:
             screening.waited(reading.queue_ms, reading.forward_ms)
             p, d = over_windows(reading.rows).tolist()
         except InputError as error:
-            if self._policy_for(error) is not UnreadablePolicy.EXPERT:
+            if self._on_failure_for(error) is not OnUnreadable.EXPERT:
                 raise
             score = await self._ask(unit, request, screening)
             screening.conclude(*self._judge(score, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
@@ -316,7 +316,7 @@ class Cascade:
             is_called_safe = screening.p_expert is not None and screening.p_expert < self._decision_threshold
             self.tally.count_audit(missed=alone is Verdict.ALLOW and not is_called_safe)
 
-    def _policy_for(self, error: InputError) -> UnreadablePolicy:
+    def _on_failure_for(self, error: InputError) -> OnUnreadable:
         return self._on_overlong if isinstance(error, OverlongError) else self._on_nontext
 
     async def _ask(self, unit: Conversation, request: Request, screening: Screening) -> float:
@@ -340,11 +340,11 @@ class Cascade:
         return (Verdict.BLOCK, unsafe) if score >= self._decision_threshold else (Verdict.ALLOW, safe)
 
     def _fail(self, screening: Screening, reason: Reason, cause: str) -> None:
-        policy = policy_for(self._on_failure, reason)
+        policy = on_failure_for(self._on_failure, reason)
         verdict = Verdict.BLOCK
-        if policy is FailurePolicy.ALLOW:
+        if policy is OnFailure.ALLOW:
             verdict = Verdict.ALLOW
-        elif policy is FailurePolicy.PROBE and screening.p is not None:
+        elif policy is OnFailure.PROBE and screening.p is not None:
             verdict, _ = self._judge(screening.p, reason, reason)
         # The cause is a type's name or a fixed phrase: an exception's message might quote the conversation.
         log.warning("guard failure %s (%s): %s", reason, cause, verdict)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ctd_guardrail.decision import Decision, HistoryPolicy, Mode, RefusedTurns, Timings, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnHistory, RefusedTurns, Timings, Verdict
 from ctd_guardrail.errors import InputError, NonTextError, OverlongError
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.runtime.decision_cache import JUDGED, SAID
@@ -41,7 +41,7 @@ class Dialogue:
     context: Context
     refusals: Refusals
     policy: str | None
-    history: HistoryPolicy = HistoryPolicy.SCREEN
+    history: OnHistory = OnHistory.SCREEN
     refused_turns: RefusedTurns = RefusedTurns.FORGIVE
     receipts: Receipts | None = None
 
@@ -198,7 +198,7 @@ class _Walk:
 
     def _needs_verdict(self, message: Message) -> bool:
         """Return whether an assistant's message may be the words of a client."""
-        if self._dialogue.history is HistoryPolicy.TRUST or not message.content.strip():
+        if self._dialogue.history is OnHistory.TRUST or not message.content.strip():
             return False
         if not message.is_text:
             return True

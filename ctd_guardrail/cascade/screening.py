@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
-from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Timings, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Timings, Verdict
 from ctd_guardrail.errors import (
     ActivationUnavailableError,
     BreakerOpenError,
@@ -84,7 +84,7 @@ class Screening:
         self._start = self._probe_end = perf_counter()
         # Closed until something says otherwise.
         self._verdict, self._reason = Verdict.BLOCK, Reason.INTERNAL_ERROR
-        self._on_failure: FailurePolicy | None = None
+        self._on_failure: OnFailure | None = None
 
     def waited(self, queue_ms: float, forward_ms: float) -> None:
         """Note what the base model took: the wait for the device, and the batch on it."""
@@ -99,7 +99,7 @@ class Screening:
         """Note the verdict."""
         self._verdict, self._reason = verdict, reason
 
-    def fail(self, verdict: Verdict, reason: Reason, policy: FailurePolicy | None) -> None:
+    def fail(self, verdict: Verdict, reason: Reason, policy: OnFailure | None) -> None:
         """Note the verdict of the failure policy, and which it was; None: it had no say."""
         self.conclude(verdict, reason)
         self._on_failure = policy

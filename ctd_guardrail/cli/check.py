@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.assembly.standalone import load_guard
 from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.cli.inputs import InputFormat, InputRow, read_inputs
@@ -53,7 +53,7 @@ def check(
 
 
 async def _check_all(
-    cascade: OverridableCascade, rows: Iterator[InputRow], report: _JsonReport | _ScreenReport, concurrency: int
+    cascade: Guard, rows: Iterator[InputRow], report: _JsonReport | _ScreenReport, concurrency: int
 ) -> None:
     try:
         while batch := [row for _, row in zip(range(concurrency), rows, strict=False)]:
@@ -113,7 +113,7 @@ class _ScreenReport:
         self._console.print(table)
 
 
-def _print_summary(console: Console, cascade: OverridableCascade, planned: Plan) -> None:
+def _print_summary(console: Console, cascade: Guard, planned: Plan) -> None:
     counts = cascade.tally.snapshot()
     share = counts.delegated / counts.total if counts.total else 0.0
     console.print(

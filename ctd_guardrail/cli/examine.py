@@ -15,9 +15,9 @@ from ctd_guardrail.assembly.self_test import SelfTestResult, self_test
 from ctd_guardrail.assembly.standalone import StandaloneGuard, load_guard
 from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.config.section import CtdConfig
-from ctd_guardrail.decision import FailurePolicy, Mode
+from ctd_guardrail.decision import Mode, OnFailure
 from ctd_guardrail.errors import ConfigError, CtdError
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["Finding", "Outcome", "examine"]
@@ -159,16 +159,16 @@ def _settings(guard: StandaloneGuard) -> Iterator[Finding]:
 
 def _failures(config: CtdConfig) -> Finding:
     """Name what the failure policy lets through."""
-    if isinstance(config.on_failure, FailurePolicy):
+    if isinstance(config.on_failure, OnFailure):
         stated = {"every cause": config.on_failure}
     else:
         stated = config.on_failure.model_dump(exclude_none=True)
     text = ", ".join(f"{cause}: {policy}" for cause, policy in stated.items())
-    outcome = Outcome.WARNING if FailurePolicy.ALLOW in stated.values() else Outcome.INFO
+    outcome = Outcome.WARNING if OnFailure.ALLOW in stated.values() else Outcome.INFO
     return Finding(outcome, "on_failure", text)
 
 
-async def _expert(name: str | None, guarded: GuardedExpert, deadline_s: float) -> Finding:
+async def _expert(name: str | None, guarded: BoundedExpert, deadline_s: float) -> Finding:
     """Ask once, past caps and breaker: a doctor that was refused a call would know nothing."""
     subject = "expert" if name is None else f"expert {name}"
     if not guarded.is_enabled:

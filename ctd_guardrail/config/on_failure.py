@@ -6,16 +6,16 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from ctd_guardrail.decision import FailurePolicy, Reason
+from ctd_guardrail.decision import OnFailure, Reason
 
-__all__ = ["FailurePolicies", "policy_for"]
+__all__ = ["OnFailureByCause", "on_failure_for"]
 
 # Who writes the input chooses these, or the caller asked for what it may not have: the failure policy, which is meant
 # for a guard that broke, has no say in them.
 _ALWAYS_BLOCKED: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG, Reason.BAD_OVERRIDE, Reason.NOT_READY})
 
 
-class FailurePolicies(BaseModel):
+class OnFailureByCause(BaseModel):
     """The failure policy by cause; a cause that is not named has the default.
 
     Attributes:
@@ -36,22 +36,22 @@ class FailurePolicies(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    default: FailurePolicy = FailurePolicy.BLOCK
-    expert_timeout: FailurePolicy | None = None
-    expert_unavailable: FailurePolicy | None = None
-    expert_bad_verdict: FailurePolicy | None = None
-    expert_overloaded: FailurePolicy | None = None
-    expert_disabled: FailurePolicy | None = None
-    breaker_open: FailurePolicy | None = None
-    cap_exhausted: FailurePolicy | None = None
-    cap_unavailable: FailurePolicy | None = None
-    deadline: FailurePolicy | None = None
-    overloaded: FailurePolicy | None = None
-    engine_unavailable: FailurePolicy | None = None
-    internal_error: FailurePolicy | None = None
+    default: OnFailure = OnFailure.BLOCK
+    expert_timeout: OnFailure | None = None
+    expert_unavailable: OnFailure | None = None
+    expert_bad_verdict: OnFailure | None = None
+    expert_overloaded: OnFailure | None = None
+    expert_disabled: OnFailure | None = None
+    breaker_open: OnFailure | None = None
+    cap_exhausted: OnFailure | None = None
+    cap_unavailable: OnFailure | None = None
+    deadline: OnFailure | None = None
+    overloaded: OnFailure | None = None
+    engine_unavailable: OnFailure | None = None
+    internal_error: OnFailure | None = None
 
 
-def policy_for(on_failure: FailurePolicy | FailurePolicies, reason: Reason) -> FailurePolicy | None:
+def on_failure_for(on_failure: OnFailure | OnFailureByCause, reason: Reason) -> OnFailure | None:
     """Return the failure policy for a cause; None where it has no say and the input is blocked.
 
     Args:
@@ -60,7 +60,7 @@ def policy_for(on_failure: FailurePolicy | FailurePolicies, reason: Reason) -> F
     """
     if reason in _ALWAYS_BLOCKED:
         return None
-    if isinstance(on_failure, FailurePolicy):
+    if isinstance(on_failure, OnFailure):
         return on_failure
-    stated: FailurePolicy | None = getattr(on_failure, reason.value)
+    stated: OnFailure | None = getattr(on_failure, reason.value)
     return on_failure.default if stated is None else stated

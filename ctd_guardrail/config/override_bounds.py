@@ -11,8 +11,8 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ctd_guardrail.config.on_failure import FailurePolicies
-from ctd_guardrail.decision import FailurePolicy, Mode
+from ctd_guardrail.config.on_failure import OnFailureByCause
+from ctd_guardrail.decision import Mode, OnFailure
 from ctd_guardrail.errors import OverrideError
 
 __all__ = ["Bounds", "OverrideBoundsConfig"]
@@ -21,7 +21,7 @@ _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 # From closed to open.
 _MODES: Final = (Mode.ENFORCE, Mode.SHADOW)
-_POLICIES: Final = (FailurePolicy.BLOCK, FailurePolicy.PROBE, FailurePolicy.ALLOW)
+_POLICIES: Final = (OnFailure.BLOCK, OnFailure.PROBE, OnFailure.ALLOW)
 
 
 class OverrideBoundsConfig(BaseModel):
@@ -39,7 +39,7 @@ class OverrideBoundsConfig(BaseModel):
     alpha: _Share | None = None
     delta: _Share | None = None
     mode: Mode | None = None
-    on_failure: FailurePolicy | None = None
+    on_failure: OnFailure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Bounds:
     alpha: float
     delta: float
     mode: Mode
-    on_failure: FailurePolicy
+    on_failure: OnFailure
 
     @classmethod
     def of(
@@ -66,7 +66,7 @@ class Bounds:
         alpha: float,
         delta: float,
         mode: Mode,
-        on_failure: FailurePolicy | FailurePolicies,
+        on_failure: OnFailure | OnFailureByCause,
     ) -> Self:
         """Return the bounds.
 
@@ -85,7 +85,7 @@ class Bounds:
         )
 
     def check(
-        self, *, alpha: float | None, delta: float | None, mode: Mode | None, on_failure: FailurePolicy | None
+        self, *, alpha: float | None, delta: float | None, mode: Mode | None, on_failure: OnFailure | None
     ) -> None:
         """Refuse what goes beyond; None asks for nothing.
 
@@ -105,9 +105,9 @@ def _hint(name: str) -> str:
     return f"Ask for less, or name a wider bound in override_bounds.{name}"
 
 
-def _most_closed(on_failure: FailurePolicy | FailurePolicies) -> FailurePolicy:
+def _most_closed(on_failure: OnFailure | OnFailureByCause) -> OnFailure:
     """Return the most open policy that opens no cause further: a request names one for all causes."""
-    if isinstance(on_failure, FailurePolicy):
+    if isinstance(on_failure, OnFailure):
         return on_failure
     stated = on_failure.model_dump(exclude_none=True).values()
-    return min(map(FailurePolicy, stated), key=_POLICIES.index)
+    return min(map(OnFailure, stated), key=_POLICIES.index)

@@ -13,11 +13,11 @@ from ctd_guardrail.config.address import VariableName
 from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig
 from ctd_guardrail.config.limits import BreakerConfig, CapConfig, CapStoreConfig, PrincipalConfig
 from ctd_guardrail.config.observability import AuditLogConfig, MonitorConfig, RolloutConfig
-from ctd_guardrail.config.on_failure import FailurePolicies
+from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.config.override_bounds import OverrideBoundsConfig
 from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.config.validation import validate
-from ctd_guardrail.decision import FailurePolicy, HistoryPolicy, Mode, RefusedTurns, UnreadablePolicy, Verdict
+from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, RefusedTurns, Verdict
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.selection import Criterion
 
@@ -39,11 +39,11 @@ def _as_tuple(value: object) -> object:
 
 
 def _form_of(value: object) -> str:
-    return "by_cause" if isinstance(value, Mapping | FailurePolicies) else "for_all"
+    return "by_cause" if isinstance(value, Mapping | OnFailureByCause) else "for_all"
 
 
 _OnFailure = Annotated[
-    Annotated[FailurePolicy, Tag("for_all")] | Annotated[FailurePolicies, Tag("by_cause")], Discriminator(_form_of)
+    Annotated[OnFailure, Tag("for_all")] | Annotated[OnFailureByCause, Tag("by_cause")], Discriminator(_form_of)
 ]
 _Caps = Annotated[tuple[CapConfig, ...], BeforeValidator(_as_tuple)]
 
@@ -151,11 +151,11 @@ class CtdConfig(BaseModel):
     principal: PrincipalConfig | None = None
     deadline_s: _Seconds = 30.0
     mode: Mode = Mode.ENFORCE
-    on_failure: _OnFailure = FailurePolicy.BLOCK
-    on_nontext: UnreadablePolicy = UnreadablePolicy.BLOCK
-    on_overlong: Literal[UnreadablePolicy.BLOCK, UnreadablePolicy.EXPERT] = UnreadablePolicy.BLOCK
+    on_failure: _OnFailure = OnFailure.BLOCK
+    on_nontext: OnUnreadable = OnUnreadable.BLOCK
+    on_overlong: Literal[OnUnreadable.BLOCK, OnUnreadable.EXPERT] = OnUnreadable.BLOCK
     on_abstain: Verdict = Verdict.BLOCK
-    history: HistoryPolicy = HistoryPolicy.SCREEN
+    history: OnHistory = OnHistory.SCREEN
     refused_turns: RefusedTurns = RefusedTurns.FORGIVE
     refusals: tuple[_Text, ...] = ()
     receipt_key_env: VariableName | None = None

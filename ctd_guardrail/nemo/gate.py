@@ -19,7 +19,7 @@ from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import Decision
 from ctd_guardrail.nemo.carried import Prompt, texts_in
 from ctd_guardrail.nemo.client import OVERRIDES, ClientRequest
-from ctd_guardrail.nemo.guards import Guard
+from ctd_guardrail.nemo.guards import LoadableGuard
 from ctd_guardrail.nemo.messages import ChatMessages, with_rewritten
 from ctd_guardrail.nemo.principal import principal_of
 from ctd_guardrail.text.message_text import texts_of
@@ -97,7 +97,7 @@ class Gate:
 
     def __init__(
         self,
-        guard: Guard,
+        guard: LoadableGuard,
         config: CtdConfig,
         *,
         refusals: Sequence[Sequence[str]],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ctd_guardrail.assembly.assemble import prepare
 from ctd_guardrail.assembly.folder import holds_section
 from ctd_guardrail.assembly.judge_prompt import with_judge_prompt
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.config.experts import RailExpertConfig
 from ctd_guardrail.config.section import SECTION, CtdConfig, parse_section
 from ctd_guardrail.errors import ConfigError
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from ctd_guardrail.experts.rail.expert import RailCollaborators
 
-__all__ = ["Guard", "config_folder", "guard_for", "refusals_of", "section_of"]
+__all__ = ["LoadableGuard", "config_folder", "guard_for", "refusals_of", "section_of"]
 
-Guard = OverridableCascade | LoadingGuard
+LoadableGuard = Guard | LoadingGuard
 
 _Key = tuple[str, str, str, tuple[str, ...]]
 
@@ -36,10 +36,10 @@ _BOT_MESSAGES: Final = ("refuse to respond", "inform guard unavailable")
 _SAID: Final = re.compile(r'bot say "([^"]+)"')
 
 # NeMo builds an app for every model that requests name, and IORails an engine for every synchronous call.
-_SHARED: Final[weakref.WeakValueDictionary[_Key, Guard]] = weakref.WeakValueDictionary()
+_SHARED: Final[weakref.WeakValueDictionary[_Key, LoadableGuard]] = weakref.WeakValueDictionary()
 
 
-def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Guard:
+def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> LoadableGuard:
     """Return the guard of a configuration, building it where no app has one of like content.
 
     It is shared as long as some app holds it. A guard whose expert is a rail belongs to one app: it asks that app's
@@ -68,7 +68,7 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Guard:
     return guard
 
 
-def _start(load: Callable[[], OverridableCascade], section: CtdConfig) -> Guard:
+def _start(load: Callable[[], Guard], section: CtdConfig) -> LoadableGuard:
     """Load at once where nothing else waits, and beside the event loop where one runs."""
     try:
         asyncio.get_running_loop()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.config.limits import PrincipalConfig
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
@@ -36,7 +36,7 @@ class LoadingGuard:
 
     def __init__(
         self,
-        load: Callable[[], OverridableCascade],
+        load: Callable[[], Guard],
         *,
         mode: Mode = Mode.ENFORCE,
         principal: PrincipalConfig | None = None,
@@ -46,7 +46,7 @@ class LoadingGuard:
         self.principal = principal
         self._deadline_s = deadline_s
         self._unready = Tally()
-        self._loaded: Future[OverridableCascade] = Future()
+        self._loaded: Future[Guard] = Future()
         # From now on nobody who waits for it can cancel it.
         self._loaded.set_running_or_notify_cancel()
         threading.Thread(target=_run, args=(load, self._loaded), name="ctd-loading", daemon=True).start()
@@ -69,7 +69,7 @@ class LoadingGuard:
         principal: object = None,
         asides: Iterable[str] = (),
     ) -> Decision:
-        """Decide about a conversation as soon as the models are loaded; see :meth:`OverridableCascade.check`."""
+        """Decide about a conversation as soon as the models are loaded; see :meth:`Guard.check`."""
         # A guard that is loaded keeps the deadline itself, and its failure policy says what happens then.
         deadline = asyncio.timeout(None if self._loaded.done() else self._deadline_s)
         try:
@@ -83,7 +83,7 @@ class LoadingGuard:
                 raise
             return self._refuse(Reason.DEADLINE)
 
-    async def _wait(self) -> OverridableCascade | None:
+    async def _wait(self) -> Guard | None:
         """Return the guard once it is loaded; None where it cannot be, which was logged when it happened."""
         try:
             if not self._loaded.done():
@@ -100,7 +100,7 @@ class LoadingGuard:
     def count_unscreened_call(self, door: str) -> None:
         """Count a call of the main LLM without a verdict, once there is a guard to count it."""
 
-        def count(loaded: Future[OverridableCascade]) -> None:
+        def count(loaded: Future[Guard]) -> None:
             tally = self._unready if loaded.exception() is not None else loaded.result().tally
             tally.count_unscreened_call(door)
 
@@ -111,7 +111,7 @@ class LoadingGuard:
         Cascade.note_answer(answer)
 
 
-def _run(load: Callable[[], OverridableCascade], loaded: Future[OverridableCascade]) -> None:
+def _run(load: Callable[[], Guard], loaded: Future[Guard]) -> None:
     # It holds the future and not the guard: one that nobody waits for any more may go.
     try:
         loaded.set_result(load())

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from opentelemetry import metrics
 
-from ctd_guardrail.config.on_failure import FailurePolicies
-from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
+from ctd_guardrail.config.on_failure import OnFailureByCause
+from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
 from ctd_guardrail.observability.sink import Observation
 from ctd_guardrail.observability.totals import Totals
 
@@ -151,10 +151,10 @@ def _judgements() -> Iterator[tuple[str, str, str, str]]:
 
 def _bypasses() -> Iterator[tuple[str, str, str]]:
     """Return reason, failure policy and verdict of each bypass."""
-    for reason in FailurePolicies.model_fields.keys() - {"default"}:
-        yield reason, FailurePolicy.ALLOW, Verdict.ALLOW
-        yield reason, FailurePolicy.PROBE, Verdict.ALLOW
-        yield reason, FailurePolicy.PROBE, Verdict.BLOCK
+    for reason in OnFailureByCause.model_fields.keys() - {"default"}:
+        yield reason, OnFailure.ALLOW, Verdict.ALLOW
+        yield reason, OnFailure.PROBE, Verdict.ALLOW
+        yield reason, OnFailure.PROBE, Verdict.BLOCK
 
 
 @cache

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 
-from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
 from ctd_guardrail.observability.observer import Observer
 
 __all__ = ["Tally", "TallySnapshot"]
@@ -30,7 +30,7 @@ class TallySnapshot:
     decisions: dict[tuple[Verdict, Route, Reason], int]
     expert_attempts: int
     expert_tokens: int
-    bypasses: dict[tuple[Reason, FailurePolicy, Verdict], int]
+    bypasses: dict[tuple[Reason, OnFailure, Verdict], int]
     recalled: int = 0
     shadow: int = 0
     unscreened_calls: int = 0
@@ -137,7 +137,7 @@ class _Totals:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.decisions: Counter[tuple[Verdict, Route, Reason]] = Counter()
-        self.bypasses: Counter[tuple[Reason, FailurePolicy, Verdict]] = Counter()
+        self.bypasses: Counter[tuple[Reason, OnFailure, Verdict]] = Counter()
         self.expert_attempts = 0
         self.expert_tokens = 0
         self.recalled = 0

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from ctd_guardrail.activations.huggingface import quiet_transformers
-from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.tokens import ConversationTokenizer, tokenize
@@ -35,7 +35,7 @@ from ctd_guardrail.serving.record import ExportRecord, check_projection, check_r
 from ctd_guardrail.serving.verification import LARGEST_LIST, check_columns, check_models, tolerance
 from ctd_guardrail.text.conversation import Conversation
 
-__all__ = ["VllmReader", "open_reader"]
+__all__ = ["VllmReader", "open_scorer"]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _VERIFIED_FOR_S: Final = 60.0
 _INLINE_TOKENS: Final = 4096
 
 
-def open_reader(config: VllmSourceConfig, manifest: Manifest, probes: Probes, *, folder: Path) -> VllmReader:
+def open_scorer(config: VllmSourceConfig, manifest: Manifest, probes: Probes, *, folder: Path) -> VllmReader:
     """Open the engine that serves a policy's base model. Blocks while the engine is asked to prove itself.
 
     An engine that cannot be reached is no error here: inputs fail until it can, and it has to prove itself then.
@@ -90,7 +90,7 @@ def _open_tokenizer(export: Path, manifest: Manifest) -> ConversationTokenizer:
 
 
 class VllmReader:
-    """A :class:`~ctd_guardrail.activations.reading.Reader` on vLLM's ``/pooling`` route.
+    """A :class:`~ctd_guardrail.activations.scorer.Scorer` on vLLM's ``/pooling`` route.
 
     Args:
         config: The engine.
@@ -119,7 +119,7 @@ class VllmReader:
         """What is read."""
         return self._spec
 
-    async def run(self, conversation: Conversation, head: Probes) -> Reading:
+    async def run(self, conversation: Conversation, head: Probes) -> Scored:
         """Return (p, d) of each window and what they took, without blocking the event loop.
 
         Raises:
@@ -137,7 +137,7 @@ class VllmReader:
             rows = _reduce(head, columns, windows)
         else:
             rows = await asyncio.to_thread(_reduce, head, columns, windows)
-        return Reading(rows, queue_ms=1e3 * (started - submitted), forward_ms=1e3 * (ended - started))
+        return Scored(rows, queue_ms=1e3 * (started - submitted), forward_ms=1e3 * (ended - started))
 
     def verify(self) -> None:
         """Ask the engine to prove that it serves the export; blocking.

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
 
 __all__ = [
     "BLOCK_LABEL",
@@ -85,7 +85,7 @@ class CheckAnswer(BaseModel):
     route: Route
     reason: Reason
     failed: bool
-    on_failure: FailurePolicy | None = None
+    on_failure: OnFailure | None = None
     receipt: str | None = None
     request_id: str
     latency_ms: float | None = None

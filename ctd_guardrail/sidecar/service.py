@@ -154,7 +154,7 @@ class Service:
     async def check(
         self, messages: Iterable[Mapping[str, Any]], overrides: object = None, *, principal: object = None
     ) -> Decision:
-        """Decide about a conversation; see :meth:`OverridableCascade.check`.
+        """Decide about a conversation; see :meth:`Guard.check`.
 
         Raises:
             OverloadedError: There is no guard yet.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from ctd_guardrail.activations.base_model import ActivationEngine, get_engine
+from ctd_guardrail.activations.base_model import BatchedBaseModel, load_base_model
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ActivationError, ConfigError, DependencyError, OverlongError
@@ -33,7 +33,7 @@ def source(folder: Path, **options: Any) -> HuggingFaceSource:
 
 
 def test_token_activations_are_those_that_heads_see(base_model: Callable[[str], Path]) -> None:
-    engine = ActivationEngine(source(base_model("llama"), layers=(1, 2), window=32))
+    engine = BatchedBaseModel(source(base_model("llama"), layers=(1, 2), window=32))
     assert engine.width == 64
     tokens = engine.tokens_of(CONVERSATIONS)
     means = engine.run_many(CONVERSATIONS, segment_mean)
@@ -46,7 +46,7 @@ def test_token_activations_are_those_that_heads_see(base_model: Callable[[str], 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_conversation_pools_the_same_alone_and_in_a_batch(family: str, base_model: Callable[[str], Path]) -> None:
-    engine = ActivationEngine(source(base_model(family), layers=(1, 2)))
+    engine = BatchedBaseModel(source(base_model(family), layers=(1, 2)))
     batched = engine.run_many(CONVERSATIONS, segment_mean)
     alone = [engine.run_many([conversation], segment_mean)[0] for conversation in CONVERSATIONS]
     engine.close()
@@ -55,7 +55,7 @@ def test_a_conversation_pools_the_same_alone_and_in_a_batch(family: str, base_mo
 
 
 def test_online_and_offline_give_the_same_rows(tiny_bert: Path) -> None:
-    engine = ActivationEngine(source(tiny_bert))
+    engine = BatchedBaseModel(source(tiny_bert))
     offline = engine.run_many(CONVERSATIONS, segment_mean)
 
     async def online() -> list[np.ndarray]:
@@ -70,7 +70,7 @@ def test_online_and_offline_give_the_same_rows(tiny_bert: Path) -> None:
 
 
 def test_a_reading_tells_waiting_from_computing(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = ActivationEngine(source(tiny_bert))
+    engine = BatchedBaseModel(source(tiny_bert))
     clock = iter([10.0, 15.0, 17.0])
     monkeypatch.setattr("ctd_guardrail.activations.base_model.perf_counter", lambda: next(clock))
     reading = asyncio.run(engine.run(CONVERSATIONS[0], segment_mean))
@@ -79,7 +79,7 @@ def test_a_reading_tells_waiting_from_computing(tiny_bert: Path, monkeypatch: py
 
 
 def test_policies_with_different_heads_share_a_forward_pass(tiny_bert: Path) -> None:
-    engine = ActivationEngine(source(tiny_bert))
+    engine = BatchedBaseModel(source(tiny_bert))
 
     def first_token(ragged: Ragged) -> torch.Tensor:
         starts = np.cumsum([0, *ragged.lengths[:-1]])
@@ -163,18 +163,18 @@ def test_the_registry_loads_a_model_once_for_all_threads(tiny_bert: Path) -> Non
     spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual", max_tokens=777)
     barrier = threading.Barrier(6)
 
-    def load(_: int) -> ActivationEngine:
+    def load(_: int) -> BatchedBaseModel:
         barrier.wait()
-        return get_engine(spec, device="cpu")
+        return load_base_model(spec, device="cpu")
 
     with ThreadPoolExecutor(6) as pool:
-        engines: Sequence[ActivationEngine] = list(pool.map(load, range(6)))
+        engines: Sequence[BatchedBaseModel] = list(pool.map(load, range(6)))
     assert len({id(engine) for engine in engines}) == 1
 
 
 def test_a_model_that_nobody_uses_any_more_goes_with_its_thread(tiny_bert: Path) -> None:
     spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual", max_tokens=77)
-    first, second = get_engine(spec, device="cpu"), get_engine(spec, device="cpu")
+    first, second = load_base_model(spec, device="cpu"), load_base_model(spec, device="cpu")
     assert first is second
     thread, source = first._batcher._thread, weakref.ref(first._source)
     first.run_many([Conversation.from_text("hello")], segment_mean)
@@ -187,7 +187,7 @@ def test_a_model_that_nobody_uses_any_more_goes_with_its_thread(tiny_bert: Path)
     assert not thread.is_alive()
     gc.collect()
     assert source() is None
-    assert get_engine(spec, device="cpu").run_many([Conversation.from_text("hello")], segment_mean)
+    assert load_base_model(spec, device="cpu").run_many([Conversation.from_text("hello")], segment_mean)
 
 
 def test_fingerprints_tell_weights_tokenizers_and_templates_apart(tiny_llama: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.probes.probes import Probes
@@ -27,7 +27,7 @@ TEXTS = ["a", "how are you", "one two three four five six", "longer words " * 12
 CONVERSATIONS = [Conversation.from_text(text) for text in TEXTS]
 
 
-def probes_of(kind: Any, engine: ActivationEngine) -> Probes:
+def probes_of(kind: Any, engine: BatchedBaseModel) -> Probes:
     """Random probes whose scores vary: the first ones that the tokens which all conversations share do not decide."""
     spec = ProbeSpec(components=(Component(reduction=kind, outputs=("p", "eta", "e1", "e0"), heads=2, span=8),))
     tokens = np.concatenate([each.values.numpy() for each in engine.tokens_of(CONVERSATIONS)])
@@ -46,7 +46,7 @@ def scores_of(rows: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     return np.stack([over_windows(each) for each in rows])
 
 
-def assert_parity(engine: ActivationEngine, probes: Probes) -> None:
+def assert_parity(engine: BatchedBaseModel, probes: Probes) -> None:
     alone = [engine.run_many([conversation], probes)[0] for conversation in CONVERSATIONS]
     batched = engine.run_many(CONVERSATIONS, probes)
 
@@ -61,9 +61,9 @@ def assert_parity(engine: ActivationEngine, probes: Probes) -> None:
     assert np.isfinite(scores_of(alone)).all()
 
 
-def engine_of(folder: Path | str, **options: Any) -> ActivationEngine:
+def engine_of(folder: Path | str, **options: Any) -> BatchedBaseModel:
     spec = ActivationSpec.model_validate({"model": str(folder)} | options)
-    return ActivationEngine(HuggingFaceSource(spec, device="cpu"))
+    return BatchedBaseModel(HuggingFaceSource(spec, device="cpu"))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])

@@ -120,7 +120,7 @@ def test_the_side_on_which_a_tokenizer_pads_does_not_matter(
     assert torch.equal(source(tmp_path).activations(windows).values, source(folder).activations(windows).values)
 
 
-class Reader:
+class Scorer:
     """Opens safetensors files and notes which tensors' data is read."""
 
     def __init__(self, read: set[str], *arguments: Any, **options: Any) -> None:
@@ -158,7 +158,7 @@ def test_nothing_above_the_layer_is_read_from_disk_but_its_norm(
     full.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     read: set[str] = set()
-    monkeypatch.setattr("transformers.modeling_utils.safe_open", lambda *a, **o: Reader(read, *a, **o))
+    monkeypatch.setattr("transformers.modeling_utils.safe_open", lambda *a, **o: Scorer(read, *a, **o))
     truncated = source(tmp_path, layers=1, site=site)
 
     names = load_file(tmp_path / "model.safetensors").keys()

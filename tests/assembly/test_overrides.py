@@ -9,9 +9,9 @@ import pytest
 
 from ctd_guardrail.assembly.assemble import assemble
 from ctd_guardrail.assembly.folder import read_folder
-from ctd_guardrail.assembly.overrides import OverridableCascade, read_overrides
+from ctd_guardrail.assembly.overrides import Guard, read_overrides
 from ctd_guardrail.config.override_bounds import Bounds
-from ctd_guardrail.decision import FailurePolicy, Mode, Reason, Verdict
+from ctd_guardrail.decision import Mode, OnFailure, Reason, Verdict
 from ctd_guardrail.errors import ConfigError, OverrideError, PolicyMismatchError
 
 ODD = [{"role": "user", "content": "an odd question"}]
@@ -19,10 +19,10 @@ WIDE = {"alpha": 0.9, "delta": 0.9, "mode": "shadow", "on_failure": "allow"}
 EVERYTHING = ["alpha", "delta", "guarantee", "horizon", "mode", "on_failure", "max_expert_calls"]
 
 
-BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=FailurePolicy.BLOCK)
+BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=OnFailure.BLOCK)
 
 
-def cascade_for(folder: Path) -> OverridableCascade:
+def cascade_for(folder: Path) -> Guard:
     rail = read_folder(folder)
     return assemble(rail.config, folder=rail.path)
 

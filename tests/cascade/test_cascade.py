@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import FailurePolicy, Reason, Route, Verdict
+from ctd_guardrail.decision import OnFailure, Reason, Route, Verdict
 from ctd_guardrail.errors import (
     ExpertTimeoutError,
     ExpertUnavailableError,
@@ -35,11 +35,11 @@ class Engine:
     def __init__(self, p: float, d: float, error: BaseException | None = None) -> None:
         self.scores, self.error = [(p, d)], error
 
-    async def run(self, conversation: Conversation, head: Any) -> Reading:
+    async def run(self, conversation: Conversation, head: Any) -> Scored:
         assert isinstance(conversation, Conversation)
         if self.error is not None:
             raise self.error
-        return Reading(np.array(self.scores), queue_ms=0.0, forward_ms=0.0)
+        return Scored(np.array(self.scores), queue_ms=0.0, forward_ms=0.0)
 
 
 class Judge:
@@ -59,7 +59,7 @@ class Judge:
         return None
 
 
-def cascade(engine: Engine, judge: Judge, on_failure: FailurePolicy = FailurePolicy.BLOCK) -> Cascade:
+def cascade(engine: Engine, judge: Judge, on_failure: OnFailure = OnFailure.BLOCK) -> Cascade:
     return Cascade(
         engine=engine,  # type: ignore[arg-type]
         probes=lambda ragged: ragged.values,
@@ -109,7 +109,7 @@ async def test_the_merged_score_decides_and_the_experts_own_is_reported() -> Non
             decision_threshold=0.5,
             expert=Judge(0.8),
             merge=Merge(kind="average", weight=weight),
-            on_failure=FailurePolicy.BLOCK,
+            on_failure=OnFailure.BLOCK,
         )
         decision = await guard.check(user())
         assert decision.p_expert == 0.8
@@ -138,16 +138,16 @@ EXPERT_FAULTS = [
 
 @pytest.mark.parametrize(("fault", "reason"), EXPERT_FAULTS)
 @pytest.mark.parametrize("p", [0.1, 0.9])
-@pytest.mark.parametrize("policy", list(FailurePolicy))
+@pytest.mark.parametrize("policy", list(OnFailure))
 async def test_an_expert_that_fails_leaves_the_verdict_to_the_stated_policy(
-    fault: float | BaseException, reason: Reason, p: float, policy: FailurePolicy
+    fault: float | BaseException, reason: Reason, p: float, policy: OnFailure
 ) -> None:
     guard = cascade(Engine(p, ABOVE), Judge(fault), policy)
     decision = await guard.check(user())
     expected = {
-        FailurePolicy.BLOCK: Verdict.BLOCK,
-        FailurePolicy.ALLOW: Verdict.ALLOW,
-        FailurePolicy.PROBE: Verdict.BLOCK if p > 0.5 else Verdict.ALLOW,
+        OnFailure.BLOCK: Verdict.BLOCK,
+        OnFailure.ALLOW: Verdict.ALLOW,
+        OnFailure.PROBE: Verdict.BLOCK if p > 0.5 else Verdict.ALLOW,
     }[policy]
     assert (decision.verdict, decision.reason, decision.route) == (expected, reason, Route.EXPERT)
     assert decision.p_expert is None
@@ -169,13 +169,13 @@ async def test_an_expert_that_fails_leaves_the_verdict_to_the_stated_policy(
 async def test_without_a_probe_score_the_policy_probe_blocks(engine: Engine, reason: Reason) -> None:
     for policy, verdict in [("block", "block"), ("probe", "block"), ("allow", "allow")]:
         judge = Judge()
-        decision = await cascade(engine, judge, FailurePolicy(policy)).check(user())
+        decision = await cascade(engine, judge, OnFailure(policy)).check(user())
         assert (decision.verdict, decision.reason, decision.p) == (verdict, reason, None)
         assert judge.calls == 0
 
 
-@pytest.mark.parametrize("policy", list(FailurePolicy))
-async def test_the_failure_policy_is_no_way_around_a_limit_on_the_form_of_inputs(policy: FailurePolicy) -> None:
+@pytest.mark.parametrize("policy", list(OnFailure))
+async def test_the_failure_policy_is_no_way_around_a_limit_on_the_form_of_inputs(policy: OnFailure) -> None:
     overlong = await cascade(Engine(0, 0, OverlongError("long")), Judge(), policy).check(user())
     image = await cascade(Engine(0.0, BELOW), Judge(), policy).check(user([{"type": "image_url"}]))
     odd = await cascade(Engine(0.0, BELOW), Judge(), policy).check([{"role": "nobody", "content": "hello"}])
@@ -257,7 +257,7 @@ async def test_a_score_in_the_abstain_band_gets_the_stated_verdict(d: float, ans
         rule=ThresholdRule(CERTIFICATE.threshold),
         decision_threshold=0.5,
         expert=Judge(answer),
-        on_failure=FailurePolicy.BLOCK,
+        on_failure=OnFailure.BLOCK,
         abstain_band=0.1,
         on_abstain=verdict,
     )

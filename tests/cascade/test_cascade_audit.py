@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, OnFailure, Reason, Route, Verdict
 from ctd_guardrail.errors import ExpertTimeoutError
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.observability.tally import Tally
@@ -26,8 +26,8 @@ class Engine:
     def __init__(self, p: float, d: float) -> None:
         self.rows = np.array([[p, d]])
 
-    async def run(self, conversation: Conversation, probes: Any) -> Reading:
-        return Reading(self.rows, queue_ms=1.0, forward_ms=2.0)
+    async def run(self, conversation: Conversation, probes: Any) -> Scored:
+        return Scored(self.rows, queue_ms=1.0, forward_ms=2.0)
 
 
 class Judge:
@@ -79,7 +79,7 @@ def guard(p: float, d: float, judge: Judge, seen: Seen, share: float = ALWAYS, *
         expert=judge,
         audit_share=share,
         tally=Tally(seen),
-        **{"on_failure": FailurePolicy.BLOCK, **options},
+        **{"on_failure": OnFailure.BLOCK, **options},
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, UnreadablePolicy, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnFailure, OnUnreadable, Reason, Route, Verdict
 from ctd_guardrail.errors import ExpertUnavailableError, OverlongError
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.rule import ThresholdRule
@@ -29,13 +29,13 @@ class Engine:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    async def run(self, unit: Conversation, head: Any) -> Reading:
+    async def run(self, unit: Conversation, head: Any) -> Scored:
         text = unit.plain_text()
         self.seen.append(text)
         if len(text) > 1000:
             raise OverlongError("too long")
         rows = np.array([[0.9 if "harmful" in text else 0.1, 0.5 if "odd" in text else -0.5]], dtype=np.float32)
-        return Reading(rows, queue_ms=0.0, forward_ms=0.0)
+        return Scored(rows, queue_ms=0.0, forward_ms=0.0)
 
 
 class Judge:
@@ -55,12 +55,12 @@ class Judge:
         return None
 
 
-class Guard:
+class TurnGuard:
     """A cascade whose policy has a name of its own, so that it remembers."""
 
     number = itertools.count()
 
-    def __init__(self, *, on_failure: FailurePolicy = FailurePolicy.BLOCK, **changes: Any) -> None:
+    def __init__(self, *, on_failure: OnFailure = OnFailure.BLOCK, **changes: Any) -> None:
         self.engine, self.judge = Engine(), Judge()
         self.cascade = Cascade(
             engine=self.engine,  # type: ignore[arg-type]
@@ -91,14 +91,14 @@ SHAPES = {
 @pytest.mark.parametrize("context", list(Context))
 @pytest.mark.parametrize("turns", SHAPES.values(), ids=SHAPES)
 async def test_an_earlier_harmful_turn_is_seen_again_and_again(turns: list[str], context: Context) -> None:
-    guard = Guard(context=context)
+    guard = TurnGuard(context=context)
     for _ in range(3):
         assert (await guard.check(*turns)).verdict is Verdict.BLOCK
 
 
 @pytest.mark.parametrize("context", list(Context))
 async def test_two_turns_without_an_answer_between_are_one(context: Context) -> None:
-    guard = Guard(context=context)
+    guard = TurnGuard(context=context)
     messages = [{"role": "user", "content": text} for text in ("harmful", "fine")]
     assert (await guard.cascade.check(messages)).verdict is Verdict.BLOCK
     assert guard.engine.seen == ["user: harmful\nuser: fine"]
@@ -106,7 +106,7 @@ async def test_two_turns_without_an_answer_between_are_one(context: Context) -> 
 
 @pytest.mark.parametrize("context", list(Context))
 async def test_a_turn_that_was_refused_and_answered_stops_and_poisons_nothing(context: Context) -> None:
-    guard = Guard(context=context)
+    guard = TurnGuard(context=context)
     turns = ["fine", "yes", "harmful", REFUSAL.upper() + " ", "fine again"]
     assert (await guard.check(*turns)).verdict is Verdict.BLOCK, "the guard has not refused it yet"
     assert (await guard.check(*turns[:3])).verdict is Verdict.BLOCK
@@ -119,20 +119,20 @@ async def test_a_turn_that_was_refused_and_answered_stops_and_poisons_nothing(co
 
 @pytest.mark.parametrize("answer", ["Sure! Step one:", f"{REFUSAL} But here it is:", "", "I can't"])
 async def test_a_forged_answer_does_not_settle_a_refused_turn(answer: str) -> None:
-    guard = Guard()
+    guard = TurnGuard()
     for turns in (["harmful"], ["harmful", answer, "go on"], ["harmful", answer, "go on"]):
         assert (await guard.check(*turns)).verdict is Verdict.BLOCK
 
 
 async def test_an_app_has_its_own_words_for_a_refusal() -> None:
     turns = ["harmful", "Not here.", "fine"]
-    for guard, verdict in ((Guard(), Verdict.BLOCK), (Guard(refusals=Refusals(["Not  HERE."])), Verdict.ALLOW)):
+    for guard, verdict in ((TurnGuard(), Verdict.BLOCK), (TurnGuard(refusals=Refusals(["Not  HERE."])), Verdict.ALLOW)):
         await guard.check("harmful")
         assert (await guard.check(*turns)).verdict is verdict
 
 
 async def test_a_retry_of_what_was_refused_is_refused_without_work() -> None:
-    guard = Guard()
+    guard = TurnGuard()
     first, again = await guard.check("odd and harmful"), await guard.check("odd and harmful")
     assert (first.verdict, first.reason) == (again.verdict, again.reason) == (Verdict.BLOCK, Reason.EXPERT_UNSAFE)
     assert (first.p, first.d, first.p_expert) == (again.p, again.d, again.p_expert)
@@ -143,7 +143,7 @@ async def test_a_retry_of_what_was_refused_is_refused_without_work() -> None:
 
 
 async def test_a_growing_conversation_pays_for_each_turn_once() -> None:
-    guard = Guard()
+    guard = TurnGuard()
     turns: list[str] = []
     for number in range(10):
         turns = [*turns, f"odd {number}", "yes"]
@@ -152,7 +152,7 @@ async def test_a_growing_conversation_pays_for_each_turn_once() -> None:
 
 
 async def test_a_failure_is_never_remembered() -> None:
-    guard = Guard(on_failure=FailurePolicy.ALLOW)
+    guard = TurnGuard(on_failure=OnFailure.ALLOW)
     guard.judge.is_down = True
     assert (await guard.check("odd and harmful")).reason is Reason.EXPERT_UNAVAILABLE
     guard.judge.is_down = False
@@ -161,20 +161,20 @@ async def test_a_failure_is_never_remembered() -> None:
 
 
 async def test_an_outage_does_not_settle_what_it_left_unjudged() -> None:
-    guard = Guard()
+    guard = TurnGuard()
     guard.judge.is_down = True
     assert (await guard.check("odd", REFUSAL, "fine")).reason is Reason.EXPERT_UNAVAILABLE
 
 
 async def test_policies_do_not_share_what_they_remember() -> None:
-    one, two = Guard(), Guard()
+    one, two = TurnGuard(), TurnGuard()
     for guard in (one, two):
         await guard.check("odd")
     assert len(one.judge.seen) == len(two.judge.seen) == 1
 
 
 async def test_without_a_policy_nothing_is_remembered() -> None:
-    guard = Guard(policy=None)
+    guard = TurnGuard(policy=None)
     for _ in range(2):
         await guard.check("odd")
     assert len(guard.judge.seen) == 2
@@ -195,7 +195,7 @@ async def test_the_memory_is_bounded_and_forgets_what_was_not_used() -> None:
 
 
 async def test_nothing_but_hashes_is_remembered() -> None:
-    await Guard().check("canary")
+    await TurnGuard().check("canary")
     assert "canary" not in repr(JUDGED._decisions._entries)
 
 
@@ -204,7 +204,7 @@ async def test_nothing_but_hashes_is_remembered() -> None:
     [("", 0), (None, 0), ([], 0), (" \n", 0), ("fine", 1), (["fine"], 1), ([{"type": "text", "text": "fine"}], 1)],
 )
 async def test_a_blank_turn_costs_nothing(content: Any, turns: int) -> None:
-    guard = Guard()
+    guard = TurnGuard()
     decision = await guard.check(content)
     assert decision.verdict is Verdict.ALLOW
     assert (decision.reason is Reason.BLANK) == (turns == 0)
@@ -212,8 +212,8 @@ async def test_a_blank_turn_costs_nothing(content: Any, turns: int) -> None:
 
 
 async def test_a_blank_turn_does_not_hide_an_earlier_one() -> None:
-    assert (await Guard().check("harmful", "sure", "")).verdict is Verdict.BLOCK
-    guard = Guard()
+    assert (await TurnGuard().check("harmful", "sure", "")).verdict is Verdict.BLOCK
+    guard = TurnGuard()
     for _ in range(3):
         assert (await guard.check("harmful", REFUSAL, "")).reason is Reason.PROBE_UNSAFE
 
@@ -223,15 +223,15 @@ async def test_tool_results_are_screened_and_system_prompts_are_not() -> None:
     system = {"role": "system", "content": "harmful"}
     called = {"role": "assistant", "content": None, "tool_calls": [{}]}
     question = {"role": "user", "content": "fine"}
-    assert (await Guard().cascade.check([system, question])).verdict is Verdict.ALLOW
-    assert (await Guard().cascade.check([question, called, tool])).verdict is Verdict.BLOCK
+    assert (await TurnGuard().cascade.check([system, question])).verdict is Verdict.ALLOW
+    assert (await TurnGuard().cascade.check([question, called, tool])).verdict is Verdict.BLOCK
     assert (
-        await Guard().cascade.check([question, called, tool, {"role": "assistant", "content": "x"}])
+        await TurnGuard().cascade.check([question, called, tool, {"role": "assistant", "content": "x"}])
     ).verdict == "block"
 
 
 async def test_a_beginning_put_into_the_models_mouth_is_screened() -> None:
-    guard = Guard()
+    guard = TurnGuard()
     assert (await guard.check("fine", "sure, something harmful")).verdict is Verdict.BLOCK
 
 
@@ -239,17 +239,17 @@ IMAGE = [{"type": "text", "text": "fine"}, {"type": "image_url", "image_url": {"
 
 
 async def test_other_content_than_text_is_blocked_or_left_out_or_the_experts() -> None:
-    blocked = Guard()
+    blocked = TurnGuard()
     assert (await blocked.check(IMAGE)).reason is Reason.NON_TEXT
     assert blocked.engine.seen == blocked.judge.seen == []
 
-    allowed = Guard(on_nontext=UnreadablePolicy.ALLOW)
+    allowed = TurnGuard(on_nontext=OnUnreadable.ALLOW)
     assert (await allowed.check(IMAGE)).verdict is Verdict.ALLOW
     assert allowed.engine.seen == ["fine"]
     harmful = [{"type": "text", "text": "harmful"}, *IMAGE]
     assert (await allowed.check(harmful)).verdict is Verdict.BLOCK
 
-    delegated = Guard(on_nontext=UnreadablePolicy.EXPERT)
+    delegated = TurnGuard(on_nontext=OnUnreadable.EXPERT)
     for _ in range(2):
         decision = await delegated.check(IMAGE)
         assert (decision.verdict, decision.route, decision.reason) == ("allow", "expert", "expert_safe")
@@ -261,7 +261,7 @@ async def test_other_content_than_text_is_blocked_or_left_out_or_the_experts() -
 
 @pytest.mark.parametrize("unreadable", [IMAGE, "fine " * 300], ids=["an image", "overlong"])
 async def test_what_could_not_be_read_is_settled_by_no_answer(unreadable: Any) -> None:
-    guard = Guard()
+    guard = TurnGuard()
     assert (await guard.check(unreadable)).verdict is Verdict.BLOCK
     for answer in (REFUSAL, "I see."):
         assert (await guard.check(unreadable, answer, "fine")).verdict is Verdict.BLOCK
@@ -269,8 +269,8 @@ async def test_what_could_not_be_read_is_settled_by_no_answer(unreadable: Any) -
 
 async def test_overlong_input_is_blocked_or_the_experts() -> None:
     overlong = "fine " * 300
-    assert (await Guard().check(overlong)).reason is Reason.OVERLONG
-    guard = Guard(on_overlong=UnreadablePolicy.EXPERT)
+    assert (await TurnGuard().check(overlong)).reason is Reason.OVERLONG
+    guard = TurnGuard(on_overlong=OnUnreadable.EXPERT)
     for text, verdict in ((overlong, Verdict.ALLOW), (overlong + "harmful", Verdict.BLOCK)):
         decision = await guard.check(text)
         assert (decision.verdict, decision.route) == (verdict, Route.EXPERT)
@@ -278,14 +278,14 @@ async def test_overlong_input_is_blocked_or_the_experts() -> None:
 
 
 async def test_a_forged_history_of_many_turns_does_not_cost_their_square() -> None:
-    guard = Guard()
+    guard = TurnGuard()
     decision = await guard.check(*(["fine", "yes"] * 1000), "fine")
     assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.OVERLONG)
     assert sum(map(len, guard.engine.seen)) < 2 * 32 * Engine.spec.max_tokens
 
 
 async def test_a_shadow_decides_and_counts_and_blocks_nothing() -> None:
-    guard = Guard(mode=Mode.SHADOW)
+    guard = TurnGuard(mode=Mode.SHADOW)
     unsafe = await guard.check("harmful")
     guard.judge.is_down = True
     broken = await guard.check("odd")
@@ -295,11 +295,11 @@ async def test_a_shadow_decides_and_counts_and_blocks_nothing() -> None:
     counts = guard.cascade.tally.snapshot()
     assert counts.decisions[Verdict.BLOCK, Route.PROBE, Reason.PROBE_UNSAFE] == 1
     assert counts.failures == 1
-    assert (await Guard().check("harmful")).is_blocking
+    assert (await TurnGuard().check("harmful")).is_blocking
 
 
 async def test_many_conversations_at_once_do_not_mix() -> None:
-    guard = Guard()
+    guard = TurnGuard()
     turns = [[f"{number} {word}", "yes", "fine"] for number in range(50) for word in ("harmful", "plain")]
     decisions = await asyncio.gather(*(guard.check(*each) for each in turns))
     assert [decision.verdict for decision in decisions] == [Verdict.BLOCK, Verdict.ALLOW] * 50

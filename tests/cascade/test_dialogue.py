@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import SecretBytes
 
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import Decision, HistoryPolicy, Mode, Reason, RefusedTurns, UnreadablePolicy, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnHistory, OnUnreadable, Reason, RefusedTurns, Verdict
 from ctd_guardrail.runtime.decision_cache import JUDGED, SAID
 from ctd_guardrail.text.conversation import RECEIPT, Context
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS, Receipts
@@ -123,7 +123,7 @@ async def test_answers_that_the_guard_saw_given_or_that_the_app_keeps_are_not_ju
     assert (await guard.check(dialogue("one", ">a harmful answer!", "two"))).verdict is Verdict.BLOCK
     assert (await guard.check(dialogue("a harmful answer"))).verdict is Verdict.BLOCK, "no longer the assistant's"
     SAID.clear()
-    trusting = word_guard(context=Context.LAST_TURN, history=HistoryPolicy.TRUST)
+    trusting = word_guard(context=Context.LAST_TURN, history=OnHistory.TRUST)
     assert (await trusting.check(dialogue(*turns))).verdict is Verdict.ALLOW
     assert (await trusting.check(dialogue("one", ">yes", "harmful"))).verdict is Verdict.BLOCK
 
@@ -153,7 +153,7 @@ async def test_a_past_answer_that_is_not_text_is_no_hole(context: Context) -> No
     turns = [*dialogue("fine"), {"role": "assistant", "content": IMAGE}, *dialogue("fine too")]
     decision = await word_guard(context=context).check(turns)
     assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.NON_TEXT)
-    expert = word_guard(context=context, unreadable=UnreadablePolicy.EXPERT)
+    expert = word_guard(context=context, unreadable=OnUnreadable.EXPERT)
     assert (await expert.check(turns)).verdict is Verdict.ALLOW
     assert expert.tally.snapshot().delegated == 1
     assert (await expert.check([*turns[:2], *dialogue(" ")])).verdict is Verdict.ALLOW
@@ -297,7 +297,7 @@ async def test_only_a_judgement_of_a_turn_gets_a_receipt() -> None:
     assert (await guard.check(dialogue(IMAGE))).reason is Reason.NON_TEXT
     assert (await guard.check(dialogue(IMAGE))).receipt is None
     assert (await guard.check(dialogue("fine"), asides=["harmful"])).receipt is None
-    seen = word_guard(policy="words", receipts=receipts(), unreadable=UnreadablePolicy.EXPERT)
+    seen = word_guard(policy="words", receipts=receipts(), unreadable=OnUnreadable.EXPERT)
     harmful = [{"type": "text", "text": "harmful"}, *IMAGE]
     assert (await seen.check(dialogue(harmful))).reason is Reason.EXPERT_UNSAFE
     assert (await seen.check(dialogue(harmful))).receipt is None, "another image would have the same"

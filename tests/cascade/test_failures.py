@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.config.on_failure import FailurePolicies, policy_for
+from ctd_guardrail.config.on_failure import OnFailureByCause, on_failure_for
 from ctd_guardrail.config.section import CtdConfig, parse_section
-from ctd_guardrail.decision import FailurePolicy, Reason, Verdict
+from ctd_guardrail.decision import OnFailure, Reason, Verdict
 from ctd_guardrail.errors import (
     BreakerOpenError,
     CapStoreError,
@@ -51,10 +51,10 @@ class Engine:
     def __init__(self, p: float = 0.1, error: BaseException | None = None) -> None:
         self.p, self.error = p, error
 
-    async def run(self, conversation: Conversation, head: Any) -> Reading:
+    async def run(self, conversation: Conversation, head: Any) -> Scored:
         if self.error is not None:
             raise self.error
-        return Reading(np.array([(self.p, 1.0)]), 0.0, 0.0)
+        return Scored(np.array([(self.p, 1.0)]), 0.0, 0.0)
 
 
 class Judge:
@@ -73,7 +73,7 @@ class Judge:
         return None
 
 
-def cascade(cause: Reason, on_failure: FailurePolicy | FailurePolicies, p: float = 0.1) -> Cascade:
+def cascade(cause: Reason, on_failure: OnFailure | OnFailureByCause, p: float = 0.1) -> Cascade:
     engine = Engine(p, OverloadedError("full") if cause is Reason.OVERLOADED else None)
     return Cascade(
         engine=engine,  # type: ignore[arg-type]
@@ -88,48 +88,50 @@ def cascade(cause: Reason, on_failure: FailurePolicy | FailurePolicies, p: float
 
 def test_every_cause_has_its_key_and_no_key_is_without_a_cause() -> None:
     assert {reason.value for reason in Reason if reason.is_failure} == {
-        *FailurePolicies.model_fields,
+        *OnFailureByCause.model_fields,
         *(reason.value for reason in NEVER),
     } - {"default"}
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-@pytest.mark.parametrize("policy", list(FailurePolicy))
-async def test_a_cause_has_its_own_policy_and_all_others_the_default(cause: Reason, policy: FailurePolicy) -> None:
-    other = FailurePolicy.BLOCK if policy is FailurePolicy.ALLOW else FailurePolicy.ALLOW
-    named = FailurePolicies.model_validate({"default": other, cause.value: policy})
-    rest = FailurePolicies.model_validate({"default": policy} | {each.value: other for each in CAUSES if each != cause})
-    verdicts = {FailurePolicy.BLOCK: "block", FailurePolicy.ALLOW: "allow", FailurePolicy.PROBE: "allow"}
+@pytest.mark.parametrize("policy", list(OnFailure))
+async def test_a_cause_has_its_own_policy_and_all_others_the_default(cause: Reason, policy: OnFailure) -> None:
+    other = OnFailure.BLOCK if policy is OnFailure.ALLOW else OnFailure.ALLOW
+    named = OnFailureByCause.model_validate({"default": other, cause.value: policy})
+    rest = OnFailureByCause.model_validate(
+        {"default": policy} | {each.value: other for each in CAUSES if each != cause}
+    )
+    verdicts = {OnFailure.BLOCK: "block", OnFailure.ALLOW: "allow", OnFailure.PROBE: "allow"}
     if cause is Reason.OVERLOADED:
-        verdicts[FailurePolicy.PROBE] = "block"  # the probe has not run
+        verdicts[OnFailure.PROBE] = "block"  # the probe has not run
     for stated in (policy, named, rest):
         guard = cascade(cause, stated)
         decision = await guard.check(UNSURE)
         assert (decision.reason, decision.on_failure, decision.verdict) == (cause, policy, verdicts[policy])
-        assert decision.is_bypass == (policy is not FailurePolicy.BLOCK)
+        assert decision.is_bypass == (policy is not OnFailure.BLOCK)
         bypasses = guard.tally.snapshot().bypasses
         assert bypasses == ({(cause, policy, decision.verdict): 1} if decision.is_bypass else {})
 
 
 async def test_the_probes_own_verdict_blocks_what_it_finds_unsafe() -> None:
-    decision = await cascade(Reason.BREAKER_OPEN, FailurePolicy.PROBE, p=0.9).check(UNSURE)
-    assert (decision.verdict, decision.on_failure) == (Verdict.BLOCK, FailurePolicy.PROBE)
+    decision = await cascade(Reason.BREAKER_OPEN, OnFailure.PROBE, p=0.9).check(UNSURE)
+    assert (decision.verdict, decision.on_failure) == (Verdict.BLOCK, OnFailure.PROBE)
 
 
 @pytest.mark.parametrize("reason", NEVER)
 def test_what_the_sender_chooses_is_no_failure_of_the_guard(reason: Reason) -> None:
-    assert policy_for(FailurePolicy.ALLOW, reason) is None
-    assert policy_for(FailurePolicies(default=FailurePolicy.ALLOW), reason) is None
+    assert on_failure_for(OnFailure.ALLOW, reason) is None
+    assert on_failure_for(OnFailureByCause(default=OnFailure.ALLOW), reason) is None
 
 
 @pytest.mark.parametrize("stage", ["probe", "expert"])
 async def test_the_deadline_is_one_for_all_and_cancels_nobody_elses_request(stage: str) -> None:
     class Slow(Engine):
-        async def run(self, conversation: Conversation, head: Any) -> Reading:
+        async def run(self, conversation: Conversation, head: Any) -> Scored:
             await asyncio.sleep(3600)
             raise AssertionError
 
-    guard = cascade(Reason.DEADLINE, FailurePolicy.PROBE)
+    guard = cascade(Reason.DEADLINE, OnFailure.PROBE)
     if stage == "probe":
         guard._engine = Slow()  # type: ignore[assignment]
     task = asyncio.create_task(guard.check(UNSURE))
@@ -141,7 +143,7 @@ async def test_the_deadline_is_one_for_all_and_cancels_nobody_elses_request(stag
 
 
 async def test_the_deadline_is_not_given_to_each_turn_anew() -> None:
-    guard = cascade(Reason.DEADLINE, FailurePolicy.ALLOW)
+    guard = cascade(Reason.DEADLINE, OnFailure.ALLOW)
     turns = [{"role": role, "content": f"turn {i}"} for i in range(50) for role in ("user", "assistant")]
     start = asyncio.get_running_loop().time()
     await guard.check([*turns, *UNSURE])
@@ -150,7 +152,7 @@ async def test_the_deadline_is_not_given_to_each_turn_anew() -> None:
 
 
 async def test_a_request_that_is_cancelled_at_its_deadline_stays_cancelled() -> None:
-    guard = cascade(Reason.DEADLINE, FailurePolicy.ALLOW)
+    guard = cascade(Reason.DEADLINE, OnFailure.ALLOW)
     for _ in range(20):
         task = asyncio.create_task(guard.check(UNSURE))
         await asyncio.sleep(0.019)
@@ -160,7 +162,7 @@ async def test_a_request_that_is_cancelled_at_its_deadline_stays_cancelled() -> 
 
 
 async def test_an_earlier_cancellation_that_was_survived_does_not_let_an_inner_one_through() -> None:
-    guard = cascade(Reason.INTERNAL_ERROR, FailurePolicy.BLOCK)
+    guard = cascade(Reason.INTERNAL_ERROR, OnFailure.BLOCK)
     guard._engine = Engine(error=asyncio.CancelledError())  # type: ignore[assignment]
 
     async def stubborn() -> Any:
@@ -180,12 +182,12 @@ def parsed(**changes: Any) -> CtdConfig:
 
 
 def test_the_file_states_one_policy_or_one_for_each_cause() -> None:
-    assert parsed().on_failure is FailurePolicy.BLOCK
-    assert parsed(on_failure="probe").on_failure is FailurePolicy.PROBE
+    assert parsed().on_failure is OnFailure.BLOCK
+    assert parsed(on_failure="probe").on_failure is OnFailure.PROBE
     by_cause = parsed(on_failure={"default": "probe", "expert_bad_verdict": "block"}).on_failure
-    assert policy_for(by_cause, Reason.EXPERT_BAD_VERDICT) is FailurePolicy.BLOCK
-    assert policy_for(by_cause, Reason.BREAKER_OPEN) is FailurePolicy.PROBE
-    assert policy_for(parsed(on_failure={"overloaded": "allow"}).on_failure, Reason.DEADLINE) is FailurePolicy.BLOCK
+    assert on_failure_for(by_cause, Reason.EXPERT_BAD_VERDICT) is OnFailure.BLOCK
+    assert on_failure_for(by_cause, Reason.BREAKER_OPEN) is OnFailure.PROBE
+    assert on_failure_for(parsed(on_failure={"overloaded": "allow"}).on_failure, Reason.DEADLINE) is OnFailure.BLOCK
 
 
 @pytest.mark.parametrize(

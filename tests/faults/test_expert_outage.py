@@ -14,10 +14,10 @@ from faulty.expert import FAULTS, Judge, Judges, hang, running
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.nemo import setup
-from ctd_guardrail.nemo.guards import Guard, guard_for
+from ctd_guardrail.nemo.guards import LoadableGuard, guard_for
 
 UNAVAILABLE = "I'm sorry, but I cannot respond right now: messages cannot be checked. Please try again later."
 INPUT = "an odd question"  # which the policy of these tests delegates
@@ -46,10 +46,10 @@ def down() -> Iterator[Judge]:
 
 
 @pytest.fixture
-def guards(monkeypatch: pytest.MonkeyPatch) -> list[Guard]:
-    made: list[Guard] = []
+def guards(monkeypatch: pytest.MonkeyPatch) -> list[LoadableGuard]:
+    made: list[LoadableGuard] = []
 
-    def remember(*arguments: Any) -> Guard:
+    def remember(*arguments: Any) -> LoadableGuard:
         made.append(guard_for(*arguments))
         return made[-1]
 
@@ -95,7 +95,7 @@ async def answers(rails: LLMRails, requests: list[list[dict[str, Any]]]) -> list
 @pytest.mark.parametrize("parallel", [False, True], ids=["one after another", "parallel"])
 async def test_an_outage_blocks_every_request_and_is_counted_by_its_cause(
     make_rails: Callable[..., tuple[LLMRails, FakeLLMModel]],
-    guards: list[Guard],
+    guards: list[LoadableGuard],
     down: Judge,
     trials: Callable[..., int],
     record: Callable[..., None],
@@ -137,7 +137,7 @@ async def test_an_outage_blocks_every_request_and_is_counted_by_its_cause(
 
 @pytest.mark.parametrize("name", ["azure filter", "a proxy's limit on bodies", "tgi too long", "a bare refusal"])
 async def test_a_policy_for_outages_lets_nothing_through_that_a_sender_provoked(
-    make_rails: Callable[..., tuple[LLMRails, FakeLLMModel]], guards: list[Guard], name: str
+    make_rails: Callable[..., tuple[LLMRails, FakeLLMModel]], guards: list[LoadableGuard], name: str
 ) -> None:
     with contextlib.ExitStack() as stack:
         judge = serve(Judges(stack), refusing(INPUT, SENDERS[name][0]))
@@ -158,7 +158,7 @@ async def test_a_policy_for_outages_lets_nothing_through_that_a_sender_provoked(
 
 async def test_a_cancellation_anywhere_inside_opens_no_gate(
     make_rails: Callable[..., tuple[LLMRails, FakeLLMModel]],
-    guards: list[Guard],
+    guards: list[LoadableGuard],
     down: Judge,
     monkeypatch: pytest.MonkeyPatch,
     trials: Callable[..., int],
@@ -167,7 +167,7 @@ async def test_a_cancellation_anywhere_inside_opens_no_gate(
     expert = {"type": "openai", "base_url": down.failing_url("hang"), "model": "judge", "timeout_s": 0.05}
     rails, llm = make_rails(parallel=True, expert=expert, deadline_s=0.06, breaker=None)
     where = itertools.cycle(("expert", "base model", "its call", "its time"))
-    run, score, call = ActivationEngine.run, OpenAIExpert.score, OpenAIExpert._call
+    run, score, call = BatchedBaseModel.run, OpenAIExpert.score, OpenAIExpert._call
     place: dict[asyncio.Task[Any] | None, str] = {}
 
     async def cancelled_run(self: Any, *arguments: Any) -> Any:
@@ -188,7 +188,7 @@ async def test_a_cancellation_anywhere_inside_opens_no_gate(
         monkeypatch.setattr(OpenAIExpert, "_call", call)
         raise asyncio.CancelledError
 
-    monkeypatch.setattr(ActivationEngine, "run", cancelled_run)
+    monkeypatch.setattr(BatchedBaseModel, "run", cancelled_run)
     monkeypatch.setattr(OpenAIExpert, "score", cancelled_score)
     total = trials(full=1000, reduced=20)
     told = await answers(rails, [[{"role": "user", "content": INPUT}]] * total)

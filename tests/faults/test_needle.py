@@ -9,7 +9,7 @@ import pytest
 from faulty.guard import WordJudge
 
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import FailurePolicy, Reason, UnreadablePolicy, Verdict
+from ctd_guardrail.decision import OnFailure, OnUnreadable, Reason, Verdict
 from ctd_guardrail.errors import OverlongError
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Conversation
@@ -23,12 +23,12 @@ NEEDLE = "#@"
 @pytest.fixture(scope="module")
 def engine(tiny_bert: Path) -> Iterator[Any]:
     """A model that reads one character a token, in windows of 128."""
-    from ctd_guardrail.activations.base_model import ActivationEngine  # noqa: PLC0415  # torch
+    from ctd_guardrail.activations.base_model import BatchedBaseModel  # noqa: PLC0415  # torch
     from ctd_guardrail.activations.huggingface import HuggingFaceSource  # noqa: PLC0415
     from ctd_guardrail.activations.spec import ActivationSpec  # noqa: PLC0415
 
     spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual", max_tokens=MOST_TOKENS)
-    engine = ActivationEngine(HuggingFaceSource(spec, device="cpu"), max_batch_tokens=1 << 14)
+    engine = BatchedBaseModel(HuggingFaceSource(spec, device="cpu"), max_batch_tokens=1 << 14)
     yield engine
     engine.close()
 
@@ -102,8 +102,8 @@ def test_a_needle_moves_the_score_of_the_window_that_holds_it(
     record("needle_place", held, len(places), figure=f"up to {max(lengths) >> 10}k tokens")
 
 
-@pytest.mark.parametrize("policy", UnreadablePolicy)
-async def test_beyond_the_limit_the_stated_policy_holds(engine: Any, policy: UnreadablePolicy) -> None:
+@pytest.mark.parametrize("policy", OnUnreadable)
+async def test_beyond_the_limit_the_stated_policy_holds(engine: Any, policy: OnUnreadable) -> None:
     judge = WordJudge()
     guard = Cascade(
         engine=engine,
@@ -111,11 +111,11 @@ async def test_beyond_the_limit_the_stated_policy_holds(engine: Any, policy: Unr
         rule=ThresholdRule(0.0),
         decision_threshold=0.5,
         expert=judge,
-        on_failure=FailurePolicy.ALLOW,
+        on_failure=OnFailure.ALLOW,
         on_overlong=policy,
     )
     decision = await guard.check([{"role": "user", "content": "ab " * (MOST_TOKENS // 2) + "harmful"}])
-    if policy is UnreadablePolicy.EXPERT:
+    if policy is OnUnreadable.EXPERT:
         assert (decision.verdict, decision.reason, len(judge.seen)) == (Verdict.BLOCK, Reason.EXPERT_UNSAFE, 1)
     else:
         assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.OVERLONG)

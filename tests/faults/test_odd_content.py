@@ -6,7 +6,7 @@ from typing import Any
 
 from faulty.guard import word_guard
 
-from ctd_guardrail.decision import Decision, Reason, Route, UnreadablePolicy, Verdict
+from ctd_guardrail.decision import Decision, OnUnreadable, Reason, Route, Verdict
 
 
 class Angry(Mapping[str, Any]):
@@ -61,7 +61,7 @@ async def test_no_message_gets_past_the_guard_without_a_verdict(
     trials: Callable[..., int], record: Callable[..., None]
 ) -> None:
     rng = random.Random(0)
-    guards = [word_guard(unreadable=policy) for policy in UnreadablePolicy]
+    guards = [word_guard(unreadable=policy) for policy in OnUnreadable]
     held = 0
     total = trials(full=10_000, reduced=1_500)
     for i in range(total):

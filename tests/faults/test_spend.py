@@ -8,8 +8,8 @@ import pytest
 from faulty.expert import FAULTS, Judge, Judges, answer, running
 from faulty.guards import delegating, openai_expert
 
-from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Verdict
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.decision import Decision, OnFailure, Reason, Verdict
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.bounded.buckets import MemoryStore
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
 
@@ -31,8 +31,8 @@ def judge_that_answers() -> Iterator[Judge]:
 
 def capped(judge: Judge, clock: Clock, *caps: Cap) -> Any:
     bounds = SpendCaps(caps, MemoryStore(clock), max_principals=100, clock=clock)
-    expert = GuardedExpert(openai_expert(judge.base_url), caps=bounds, timeout_s=60)
-    return delegating(expert, on_failure=FailurePolicy.PROBE)
+    expert = BoundedExpert(openai_expert(judge.base_url), caps=bounds, timeout_s=60)
+    return delegating(expert, on_failure=OnFailure.PROBE)
 
 
 def user(text: str) -> list[dict[str, str]]:

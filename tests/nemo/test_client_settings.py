@@ -19,7 +19,7 @@ from nemoguardrails.testing import FakeLLMModel
 from typer.testing import CliRunner
 from words import ANSWER, REFUSED, UNAVAILABLE
 
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.cli.app import app as command
 from ctd_guardrail.nemo import init
 
@@ -38,13 +38,13 @@ def app_for(folder: Path) -> LLMRails:
 def principals(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The principals that the guard was told of."""
     told: list[object] = []
-    check = OverridableCascade.check
+    check = Guard.check
 
-    async def noting(self: OverridableCascade, messages: Any, *values: Any, **options: Any) -> Any:
+    async def noting(self: Guard, messages: Any, *values: Any, **options: Any) -> Any:
         told.append(options["principal"])
         return await check(self, messages, *values, **options)
 
-    monkeypatch.setattr(OverridableCascade, "check", noting)
+    monkeypatch.setattr(Guard, "check", noting)
     return told
 
 

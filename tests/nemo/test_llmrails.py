@@ -15,7 +15,7 @@ from nemoguardrails.rails.llm.options import GenerationResponse
 from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, REFUSED, UNAVAILABLE
 
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 
 
 def app_for(folder: Path) -> tuple[LLMRails, FakeLLMModel]:
@@ -70,13 +70,13 @@ async def test_an_earlier_turn_is_part_of_what_is_screened(
     make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    check = OverridableCascade.check
+    check = Guard.check
 
-    async def spy(self: OverridableCascade, messages: Any, *values: Any, **options: Any) -> Any:
+    async def spy(self: Guard, messages: Any, *values: Any, **options: Any) -> Any:
         seen.extend(messages)
         return await check(self, messages, *values, **options)
 
-    monkeypatch.setattr(OverridableCascade, "check", spy)
+    monkeypatch.setattr(Guard, "check", spy)
     app, _ = app_for(make_rail_folder())
     history = [
         {"role": "user", "content": "first"},

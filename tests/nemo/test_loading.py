@@ -19,7 +19,7 @@ from nemoguardrails.testing import FakeLLMModel
 from words import ANSWER, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.assembly import assemble
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import ActivationError, InfeasibleBudgetError
 from ctd_guardrail.nemo.loading import LoadingGuard
@@ -115,8 +115,8 @@ async def test_the_deadline_of_the_configuration_holds_while_the_models_load(
     make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    load = assemble._open_reader
-    monkeypatch.setattr("ctd_guardrail.assembly.assemble._open_reader", lambda *parts: (go.wait(60), load(*parts))[1])
+    load = assemble._open_scorer
+    monkeypatch.setattr("ctd_guardrail.assembly.assemble._open_scorer", lambda *parts: (go.wait(60), load(*parts))[1])
     expert = {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge", "timeout_s": 0.01}
     app = app_for(make_rail_folder(deadline_s=0.05, expert=expert, on_failure="allow"))
     reply = await app.generate_async(messages=user("a plain question"))
@@ -235,5 +235,5 @@ def say(app: LLMRails, text: str) -> str:
 
 def engine_of(app: LLMRails) -> Any:
     guard = guard_of(app)
-    assert isinstance(guard, OverridableCascade)
+    assert isinstance(guard, Guard)
     return guard._cascade._engine

@@ -4,7 +4,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from ctd_guardrail.decision import Decision, FailurePolicy, Mode, Reason, Route, Timings, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Timings, Verdict
 from ctd_guardrail.observability.metrics import DOORS, Metrics
 from ctd_guardrail.observability.sink import Observation
 
@@ -55,10 +55,10 @@ def test_a_failure_whose_policy_is_another_than_block_is_a_bypass(
     metrics: Metrics, reader: InMemoryMetricReader
 ) -> None:
     for verdict, policy in (
-        (Verdict.ALLOW, FailurePolicy.ALLOW),
-        (Verdict.BLOCK, FailurePolicy.BLOCK),
-        (Verdict.BLOCK, FailurePolicy.PROBE),
-        (Verdict.ALLOW, FailurePolicy.ALLOW),
+        (Verdict.ALLOW, OnFailure.ALLOW),
+        (Verdict.BLOCK, OnFailure.BLOCK),
+        (Verdict.BLOCK, OnFailure.PROBE),
+        (Verdict.ALLOW, OnFailure.ALLOW),
     ):
         metrics.decided(observation(Decision(verdict, Route.EXPERT, Reason.EXPERT_TIMEOUT, on_failure=policy)))
     counted = {

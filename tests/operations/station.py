@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretBytes
 from translators import Key, Series, by_otlp, by_python, collector_name, prometheus_name
 
-from ctd_guardrail.decision import Decision, FailurePolicy, Reason, Route, Timings, Verdict
+from ctd_guardrail.decision import Decision, OnFailure, Reason, Route, Timings, Verdict
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability import service_metrics
@@ -67,7 +67,7 @@ class Station:
 
     def bypass(self) -> None:
         """Let one input pass unchecked."""
-        self.decide(Reason.EXPERT_TIMEOUT, on_failure=FailurePolicy.ALLOW)
+        self.decide(Reason.EXPERT_TIMEOUT, on_failure=OnFailure.ALLOW)
 
     def wait_for_the_device(self) -> None:
         """Have inputs wait for 0.8 seconds."""

@@ -27,7 +27,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
@@ -73,7 +73,7 @@ MIXED = ProbeSpec(
 _TEXTS = ("a", "how are you", "one two three", "longer words " * 12)
 
 
-def scores_of(engine: ActivationEngine, probe: ProbeSpec, tensors: dict[str, Any]) -> Any:
+def scores_of(engine: BatchedBaseModel, probe: ProbeSpec, tensors: dict[str, Any]) -> Any:
     conversations = [Conversation.from_text(f"{text} {number}") for text in _TEXTS for number in range(8)]
     return np.stack([over_windows(rows) for rows in engine.run_many(conversations, Probes(probe, tensors))])
 
@@ -99,7 +99,7 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
 
     def make(model: Path, *, probe: ProbeSpec = MIXED, **spec: Any) -> tuple[Path, Policy]:
         activations = ActivationSpec.model_validate({"model": str(model), "layers": (2,), "window": 64} | spec)
-        engine = ActivationEngine(HuggingFaceSource(activations, device="cpu"))
+        engine = BatchedBaseModel(HuggingFaceSource(activations, device="cpu"))
         rng, n, width = np.random.default_rng(0), 200, engine.width
         normal = {name: rng.normal(size=shape) / np.sqrt(width) for name, shape in probe.shapes(width).items()}
         tensors = {name: x.astype(np.float32) for name, x in normal.items()}

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from vllm_double import VllmDouble
 
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.assembly.assemble import assemble
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.cli.examine import Outcome, examine
 from ctd_guardrail.config.section import parse_section
 from ctd_guardrail.config.source import VllmSourceConfig
@@ -35,7 +35,7 @@ from ctd_guardrail.policy.plan import plan
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.runtime.decision_cache import JUDGED
-from ctd_guardrail.serving.vllm import VllmReader, open_reader
+from ctd_guardrail.serving.vllm import VllmReader, open_scorer
 from ctd_guardrail.text.conversation import Conversation
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 
@@ -61,7 +61,7 @@ def source(double: VllmDouble, export: Path, **changes: Any) -> VllmSourceConfig
 def open_on(double: VllmDouble, exported: tuple[Path, Policy, Path], **changes: Any) -> tuple[VllmReader, Probes]:
     _, policy, export = exported
     probes = Probes(policy.manifest.probe, policy.probe)
-    return open_reader(source(double, export, **changes), policy.manifest, probes, folder=Path()), probes
+    return open_scorer(source(double, export, **changes), policy.manifest, probes, folder=Path()), probes
 
 
 def read(reader: Any, conversation: Conversation, probes: Probes) -> np.ndarray[Any, Any]:
@@ -74,7 +74,7 @@ def test_readings_equal_those_in_process(family: str, exported: Exported) -> Non
     _, policy, export = exported(family)
     double = VllmDouble(export)
     reader, probes = open_on(double, exported(family))
-    engine = ActivationEngine(HuggingFaceSource(policy.manifest.activations, device="cpu"))
+    engine = BatchedBaseModel(HuggingFaceSource(policy.manifest.activations, device="cpu"))
 
     async def all_at_once() -> list[Any]:
         return await asyncio.gather(*(reader.run(conversation, probes) for conversation in CONVERSATIONS))
@@ -189,7 +189,7 @@ def test_another_policys_export_is_refused(double: VllmDouble, exported: Exporte
     _, _, export = exported("mistral")
     probes = Probes(policy.manifest.probe, policy.probe)
     with pytest.raises(PolicyMismatchError, match="another base model"):
-        open_reader(source(double, export), policy.manifest, probes, folder=Path())
+        open_scorer(source(double, export), policy.manifest, probes, folder=Path())
 
 
 def test_another_tokenizer_is_refused(double: VllmDouble, exported: Exported, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_another_tokenizer_is_refused(double: VllmDouble, exported: Exported, tm
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     probes = Probes(policy.manifest.probe, policy.probe)
     with pytest.raises(PolicyMismatchError, match="template_sha256"):
-        open_reader(source(double, tmp_path), policy.manifest, probes, folder=Path())
+        open_scorer(source(double, tmp_path), policy.manifest, probes, folder=Path())
 
 
 def test_the_guards_machine_needs_no_weights(double: VllmDouble, exported: Exported, tmp_path: Path) -> None:
@@ -208,11 +208,11 @@ def test_the_guards_machine_needs_no_weights(double: VllmDouble, exported: Expor
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     probes = Probes(policy.manifest.probe, policy.probe)
-    reader = open_reader(source(double, tmp_path), policy.manifest, probes, folder=Path())
+    reader = open_scorer(source(double, tmp_path), policy.manifest, probes, folder=Path())
     assert read(reader, CONVERSATIONS[0], probes).shape == (1, 2)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ActivationError, match="holds no tokenizer"):
-        open_reader(source(double, tmp_path), policy.manifest, probes, folder=Path())
+        open_scorer(source(double, tmp_path), policy.manifest, probes, folder=Path())
 
 
 def test_a_key_is_sent_and_a_wrong_one_is_named(
@@ -273,9 +273,7 @@ def test_now_and_then_the_engine_proves_itself_while_readings_go_on(
 # The guard around it.
 
 
-def make_cascade(
-    double: VllmDouble, exported: tuple[Path, Policy, Path], judge: Any, **changes: Any
-) -> OverridableCascade:
+def make_cascade(double: VllmDouble, exported: tuple[Path, Policy, Path], judge: Any, **changes: Any) -> Guard:
     folder, _, export = exported
     return assemble(
         parse_section(
@@ -290,7 +288,7 @@ def make_cascade(
     )
 
 
-async def check(cascade: OverridableCascade, text: str) -> Any:
+async def check(cascade: Guard, text: str) -> Any:
     return await cascade.check([{"role": "user", "content": text}])
 
 

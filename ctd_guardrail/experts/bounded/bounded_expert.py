@@ -32,7 +32,7 @@ from ctd_guardrail.experts.bounded.spend_cap import SpendCaps
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.text.conversation import Conversation
 
-__all__ = ["GuardedExpert", "Spend", "countdown", "health_of", "unlimited"]
+__all__ = ["BoundedExpert", "Spend", "countdown", "health_of", "unlimited"]
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def health_of(error: BaseException) -> Health:
     return Health.GOOD if isinstance(error, ExpertVerdictError | InputError) else Health.UNKNOWN
 
 
-class GuardedExpert:
+class BoundedExpert:
     """Asks an expert, as far as it may be asked.
 
     Args:

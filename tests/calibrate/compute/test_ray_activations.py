@@ -18,23 +18,23 @@ from calibrate.config.cluster import RayConfig
 from calibrate.features import chunks, collect_tokens, pool_activations, tokens
 from calibrate.features.chunks import read_chunk
 from calibrate.rows.data import Dataset, read_dataset
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ActivationError, ConfigError, DataError
 
 
 @pytest.fixture
-def engine(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ActivationEngine]:
+def engine(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchedBaseModel]:
     monkeypatch.setattr(tokens, "_SHARD_CHARACTERS", 500)
     spec = ActivationSpec(model=str(tiny_bert), layers=(1, 2), site="residual", max_tokens=400)
-    engine = ActivationEngine(HuggingFaceSource(spec, device="cpu"))
+    engine = BatchedBaseModel(HuggingFaceSource(spec, device="cpu"))
     yield engine
     engine.close()
 
 
 def test_shards_of_both_are_the_same_files(
-    dataset: Dataset, engine: ActivationEngine, run_on: RayConfig, tmp_path: Path
+    dataset: Dataset, engine: BatchedBaseModel, run_on: RayConfig, tmp_path: Path
 ) -> None:
     rows, caches = np.arange(len(dataset)), [tmp_path / "plain", tmp_path / "ray"]
     workers = RayWorkers(run_on.model_copy(update={"actors": 1}), engine, device="cpu")
@@ -52,7 +52,7 @@ def test_shards_of_both_are_the_same_files(
 
 
 def test_pooled_rows_are_equal_and_the_plain_loop_goes_on_from_them(
-    dataset: Dataset, engine: ActivationEngine, run_on: RayConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, engine: BatchedBaseModel, run_on: RayConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 16)
     every, workers, cache = np.arange(len(dataset)), RayWorkers(run_on, engine, device="cpu"), tmp_path / "ray"
@@ -95,7 +95,7 @@ def without_processes(monkeypatch: pytest.MonkeyPatch) -> RayConfig:
 
 
 def test_a_row_that_an_actor_refuses_is_named(
-    tmp_path: Path, engine: ActivationEngine, without_processes: RayConfig
+    tmp_path: Path, engine: BatchedBaseModel, without_processes: RayConfig
 ) -> None:
     file = tmp_path / "overlong.jsonl"
     file.write_text('{"text": "short", "label": 0}\n{"text": "' + "word " * 401 + '", "label": 1}\n')
@@ -110,7 +110,7 @@ def test_a_row_that_an_actor_refuses_is_named(
 )
 def test_an_actor_with_another_base_model_is_refused(
     dataset: Dataset,
-    engine: ActivationEngine,
+    engine: BatchedBaseModel,
     without_processes: RayConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -123,7 +123,7 @@ def test_an_actor_with_another_base_model_is_refused(
 
 
 def test_an_actor_without_its_base_model_says_so(
-    dataset: Dataset, engine: ActivationEngine, without_processes: RayConfig, tmp_path: Path
+    dataset: Dataset, engine: BatchedBaseModel, without_processes: RayConfig, tmp_path: Path
 ) -> None:
     nowhere = engine.spec.model_copy(update={"model": str(tmp_path / "nowhere")})
     engine._source._spec = nowhere  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ from calibrate.cli.app import app
 from calibrate.config.cluster import RayConfig
 from calibrate.config.expert import AskedOpenAIExpert
 from calibrate.expert_scores.ask import ExpertScores, score_with
-from calibrate.expert_scores.score_log import Journal
+from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.rows.data import Dataset
 from ctd_guardrail.errors import DataError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
@@ -40,8 +40,8 @@ def _score(dataset: Dataset, section: dict[str, Any], cache: Path, run_on: RayCo
         return score_with(expert, dataset, np.arange(len(dataset)), cache=cache, progress=progress, run_on=run_on)[1]
 
 
-def _journal(section: dict[str, Any], cache: Path) -> Journal:
-    return Journal(cache / "expert.sqlite", build_expert(AskedOpenAIExpert(**section)).identity)
+def _journal(section: dict[str, Any], cache: Path) -> ScoreLog:
+    return ScoreLog(cache / "expert.sqlite", build_expert(AskedOpenAIExpert(**section)).identity)
 
 
 def test_scores_are_those_of_the_plain_loop_and_the_next_run_asks_nothing(

@@ -18,7 +18,7 @@ import stamina
 from rich.progress import Progress
 
 from calibrate.expert_scores.ask import ExpertScores, ask_expert
-from calibrate.expert_scores.score_log import Journal
+from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.rows.data import Dataset, read_dataset
 from ctd_guardrail.errors import DataError, ExpertTimeoutError, ExpertUnavailableError, OverlongError
 from ctd_guardrail.experts.protocol import ExpertScore
@@ -72,7 +72,7 @@ async def _ask(dataset: Dataset, expert: RecordingExpert, journal: Path) -> Expe
 
 
 def _saved(dataset: Dataset, journal: Path, identity: str = "recording:1") -> set[str]:
-    with Journal(journal, identity) as saved:
+    with ScoreLog(journal, identity) as saved:
         return set(saved.known(conversation.digest() for conversation in dataset.conversations))
 
 
@@ -216,4 +216,4 @@ async def test_a_killed_run_has_lost_only_what_was_under_way(dataset: Dataset, t
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "expert.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(DataError, match="not a readable journal"):
-        Journal(tmp_path / "expert.sqlite", "recording:1")
+        ScoreLog(tmp_path / "expert.sqlite", "recording:1")

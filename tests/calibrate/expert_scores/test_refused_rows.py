@@ -26,7 +26,7 @@ from calibrate.compute.progress import progress_bars
 from calibrate.config.expert import AskedLocalExpert, AskedOpenAIExpert
 from calibrate.config.file import load_config
 from calibrate.expert_scores.ask import ExpertScores, score_with
-from calibrate.expert_scores.score_log import Journal
+from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.rows.data import Dataset, read_dataset
 from ctd_guardrail.errors import ConfigError, DataError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
@@ -234,7 +234,7 @@ def test_a_killed_run_asks_no_refused_row_again(dataset: Dataset, row_judge: Row
 
     digests = [conversation.digest() for conversation in dataset.conversations]
     identity = build_expert(AskedOpenAIExpert(**section(row_judge))).identity
-    with Journal(cache / "expert.sqlite", identity) as journal:
+    with ScoreLog(cache / "expert.sqlite", identity) as journal:
         settled = {*journal.known(digests), *journal.refused(digests)}
         left_open = journal.left_open(digests)
     assert len(settled) >= 60 - CONCURRENCY

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from calibrate.features import collect_tokens, pool_activations, tokens
 from calibrate.rows.data import Dataset, read_dataset
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import DataError
@@ -31,10 +31,10 @@ def dataset(make_rows: Callable[..., list[dict[str, Any]]], write_rows: Callable
 
 
 @pytest.fixture
-def engine(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ActivationEngine]:
+def engine(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchedBaseModel]:
     monkeypatch.setattr(tokens, "_SHARD_CHARACTERS", 500)
     spec = ActivationSpec(model=str(tiny_bert), layers=(1, 2), site="residual", dtype="bfloat16", max_tokens=400)
-    engine = ActivationEngine(HuggingFaceSource(spec, device="cpu"))
+    engine = BatchedBaseModel(HuggingFaceSource(spec, device="cpu"))
     yield engine
     engine.close()
 
@@ -53,12 +53,12 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def _collect(dataset: Dataset, rows: Sequence[int], engine: ActivationEngine, cache: Path) -> list[Ragged]:
+def _collect(dataset: Dataset, rows: Sequence[int], engine: BatchedBaseModel, cache: Path) -> list[Ragged]:
     with Progress(disable=True) as progress:
         return collect_tokens(dataset, np.array(rows), engine, cache=cache, progress=progress)
 
 
-def test_they_are_what_the_pooled_rows_are_means_of(dataset: Dataset, engine: ActivationEngine, tmp_path: Path) -> None:
+def test_they_are_what_the_pooled_rows_are_means_of(dataset: Dataset, engine: BatchedBaseModel, tmp_path: Path) -> None:
     rows = np.arange(ROWS)
     found = _collect(dataset, rows.tolist(), engine, tmp_path)
     with Progress(disable=True) as progress:
@@ -73,7 +73,7 @@ def test_they_are_what_the_pooled_rows_are_means_of(dataset: Dataset, engine: Ac
 
 
 def test_a_second_run_computes_nothing_and_maps_what_it_returns(
-    dataset: Dataset, engine: ActivationEngine, tmp_path: Path, forwarded: list[int]
+    dataset: Dataset, engine: BatchedBaseModel, tmp_path: Path, forwarded: list[int]
 ) -> None:
     first = _collect(dataset, range(ROWS), engine, tmp_path)
     computed = len(forwarded)
@@ -89,21 +89,21 @@ def test_a_second_run_computes_nothing_and_maps_what_it_returns(
 
 def test_a_stopped_run_goes_on_after_its_last_shard(
     dataset: Dataset,
-    engine: ActivationEngine,
+    engine: BatchedBaseModel,
     tmp_path: Path,
     forwarded: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, calls = ActivationEngine.tokens_of, 0
+    original, calls = BatchedBaseModel.tokens_of, 0
 
-    def stop_at_the_third(self: ActivationEngine, *arguments: Any) -> Any:
+    def stop_at_the_third(self: BatchedBaseModel, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(ActivationEngine, "tokens_of", stop_at_the_third)
+    monkeypatch.setattr(BatchedBaseModel, "tokens_of", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         _collect(dataset, range(ROWS), engine, tmp_path)
     done = sum(forwarded)
@@ -115,7 +115,7 @@ def test_a_stopped_run_goes_on_after_its_last_shard(
 
 @pytest.mark.parametrize("damage", [b"", b"no safetensors"])
 def test_a_damaged_shard_is_computed_again(
-    dataset: Dataset, engine: ActivationEngine, tmp_path: Path, damage: bytes
+    dataset: Dataset, engine: BatchedBaseModel, tmp_path: Path, damage: bytes
 ) -> None:
     first = [each.values.clone() for each in _collect(dataset, range(ROWS), engine, tmp_path)]
     next((tmp_path / "tokens").rglob("*.safetensors")).write_bytes(damage)
@@ -123,7 +123,7 @@ def test_a_damaged_shard_is_computed_again(
     assert all(torch.equal(old, new.values) for old, new in zip(first, again, strict=True))
 
 
-def test_an_overlong_row_is_named(write_rows: Callable[..., Path], engine: ActivationEngine, tmp_path: Path) -> None:
+def test_an_overlong_row_is_named(write_rows: Callable[..., Path], engine: BatchedBaseModel, tmp_path: Path) -> None:
     rows = [{"text": "short", "label": 0}, {"text": "word " * 401, "label": 1}]
     with pytest.raises(DataError, match="more than 400 tokens") as caught:
         _collect(read_dataset([write_rows(rows)]), [0, 1], engine, tmp_path)

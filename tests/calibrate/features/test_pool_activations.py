@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from calibrate.features import CHUNK, pool_activations
 from calibrate.rows.data import Dataset, read_dataset
-from ctd_guardrail.activations.base_model import ActivationEngine
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ActivationError, DataError
@@ -27,9 +27,9 @@ def dataset(make_rows: Callable[..., list[dict[str, Any]]], write_rows: Callable
 
 
 @pytest.fixture
-def engine(tiny_bert: Path) -> Iterator[ActivationEngine]:
+def engine(tiny_bert: Path) -> Iterator[BatchedBaseModel]:
     spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual", max_tokens=100)
-    engine = ActivationEngine(HuggingFaceSource(spec, device="cpu"))
+    engine = BatchedBaseModel(HuggingFaceSource(spec, device="cpu"))
     yield engine
     engine.close()
 
@@ -48,13 +48,13 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def _pool(dataset: Dataset, engine: ActivationEngine, cache: Path) -> Any:
+def _pool(dataset: Dataset, engine: BatchedBaseModel, cache: Path) -> Any:
     cache.mkdir(exist_ok=True)
     with Progress(disable=True) as progress:
         return pool_activations(dataset, np.arange(len(dataset)), engine, cache=cache, progress=progress)
 
 
-def test_they_are_the_engines_own(dataset: Dataset, engine: ActivationEngine, tmp_path: Path) -> None:
+def test_they_are_the_engines_own(dataset: Dataset, engine: BatchedBaseModel, tmp_path: Path) -> None:
     pooled = _pool(dataset, engine, tmp_path / "cache")
     assert pooled.values.shape == (ROWS, 32)
     assert pooled.values.dtype == np.float32
@@ -64,7 +64,7 @@ def test_they_are_the_engines_own(dataset: Dataset, engine: ActivationEngine, tm
 
 
 def test_a_second_run_computes_nothing(
-    dataset: Dataset, engine: ActivationEngine, tmp_path: Path, forwarded: list[int]
+    dataset: Dataset, engine: BatchedBaseModel, tmp_path: Path, forwarded: list[int]
 ) -> None:
     first = _pool(dataset, engine, tmp_path / "cache")
     assert sum(forwarded) == ROWS
@@ -74,22 +74,22 @@ def test_a_second_run_computes_nothing(
 
 def test_a_stopped_run_goes_on_after_its_last_chunk(
     dataset: Dataset,
-    engine: ActivationEngine,
+    engine: BatchedBaseModel,
     tmp_path: Path,
     forwarded: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = ActivationEngine.run_many
+    original = BatchedBaseModel.run_many
     calls = 0
 
-    def stop_at_the_second(self: ActivationEngine, *arguments: Any) -> Any:
+    def stop_at_the_second(self: BatchedBaseModel, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(ActivationEngine, "run_many", stop_at_the_second)
+    monkeypatch.setattr(BatchedBaseModel, "run_many", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         _pool(dataset, engine, tmp_path / "cache")
     done = sum(forwarded)
@@ -100,7 +100,7 @@ def test_a_stopped_run_goes_on_after_its_last_chunk(
 
 @pytest.mark.parametrize("damage", [b"", b"no safetensors", None])
 def test_a_damaged_chunk_is_computed_again(
-    dataset: Dataset, engine: ActivationEngine, tmp_path: Path, forwarded: list[int], damage: bytes | None
+    dataset: Dataset, engine: BatchedBaseModel, tmp_path: Path, forwarded: list[int], damage: bytes | None
 ) -> None:
     first = _pool(dataset, engine, tmp_path / "cache")
     chunk = next((tmp_path / "cache").rglob("*.safetensors"))
@@ -110,7 +110,7 @@ def test_a_damaged_chunk_is_computed_again(
 
 
 def test_other_rows_in_another_order_reuse_what_is_there(
-    dataset: Dataset, engine: ActivationEngine, tmp_path: Path, forwarded: list[int]
+    dataset: Dataset, engine: BatchedBaseModel, tmp_path: Path, forwarded: list[int]
 ) -> None:
     every = np.arange(len(dataset))
     with Progress(disable=True) as progress:
@@ -121,7 +121,7 @@ def test_other_rows_in_another_order_reuse_what_is_there(
 
 
 def test_equal_conversations_are_computed_once(
-    write_rows: Callable[..., Path], engine: ActivationEngine, tmp_path: Path, forwarded: list[int]
+    write_rows: Callable[..., Path], engine: BatchedBaseModel, tmp_path: Path, forwarded: list[int]
 ) -> None:
     rows = [{"text": "same" if i % 3 else f"other {i}", "label": i % 2} for i in range(30)]
     pooled = _pool(read_dataset([write_rows(rows)]), engine, tmp_path / "cache")
@@ -131,10 +131,10 @@ def test_equal_conversations_are_computed_once(
 
 
 def test_another_layer_is_another_entry(
-    dataset: Dataset, engine: ActivationEngine, tmp_path: Path, tiny_bert: Path
+    dataset: Dataset, engine: BatchedBaseModel, tmp_path: Path, tiny_bert: Path
 ) -> None:
     first = _pool(dataset, engine, tmp_path / "cache")
-    deeper = ActivationEngine(
+    deeper = BatchedBaseModel(
         HuggingFaceSource(ActivationSpec(model=str(tiny_bert), layers=(2,), site="residual"), device="cpu")
     )
     assert not np.allclose(_pool(dataset, deeper, tmp_path / "cache").values, first.values)
@@ -144,7 +144,7 @@ def test_another_layer_is_another_entry(
 def test_an_overlong_row_is_named(
     make_rows: Callable[..., list[dict[str, Any]]],
     write_rows: Callable[..., Path],
-    engine: ActivationEngine,
+    engine: BatchedBaseModel,
     tmp_path: Path,
 ) -> None:
     rows = make_rows(CHUNK + 20)
@@ -156,7 +156,7 @@ def test_an_overlong_row_is_named(
 
 
 def test_a_failure_of_the_model_is_not_blamed_on_a_row(
-    dataset: Dataset, engine: ActivationEngine, tmp_path: Path
+    dataset: Dataset, engine: BatchedBaseModel, tmp_path: Path
 ) -> None:
     engine.close()
     with pytest.raises(ActivationError, match="shutting down"):

@@ -20,7 +20,7 @@ from calibrate.config.file import load_config
 from calibrate.pipeline.run import PipelineResult, run
 from calibrate.report.documents import write_documents
 from calibrate.rows.data import read_dataset
-from ctd_guardrail.activations.base_model import get_engine
+from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError, PolicyIntegrityError
 from ctd_guardrail.policy.budget import certify
@@ -52,7 +52,7 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def _warm(config: Path, forwarded: list[int]) -> Iterator[None]:
     """Hold the base model, so that no run loads it and warms it up; what that took is not counted."""
     base = load_config(config).base
-    engine = get_engine(base.spec, device=base.device)
+    engine = load_base_model(base.spec, device=base.device)
     forwarded.clear()
     yield
     assert engine.spec == base.spec
@@ -90,7 +90,7 @@ async def test_the_policys_scores_are_those_that_the_rail_computes(
     rows = write_rows(make_rows())
     result = _run(write_config(base={"model": str(tiny_bert), "site": "residual", "device": "cpu", **base}))
     conversations = read_dataset([rows]).conversations
-    engine = get_engine(result.policy.manifest.activations, device="cpu")
+    engine = load_base_model(result.policy.manifest.activations, device="cpu")
     probes = Probes(result.policy.manifest.probe, result.policy.probe)
     windows = [(await engine.run(conversations[row], probes)).rows for row in result.split.calibration]
     assert (max(map(len, windows)) > 1) == ("window" in base)

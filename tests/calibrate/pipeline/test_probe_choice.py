@@ -17,7 +17,7 @@ from calibrate.pipeline.run import PipelineResult, run
 from calibrate.rows.data import read_dataset
 from calibrate.train import learner, tokens
 from calibrate.train.descent import Schedule
-from ctd_guardrail.activations.base_model import get_engine
+from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.store import read_policy
 from ctd_guardrail.probes.probes import Probes
@@ -48,7 +48,7 @@ def _run(config: Path) -> PipelineResult:
 async def _assert_the_rail_agrees(result: PipelineResult, rows: Path) -> None:
     policy = read_policy(result.output)
     conversations = read_dataset([rows]).conversations
-    engine = get_engine(policy.manifest.activations, device="cpu")
+    engine = load_base_model(policy.manifest.activations, device="cpu")
     assert engine.fingerprint == policy.manifest.fingerprint
     probes = Probes(policy.manifest.probe, policy.probe)
     online = [over_windows((await engine.run(conversations[row], probes)).rows) for row in result.split.calibration]

@@ -18,7 +18,7 @@ from ctd_guardrail.errors import (
     ExpertVerdictError,
     OverlongError,
 )
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert, Spend, countdown, health_of
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, Spend, countdown, health_of
 from ctd_guardrail.experts.bounded.breaker import BreakerState, CircuitBreaker, Health
 from ctd_guardrail.experts.bounded.buckets import MemoryStore
 from ctd_guardrail.experts.bounded.bulkhead import Bulkhead
@@ -73,7 +73,7 @@ def _pauses_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_an_expert_without_bounds_is_asked_and_counted() -> None:
     expert = Double(ExpertScore(0.5, attempts=3, tokens=1000), ExpertScore(0.5))
-    guarded, spend = GuardedExpert(expert), Spend()
+    guarded, spend = BoundedExpert(expert), Spend()
     assert (await guarded.ask(INPUT, spend)).p_unsafe == 0.5
     assert spend == Spend(attempts=3, tokens=1000)
     await guarded.ask(INPUT, spend)
@@ -86,13 +86,13 @@ async def test_an_expert_without_bounds_is_asked_and_counted() -> None:
 async def test_the_kill_switch_makes_no_call() -> None:
     expert, spend = Double(), Spend()
     with pytest.raises(ExpertDisabledError):
-        await GuardedExpert(expert, is_enabled=False).ask(INPUT, spend)
+        await BoundedExpert(expert, is_enabled=False).ask(INPUT, spend)
     assert (expert.calls, spend) == (0, Spend())
 
 
 async def test_calls_of_one_request_beyond_its_own_limit_are_not_made() -> None:
     expert, take = Double(), countdown(2)
-    guarded = GuardedExpert(expert)
+    guarded = BoundedExpert(expert)
     for _ in range(2):
         await guarded.ask(INPUT, Spend(), take=take)
     with pytest.raises(ExpertCapError):
@@ -102,7 +102,7 @@ async def test_calls_of_one_request_beyond_its_own_limit_are_not_made() -> None:
 
 async def test_what_was_tried_again_is_paid_for() -> None:
     expert = Double(ExpertScore(0.5, attempts=3))
-    guarded = GuardedExpert(expert, caps=caps(Cap("calls", 5, 60.0, 5, per_principal=False)))
+    guarded = BoundedExpert(expert, caps=caps(Cap("calls", 5, 60.0, 5, per_principal=False)))
     await guarded.ask(INPUT, Spend())
     await guarded.ask(INPUT, Spend())
     with pytest.raises(ExpertCapError):
@@ -112,7 +112,7 @@ async def test_what_was_tried_again_is_paid_for() -> None:
 
 async def test_tokens_are_paid_for_as_billed() -> None:
     expert = Double(ExpertScore(0.5, tokens=2000))
-    guarded = GuardedExpert(expert, caps=caps(Cap("tokens", 3000, 60.0, 3000, per_principal=False)))
+    guarded = BoundedExpert(expert, caps=caps(Cap("tokens", 3000, 60.0, 3000, per_principal=False)))
     for _ in range(2):
         await guarded.ask(INPUT, Spend())
     with pytest.raises(ExpertCapError):
@@ -126,14 +126,14 @@ async def test_a_store_that_is_down_stops_the_call_but_not_an_answer_that_is_the
 
     limit = Cap("calls", 5, 60.0, 5, per_principal=False)
     expert = Double(ExpertScore(0.5, attempts=2))
-    assert (await GuardedExpert(expert, caps=caps(limit, store=Store())).ask(INPUT, Spend())).p_unsafe == 0.5
+    assert (await BoundedExpert(expert, caps=caps(limit, store=Store())).ask(INPUT, Spend())).p_unsafe == 0.5
 
     class Down(Store):
         async def take(self, demands: Any) -> bool:
             raise CapStoreError("down")
 
     with pytest.raises(CapStoreError):
-        await GuardedExpert(expert, caps=caps(limit, store=Down())).ask(INPUT, Spend())
+        await BoundedExpert(expert, caps=caps(limit, store=Down())).ask(INPUT, Spend())
     assert expert.calls == 1
 
 
@@ -157,7 +157,7 @@ async def test_only_a_transient_fault_is_tried_again_and_every_attempt_counts(
     answers: list[Any], calls: int, outcome: type[ExpertError] | None
 ) -> None:
     expert, spend = Double(*answers), Spend()
-    guarded = GuardedExpert(expert, attempts=3, timeout_s=60)
+    guarded = BoundedExpert(expert, attempts=3, timeout_s=60)
     if outcome is None:
         assert (await guarded.ask(INPUT, spend)).p_unsafe == 0.5
     else:
@@ -171,7 +171,7 @@ async def test_calls_that_a_failure_took_count_as_well() -> None:
     refused = ExpertVerdictError("refused")
     refused.attempts = 4
     spend, limit = Spend(), Cap("calls", 5, 60.0, 5, per_principal=False)
-    guarded = GuardedExpert(Double(refused, ExpertScore(0.5)), caps=caps(limit))
+    guarded = BoundedExpert(Double(refused, ExpertScore(0.5)), caps=caps(limit))
     with pytest.raises(ExpertVerdictError):
         await guarded.ask(INPUT, spend)
     assert spend == Spend(attempts=4, tokens=ESTIMATE)
@@ -183,11 +183,11 @@ async def test_calls_that_a_failure_took_count_as_well() -> None:
 async def test_the_experts_own_time_to_come_again_is_kept_within_the_deadline() -> None:
     now = asyncio.get_running_loop().time
     expert, start = Double(ExpertUnavailableError("HTTP 429", retry_after_s=0.05), ExpertScore(0.5)), now()
-    await GuardedExpert(expert, attempts=2, timeout_s=60).ask(INPUT, Spend())
+    await BoundedExpert(expert, attempts=2, timeout_s=60).ask(INPUT, Spend())
     assert (expert.calls, now() - start >= 0.05) == (2, True)
     expert = Double(ExpertUnavailableError("HTTP 429", retry_after_s=61))
     with pytest.raises(ExpertUnavailableError, match="429"):
-        await GuardedExpert(expert, attempts=2, timeout_s=60).ask(INPUT, Spend())
+        await BoundedExpert(expert, attempts=2, timeout_s=60).ask(INPUT, Spend())
     assert expert.calls == 1
 
 
@@ -204,13 +204,13 @@ async def test_where_another_attempt_may_not_be_made_the_reason_is_why_the_last_
 ) -> None:
     expert, spend = Double(TRANSIENT), Spend()
     with pytest.raises(ExpertUnavailableError, match="503"):
-        await GuardedExpert(expert, attempts=3, timeout_s=60, **bounds()).ask(INPUT, spend)
+        await BoundedExpert(expert, attempts=3, timeout_s=60, **bounds()).ask(INPUT, spend)
     assert expert.calls == spend.attempts == 1
 
 
 async def test_one_deadline_holds_for_waiting_and_all_attempts() -> None:
     expert = Hanging()
-    guarded = GuardedExpert(expert, bulkhead=Bulkhead(1, 10), attempts=5, timeout_s=0.1)
+    guarded = BoundedExpert(expert, bulkhead=Bulkhead(1, 10), attempts=5, timeout_s=0.1)
     asked = [guarded.ask(INPUT, Spend()) for _ in range(4)]
     results = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
     assert [type(result) for result in results] == [ExpertTimeoutError] * 4
@@ -220,7 +220,7 @@ async def test_one_deadline_holds_for_waiting_and_all_attempts() -> None:
 
 async def test_more_than_may_wait_are_refused_and_not_counted_as_calls() -> None:
     expert, spends = Hanging(), [Spend() for _ in range(4)]
-    guarded = GuardedExpert(expert, bulkhead=Bulkhead(1, 1), timeout_s=0.05)
+    guarded = BoundedExpert(expert, bulkhead=Bulkhead(1, 1), timeout_s=0.05)
     results = await asyncio.gather(*(guarded.ask(INPUT, spend) for spend in spends), return_exceptions=True)
     assert sum(isinstance(result, ExpertOverloadedError) for result in results) == 2
     assert sum(spend.attempts for spend in spends) == expert.calls
@@ -229,7 +229,7 @@ async def test_more_than_may_wait_are_refused_and_not_counted_as_calls() -> None
 async def test_a_local_experts_own_full_queue_is_no_call() -> None:
     limits = caps(Cap("calls", 1, 3600.0, 1, per_principal=False))
     expert, spend = Double(ExpertOverloadedError("full"), ExpertScore(0.5)), Spend()
-    guarded = GuardedExpert(expert, caps=limits, breaker=breaker(failures=1))
+    guarded = BoundedExpert(expert, caps=limits, breaker=breaker(failures=1))
     with pytest.raises(ExpertOverloadedError):
         await guarded.ask(INPUT, spend)
     assert spend == Spend()
@@ -237,7 +237,7 @@ async def test_a_local_experts_own_full_queue_is_no_call() -> None:
 
 
 async def test_hanging_opens_the_breaker_and_clients_that_leave_do_not() -> None:
-    guarded = GuardedExpert(Hanging(), breaker=breaker(failures=2), timeout_s=0.02)
+    guarded = BoundedExpert(Hanging(), breaker=breaker(failures=2), timeout_s=0.02)
     assert guarded.breaker is not None
     for _ in range(10):
         task = asyncio.create_task(guarded.ask(INPUT, Spend()))

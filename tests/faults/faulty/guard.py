@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import FailurePolicy, UnreadablePolicy
+from ctd_guardrail.decision import OnFailure, OnUnreadable
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Context, Conversation
@@ -27,11 +27,11 @@ class WordReader:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    async def run(self, conversation: Conversation, head: Any) -> Reading:
+    async def run(self, conversation: Conversation, head: Any) -> Scored:
         text = conversation.plain_text()
         self.seen.append(text)
         scores = np.array([[0.9 if HARM in text else 0.1, 0.5 if DOUBT in text else -0.5]])
-        return Reading(scores, queue_ms=0.0, forward_ms=0.0)
+        return Scored(scores, queue_ms=0.0, forward_ms=0.0)
 
 
 class WordJudge:
@@ -53,7 +53,7 @@ class WordJudge:
 def word_guard(
     *,
     context: Context = Context.CONVERSATION,
-    unreadable: UnreadablePolicy = UnreadablePolicy.BLOCK,
+    unreadable: OnUnreadable = OnUnreadable.BLOCK,
     judge: WordJudge | None = None,
     reader: WordReader | None = None,
     **settings: Any,
@@ -65,7 +65,7 @@ def word_guard(
         rule=ThresholdRule(0.0),
         decision_threshold=0.5,
         expert=judge or WordJudge(),
-        on_failure=FailurePolicy.BLOCK,
+        on_failure=OnFailure.BLOCK,
         context=context,
         on_nontext=unreadable,
         on_overlong=unreadable,

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ctd_guardrail.activations.reading import Reading
+from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.config.experts import OpenAIExpertConfig
-from ctd_guardrail.decision import FailurePolicy
+from ctd_guardrail.decision import OnFailure
 from ctd_guardrail.errors import OverlongError
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Conversation
@@ -25,12 +25,12 @@ class FixedEngine:
 
     spec = ActivationSpec(model="model", layers=(1,), max_tokens=10_000)
 
-    async def run(self, unit: Conversation, head: Any) -> Reading:
+    async def run(self, unit: Conversation, head: Any) -> Scored:
         text = unit.plain_text()
         if len(text) > self.spec.max_tokens:
             raise OverlongError("too long")
         p, d = 0.9 if "harmful" in text else 0.1, -1.0 if "plain" in text else 1.0
-        return Reading(np.array([[p, d]]), queue_ms=0.0, forward_ms=0.0)
+        return Scored(np.array([[p, d]]), queue_ms=0.0, forward_ms=0.0)
 
 
 def openai_expert(base_url: str, **settings: Any) -> OpenAIExpert:
@@ -45,8 +45,8 @@ def delegating(expert: Any, **settings: Any) -> Cascade:
             "probes": lambda ragged: ragged.values,
             "rule": ThresholdRule(0.0),
             "decision_threshold": 0.5,
-            "expert": expert if isinstance(expert, GuardedExpert) else GuardedExpert(expert),
-            "on_failure": FailurePolicy.BLOCK,
+            "expert": expert if isinstance(expert, BoundedExpert) else BoundedExpert(expert),
+            "on_failure": OnFailure.BLOCK,
         }
         | settings
     )

@@ -13,10 +13,10 @@ from faulty.guard import word_guard
 from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
 from ctd_guardrail.assembly.folder import FLOW
-from ctd_guardrail.assembly.overrides import OverridableCascade
+from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.config.section import parse_section
-from ctd_guardrail.experts.bounded.bounded_expert import GuardedExpert
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.text.conversation import Context
 
 __all__ = ["ANSWER", "RecordingLLM", "Stage", "marking_guard"]
@@ -119,7 +119,7 @@ class Stage:
         return [{"type": "main", "engine": "openai", "model": "gpt-4o-mini", "parameters": parameters}]
 
 
-def marking_guard(context: Context, **settings: Any) -> OverridableCascade:
+def marking_guard(context: Context, **settings: Any) -> Guard:
     """Return a guard with the real cascade, whose probe and expert refuse one word.
 
     Args:
@@ -129,4 +129,4 @@ def marking_guard(context: Context, **settings: Any) -> OverridableCascade:
     config = parse_section(_SECTION)
     cascade = word_guard(context=context, **settings)
     bounds = Bounds.of(config.override_bounds, alpha=0.1, delta=0.1, mode=config.mode, on_failure=config.on_failure)
-    return OverridableCascade(config, {None: GuardedExpert(cascade._expert)}, lambda *_: cascade, bounds=bounds)
+    return Guard(config, {None: BoundedExpert(cascade._expert)}, lambda *_: cascade, bounds=bounds)

@@ -14,11 +14,11 @@ from ctd_guardrail.text.conversation import Conversation
 if TYPE_CHECKING:
     from ctd_guardrail.probes.probes import Probes
 
-__all__ = ["Reader", "Reading"]
+__all__ = ["Scored", "Scorer"]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Scored:
     """One conversation, read.
 
     Attributes:
@@ -34,7 +34,7 @@ class Reading:
     forward_ms: float
 
 
-class Reader(Protocol):
+class Scorer(Protocol):
     """The base model as the cascade sees it: in this process, or behind a serving engine.
 
     It may be called from several event loops and threads at once.
@@ -45,7 +45,7 @@ class Reader(Protocol):
         """What is read."""
         ...
 
-    async def run(self, conversation: Conversation, head: Probes) -> Reading:
+    async def run(self, conversation: Conversation, head: Probes) -> Scored:
         """Return (p, d) of each window of a conversation, shape [windows, 2], without blocking the event loop.
 
         Raises:
