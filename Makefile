@@ -66,7 +66,7 @@ lock: $(VENV)/.dev
 
 # Sidecar, judge and Prometheus (apt-get install prometheus) on this machine, and every panel of the dashboard.
 operate: $(VENV)/.dev
-	$(BIN)/python benchmarks/operate.py --picture docs/images/dashboard.png
+	$(BIN)/python -m benchmarks.operations.dashboard --picture docs/images/dashboard.png
 
 # garak, a public scanner, against a NeMo Guardrails server and the sidecar, all on loopback. With the demonstration's rail
 # it writes its figures to docs/red-team.md; about five minutes after the installation and the demonstration.
@@ -79,7 +79,7 @@ red-team: PAGE := --page docs/red-team.md
 red-team: | $(RAIL)/policy/policy.json
 endif
 red-team: $(VENV)/.dev $(SCANNER)/.garak-$(GARAK)
-	$(BIN)/python benchmarks/red_team.py $(RAIL) --harmless $(HARMLESS) \
+	$(BIN)/python -m benchmarks.operations.red_team $(RAIL) --harmless $(HARMLESS) \
 	  --python $(SCANNER)/bin/python --to red-team-output $(PAGE)
 
 # An environment of its own: garak brings over a hundred packages, some of them pinned.

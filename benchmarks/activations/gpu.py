@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 import torch
-from base_models import lognormal_lengths, random_llama
-from stopwatch import Stopwatch
 from torch import nn
 
+from benchmarks.activations.base_models import lognormal_lengths, random_llama
+from benchmarks.activations.stopwatch import Stopwatch
 from ctd_guardrail.activations import packing as attention
 from ctd_guardrail.activations.packing import Packing, packed_attention
 

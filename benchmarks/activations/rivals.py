@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
-from base_models import BaseModel
 from transformers import AutoModel, AutoModelForCausalLM
 
+from benchmarks.activations.base_models import BaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.packing import Packing
 

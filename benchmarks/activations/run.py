@@ -19,13 +19,12 @@ from typing import Final
 
 import numpy as np
 import torch
-from base_models import BaseModel, lognormal_lengths, minilm, random_llama
-from gpu import measure_gpu
 from numpy.typing import NDArray
-from rivals import bare, naive, sentence_transformer, sorted_and_padded
-from stopwatch import Stopwatch
 
-from ctd_guardrail.activations.base_model import BatchedBaseModel
+from benchmarks.activations.base_models import BaseModel, lognormal_lengths, minilm, random_llama
+from benchmarks.activations.gpu import measure_gpu
+from benchmarks.activations.rivals import bare, naive, sentence_transformer, sorted_and_padded
+from benchmarks.activations.stopwatch import Stopwatch
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_transformers
 from ctd_guardrail.probes.probes import Probes

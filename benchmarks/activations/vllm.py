@@ -3,8 +3,8 @@
 Starts vLLM on an export of the policy, or takes a server that runs already. Both sides read the same texts of lognormal
 length in one run; each throughput is given as a ratio as well. For a machine that has vLLM; elsewhere it says so.
 
-    python benchmarks/vllm_live.py --policy policy --export served
-    python benchmarks/vllm_live.py --policy policy --export served --base-url http://127.0.0.1:8002
+    python -m benchmarks.activations.vllm --policy policy --export served
+    python -m benchmarks.activations.vllm --policy policy --export served --base-url http://127.0.0.1:8002
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the guarantees cost in time: ``python benchmarks/guarantees.py [--json OUT] [--mapie-rows N]``.
+"""What the guarantees cost in time: ``python -m benchmarks.calibration.certificates [--json OUT] [--mapie-rows N]``.
 
 Certificates beside a sort of the same array and beside MAPIE, a new alpha from a stored policy; monitors per update.
 All figures come from one run on one machine: their ratios mean something, milliseconds move with the machine.

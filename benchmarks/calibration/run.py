@@ -115,7 +115,7 @@ def main() -> None:
             config.write_text(yaml.safe_dump(content), encoding="utf-8")
             (folder / config.stem).mkdir()
             command = {
-                "activations alone": [__file__, f"--activations-of={config}"],
+                "activations alone": ["-m", "benchmarks.calibration.run", f"--activations-of={config}"],
                 "ctd-calibrate run": ["-m", "calibrate", "run", str(config)],
             }[part]
             costs[part] = measure([sys.executable, *command])

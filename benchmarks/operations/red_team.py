@@ -25,11 +25,11 @@ from typing import Any, Final
 
 import httpx
 import yaml
-from garak_scan import GRANT, IN_CHAT, OF_A_GUARD, Scan, Target, garak_version, scan
-from load import free_port
-from operate import process
 
-_ROOT: Final = Path(__file__).parents[1]
+from benchmarks.load.servers import free_port, process
+from benchmarks.operations.garak_scan import GRANT, IN_CHAT, OF_A_GUARD, Scan, Target, garak_version, scan
+
+_ROOT: Final = Path(__file__).parents[2]
 _CUT: Final = "\n---\n"
 _MODEL: Final = "granting"
 _START_S: Final = 120.0

@@ -8,11 +8,11 @@ from typing import Final
 
 import matplotlib as mpl
 import numpy as np
-from cube import Cube
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import Index, Result
 
+from benchmarks.paper.cube import Cube
+from benchmarks.paper.results import Index, Result
 from calibrate.report.canvas import Style
 
 __all__ = ["draw_curves", "draw_paper", "draw_values"]

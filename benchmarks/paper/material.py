@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from plan import Plan, Setting
 from rich.progress import Progress
 
-from calibrate.expert_scores.ask import ask_expert
+from benchmarks.paper.plan import Plan, Setting
+from calibrate.data import Dataset, read_dataset
 from calibrate.features import PooledRows, collect_tokens, pool_activations
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import find_clusters

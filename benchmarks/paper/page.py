@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from figures import draw_curves, draw_paper, draw_values
-from results import Index, Result
-from tables import (
+from benchmarks.paper.figures import draw_curves, draw_paper, draw_values
+from benchmarks.paper.results import Index, Result
+from benchmarks.paper.tables import (
     Table,
     delegation_value_table,
     details,
@@ -19,7 +19,6 @@ from tables import (
     recipes_table,
     splits_table,
 )
-
 from ctd_guardrail.errors import DataError
 
 __all__ = ["write_page"]

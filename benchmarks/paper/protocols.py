@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from cube import FIGURES
 from numpy.typing import NDArray
 
+from benchmarks.paper.cube import FIGURES
 from calibrate.evaluate import ALPHAS, ScoredRows
 from calibrate.evaluate.methods import BATCHES, Methods
 from calibrate.evaluate.metrics import measure

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from cube import Cube
 from numpy.typing import NDArray
-from protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS
-from trial import SPLITS, Outcome
 
-from calibrate.compute.cache import write_atomically
+from benchmarks.paper.cube import Cube
+from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS
+from benchmarks.paper.trial import SPLITS, Outcome
+from calibrate.cache import write_atomically
 from calibrate.evaluate import ALPHAS
 
 __all__ = ["Index", "Result", "read_results", "write_results"]

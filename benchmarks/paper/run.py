@@ -1,9 +1,10 @@
 """What delegation is worth: this package's probes and protocol beside those of arXiv 2604.14251.
 
-``python benchmarks/paper.py PLAN --data FOLDER --to OUT`` runs every setting of a plan over many seeds, with every
+``python -m benchmarks.paper.run PLAN --data FOLDER --to OUT`` runs every setting of a plan over many seeds, with every
 expert, and writes one file of figures for each. ``--page FILE`` then replaces what stands below the line ``---`` of a
-page by the tables of all of them, and draws its pictures into ``images`` beside it. ``benchmarks/settings.yml`` is the
-plan of docs/benchmarks.md; ``config_examples/paper/plan.yml`` takes the paper's models.
+page by the tables of all of them, and draws its pictures into ``images`` beside it.
+``benchmarks/paper/settings.yml`` is the plan of docs/benchmarks.md. ``config_examples/paper/plan.yml`` takes the paper's
+models.
 
 The seed draws rows; both probes are trained, budgets certified and every method evaluated on rows that none of this
 has seen. Activations are computed once, into the cache.
@@ -17,18 +18,18 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-from material import Material, load_material
-from page import write_page
-from plan import Plan, Setting, load_plan
-from results import Result, read_results, write_results
 from rich.console import Console
 from rich.progress import Progress
-from sharing import shared_fits
-from trial import Outcome, draw, evaluate_scores, train_and_score
 
-from calibrate.compute.cache import open_cache
-from calibrate.compute.progress import progress_bars
-from ctd_guardrail.activations.base_model import load_base_model
+from benchmarks.paper.material import Material, load_material
+from benchmarks.paper.page import write_page
+from benchmarks.paper.plan import Plan, Setting, load_plan
+from benchmarks.paper.results import Result, read_results, write_results
+from benchmarks.paper.sharing import shared_fits
+from benchmarks.paper.trial import Outcome, draw, evaluate_scores, train_and_score
+from calibrate.cache import open_cache
+from calibrate.progress import progress_bars
+from ctd_guardrail.activations.engine import get_engine
 from ctd_guardrail.errors import ConfigError, CtdError
 
 _ENDING = ".json.gz"
@@ -102,7 +103,7 @@ def _stem(setting: Setting) -> str:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="benchmarks/paper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.paper.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file of base model, experts and settings")
     parser.add_argument("--data", type=Path, default=Path(), metavar="FOLDER", help="where relative paths start")

@@ -34,7 +34,7 @@ _USES: Final[dict[str, Callable[..., Any]]] = {
     "calibrate.train.windows.fit_logistic": fit_logistic,
     "calibrate.train.learner.choose_windows": choose_windows,
     "calibrate.train.learner.fit_tokens": fit_tokens,
-    "trial.fit_logistic": fit_logistic,
+    "benchmarks.paper.trial.fit_logistic": fit_logistic,
 }
 # Results that are remembered: a tenth of a megabyte each, but a fit to tokens holds on to them.
 _KEPT: Final = 4096

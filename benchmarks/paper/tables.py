@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from cube import standard_error
 from numpy.typing import NDArray
-from protocols import TOP_SIGNALS
-from results import Index, Result
 
+from benchmarks.paper.cube import standard_error
+from benchmarks.paper.protocols import TOP_SIGNALS
+from benchmarks.paper.results import Index, Result
 from calibrate.evaluate import ALPHAS
 from calibrate.evaluate.methods import BATCHES
 

@@ -7,16 +7,15 @@ from typing import Final
 
 import numpy as np
 import torch
-from draws import Counts, Draw, draw_rows
-from material import Material
 from numpy.typing import NDArray
-from plan import Setting
-from protocols import own_protocol, paper_protocol
 from scipy.special import expit
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
-from calibrate.config.training import TrainOptions
+from benchmarks.paper.draws import Counts, Draw, draw_rows
+from benchmarks.paper.material import Material
+from benchmarks.paper.plan import Setting
+from benchmarks.paper.protocols import own_protocol, paper_protocol
 from calibrate.evaluate import ALPHAS, ScoredRows
 from calibrate.evaluate.budget import splits_table
 from calibrate.train import SafetyRows, TokenRows, TrainedProbes, train_probes

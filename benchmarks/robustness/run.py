@@ -6,7 +6,7 @@ is done twice, on texts as they are and on their normal forms. Then 300 unsafe a
 eighteen ways. What a disguise does to safe texts counts as much: a guard that blocks all that it cannot read has a
 recall of 1.
 
-    python benchmarks/robustness.py ../shared/data/edos.jsonl.gz ../shared/data/diasafety.jsonl.gz   # or no file
+    python -m benchmarks.robustness.run ../shared/data/edos.jsonl.gz ../shared/data/diasafety.jsonl.gz   # or no file
 
 Without a file it takes the demonstration's generated prompts.
 """
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from disguises import DISGUISES
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -34,6 +33,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline, make_union
 
+from benchmarks.robustness.disguises import DISGUISES
+from calibrate.data import Dataset, read_dataset
 from calibrate.demo.prompts import write_dataset
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.rows.data import Dataset, read_dataset

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from base_models import BaseModel, lognormal_lengths, random_llama
-from rivals import naive, sorted_and_padded
-from stopwatch import Stopwatch
 from transformers import AutoModel
+
+from benchmarks.activations.base_models import BaseModel, lognormal_lengths, random_llama
+from benchmarks.activations.rivals import naive, sorted_and_padded
+from benchmarks.activations.stopwatch import Stopwatch
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_every_way_reads_every_window(llama: BaseModel, monkeypatch: pytest.Monk
         return model
 
     monkeypatch.setattr(AutoModel, "from_pretrained", counting)
-    monkeypatch.setattr("rivals.AutoModelForCausalLM", AutoModel)
+    monkeypatch.setattr("benchmarks.activations.rivals.AutoModelForCausalLM", AutoModel)
     windows = [tuple(range(1, 1 + int(length))) for length in (4, 90, 17, 33)] * 10
     for way in (sorted_and_padded(llama, 1), naive(llama)):
         rows.clear()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from cube import FIGURES, Cube, standard_error
+
+from benchmarks.paper.cube import FIGURES, Cube, standard_error
 
 ALPHAS = (0.1, 0.2, 0.5)
 

@@ -1,9 +1,9 @@
 import random
 
 import pytest
-from disguises import DISGUISES
 
-from ctd_guardrail.text.normalise import normalise
+from benchmarks.robustness.disguises import DISGUISES
+from ctd_guardrail.normalise import normalise
 
 TEXT = "How exactly would I have cooked That Jumpy quick Zebra and an expensive lunch box"
 

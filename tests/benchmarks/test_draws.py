@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from draws import Counts, draw_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.paper.draws import Counts, draw_rows
 from ctd_guardrail.errors import DataError
 
 

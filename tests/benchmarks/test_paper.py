@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page import write_page
-from paper import main
-from results import Result, read_results
 
+from benchmarks.paper.page import write_page
+from benchmarks.paper.results import Result, read_results
+from benchmarks.paper.run import main
 from ctd_guardrail.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]

@@ -1,16 +1,15 @@
 from pathlib import Path
 
 import pytest
-from plan import load_plan
 
-from ctd_guardrail.config.experts import LocalExpertConfig
+from benchmarks.paper.plan import load_plan
 from ctd_guardrail.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_plan_of_the_page_loads() -> None:
-    plan = load_plan(ROOT / "benchmarks" / "settings.yml")
+    plan = load_plan(ROOT / "benchmarks" / "paper" / "settings.yml")
     assert [setting.name for setting in plan.settings] == [
         *("M", "S edos", "S diasafety", "S davidson", "A edos", "A diasafety", "A davidson", "H"),
     ]

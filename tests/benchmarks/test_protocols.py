@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from cube import FIGURES
-from protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS, own_protocol, paper_protocol
 
+from benchmarks.paper.cube import FIGURES
+from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS, own_protocol, paper_protocol
 from calibrate.evaluate import ALPHAS, ScoredRows
 
 

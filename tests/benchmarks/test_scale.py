@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from scale import (
+
+from benchmarks.load.scale import (
     LLAMA_8B,
     TABLES,
     disk_gb,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import simulate
-from serving import Bench, Constants, padding, replay, saturated, texts
 
+from benchmarks.load import simulate
+from benchmarks.load.compare import Constants, replay
+from benchmarks.load.serving import Bench, padding, saturated, texts
 from ctd_guardrail.decision import Route
 
 
@@ -55,6 +56,6 @@ def test_constants_come_from_batches_of_all_sizes(tiny_bert: Path) -> None:
 
 
 def test_packed_batches_hold_no_padding_and_ratios_are_printed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.texts", lambda: (text[:80] for text in texts()))
+    monkeypatch.setattr("benchmarks.load.serving.texts", lambda: (text[:80] for text in texts()))
     assert padding(bench, count=20).endswith(" 1.000")
     assert "256 clients, 2 rounds of 10 texts: " in saturated(bench, rounds=2, count=10)

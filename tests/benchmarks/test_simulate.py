@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulate import Costs, Requests, extrapolate, poisson, simulate
 
+from benchmarks.load.simulate import Costs, Requests, extrapolate, poisson, simulate
 from ctd_guardrail.activations.batcher import MicroBatcher
 
 FREE = Costs(0.0, 0.0, 0.0, 0.0)

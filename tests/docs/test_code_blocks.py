@@ -29,7 +29,7 @@ from ctd_guardrail.config.validation import validate
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "config_examples").glob("*.md"))]
 # Commands that change the machine, or that a test of its own runs.
-ELSEWHERE = re.compile(r"(make|pip|git|python benchmarks/|ctd-guardrail export)\b")
+ELSEWHERE = re.compile(r"(make|pip|git|python -m benchmarks\.|ctd-guardrail export)\b")
 
 
 class Block(NamedTuple):

@@ -1,17 +1,14 @@
 """Unsafe prompts in disguise: what is read is the prompt. docs/benchmarks.md has the recall of each disguise."""
 
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.robustness.disguises import DISGUISES
+from calibrate.data import read_dataset
 from calibrate.demo.prompts import write_dataset
 from calibrate.rows.data import read_dataset
 from ctd_guardrail.text.normalise import normalise
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-from disguises import DISGUISES
 
 # No rule tells digits that stand for letters from others.
 UNDONE = [name for name in DISGUISES if name != "digits for letters"]

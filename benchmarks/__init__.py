@@ -1,0 +1,1 @@
+"""Measurements of this package, one room for each subject; README.md lists their commands."""

@@ -1,0 +1,1 @@
+"""Cost of reading activations from the base model."""

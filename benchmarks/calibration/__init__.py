@@ -1,0 +1,1 @@
+"""Cost of a calibration run, of certificates and of monitors."""

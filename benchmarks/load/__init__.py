@@ -1,0 +1,1 @@
+"""Throughput, latency and memory of the guard under traffic, measured and simulated."""

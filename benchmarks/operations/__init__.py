@@ -1,0 +1,1 @@
+"""Runs of the whole guard as an operator meets it: dashboard, red-team scanner, observability."""

@@ -1,0 +1,1 @@
+"""Recall on disguised text, with and without the normaliser."""
