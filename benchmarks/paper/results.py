@@ -108,25 +108,34 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """All results, found by what they are of.
+    """Looks results up by setting, expert and recipe.
 
     Attributes:
         results: Of every setting, expert and recipe.
-        recipes: Names; the main tables show the first.
+        recipes: Names of the recipes that every setting runs. The main tables show the first.
+        token_recipes: Names of the recipes that only some settings run.
     """
 
     results: Sequence[Result]
     recipes: Sequence[str]
+    token_recipes: Sequence[str] = ()
 
     @property
     def main(self) -> list[Result]:
         """Results of the first recipe that have a name."""
         return [result for result in self.results if result.recipe == self.recipes[0] and result.setting]
 
+    @property
+    def comparisons(self) -> list[list[str]]:
+        """Recipes that are compared with each other: those of every setting, and the first with those of some."""
+        groups = [list(self.recipes), [self.recipes[0], *self.token_recipes]]
+        return [group for group in groups if len(group) > 1]
+
     def variants(self, result: Result) -> list[Result]:
         """Return the results of the same setting and expert with every recipe that was run."""
         same = [other for other in self.results if (other.setting, other.expert) == (result.setting, result.expert)]
-        return sorted(same, key=lambda other: self.recipes.index(other.recipe))
+        order = [*self.recipes, *self.token_recipes]
+        return sorted(same, key=lambda other: order.index(other.recipe))
 
     def refitted(self, result: Result) -> Result:
         """Return the result whose probe is refitted on the training rows: itself, where it is."""

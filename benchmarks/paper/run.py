@@ -1,13 +1,14 @@
-"""What delegation is worth: this package's probes and protocol beside those of arXiv 2604.14251.
+"""Worth of delegation on real data: this package's probes and protocol beside those of arXiv 2604.14251.
 
 ``python -m benchmarks.paper.run PLAN --data FOLDER --to OUT`` runs every setting of a plan over many seeds, with every
-expert, and writes one file of figures for each. ``--page FILE`` then replaces what stands below the line ``---`` of a
-page by the tables of all of them, and draws its pictures into ``images`` beside it.
-``benchmarks/paper/settings.yml`` is the plan of docs/benchmarks.md. ``config_examples/paper/plan.yml`` takes the paper's
-models.
+expert. It writes one file of results for each setting. ``--docs docs`` then writes the figures of all settings to
+``docs/benchmarks/paper-*.csv`` and draws their pictures into ``docs/images``.
 
-The seed draws rows; both probes are trained, budgets certified and every method evaluated on rows that none of this
-has seen. Activations are computed once, into the cache.
+``benchmarks/paper/settings.yml`` is the plan of docs/benchmarks.md. The paper's own models are in
+``config_examples/paper/plan.yml``.
+
+Each seed draws rows, trains both probes, certifies every budget and evaluates every method on the remaining rows.
+Activations are computed once, into the cache.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.paper.material import Material, load_material
-from benchmarks.paper.page import write_page
 from benchmarks.paper.plan import Plan, Setting, load_plan
+from benchmarks.paper.publish import publish
 from benchmarks.paper.results import Result, read_results, write_results
 from benchmarks.paper.sharing import shared_fits
 from benchmarks.paper.trial import Outcome, draw, evaluate_scores, train_and_score
@@ -43,8 +44,8 @@ def main(arguments: Sequence[str]) -> None:
         run_plan(plan, _chosen(plan, options.settings), options)
     files = [options.to / f"{_stem(setting)}{_ENDING}" for setting in plan.settings]
     results = [result for file in files if file.exists() for result in read_results(file)]
-    if options.page and results:
-        write_page(options.page, results, recipes=plan.mean_recipes, token_recipes=plan.token_recipes)
+    if options.docs and results:
+        publish(options.docs, results, recipes=plan.mean_recipes, token_recipes=plan.token_recipes)
 
 
 def run_plan(plan: Plan, settings: Sequence[Setting], options: argparse.Namespace) -> None:
@@ -109,9 +110,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(), metavar="FOLDER", help="where relative paths start")
     parser.add_argument("--to", type=Path, required=True, metavar="OUT", help="folder of the figures, a file a setting")
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="run these only")
-    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="0 runs nothing: only the page is written")
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="0: only write CSV files and pictures")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ctd-guardrail"), help="folder for activations")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables below its line ---")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="write CSV files and pictures below this folder")
     options = parser.parse_args(arguments)
     if options.seeds < 0:
         parser.error("--seeds is at least 0")

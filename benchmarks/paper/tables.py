@@ -1,266 +1,202 @@
-"""The benchmark's figures as Markdown tables."""
+"""Figures of the benchmark as tables, in points of 100."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, product
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.paper.cube import standard_error
-from benchmarks.paper.protocols import TOP_SIGNALS
+from benchmarks.paper.cube import FIGURES, Cube, standard_error
 from benchmarks.paper.results import Index, Result
+from benchmarks.table import Cell, Table
 from calibrate.evaluate import ALPHAS
-from calibrate.evaluate.methods import BATCHES
 
-__all__ = [
-    "Table",
-    "delegation_value_table",
-    "details",
-    "harm_table",
-    "levels_table",
-    "margin_table",
-    "paper_table",
-    "recipes_table",
-    "splits_table",
-]
+__all__ = ["TABLES"]
 
 FloatArray = NDArray[np.float64]
 
-_SHOWN: Final = 0.2
-_PAPER_SHOWN: Final = 0.3
-_NAMES: Final = {
-    "probe": "probe",
-    "expert": "expert",
-    "random": "random",
-    "uncertainty": "uncertainty",
-    "uncertainty_rank": "median rank",
-    "ridge": "ridge",
-    "ctd": "CTD",
-    "oracle": "oracle",
-}
+_WITHOUT_BUDGET: Final = ("probe", "expert")
 _JUDGED: Final = ("auroc", "accuracy", "brier")
+_RANKED: Final = ("auroc", "accuracy")
 _VARIED: Final = ("probe", "uncertainty", "ctd")
-_DETAILED: Final = {
-    "auroc": "AUROC",
-    "accuracy": "Accuracy",
-    "brier": "Brier score",
-    "missed_harm": "Missed harm",
-    "rate": "Realised rate",
-}
+_RIVALS: Final = ("uncertainty", "uncertainty_rank", "ridge", "random")
+_HARMING: Final = ("uncertainty", "ridge", "ctd", "ctd_best")
+_ALL: Final = "all"
+_MEAN: Final = ("mean", "standard_error")
+_WIDE: Final = tuple(chain.from_iterable((figure, f"{figure}_standard_error") for figure in FIGURES))
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Text in rows and columns.
+def runs(index: Index) -> Table:
+    """Return how many seeds each setting, expert and recipe has, and which setting refits its probe."""
+    table = Table(["setting", "expert", "recipe", "seeds", "refits"])
+    for result in index.main:
+        table.extend(
+            (other.setting, other.expert, other.recipe, len(other.own.values), other.refit_of)
+            for other in index.variants(result)
+        )
+    return table
 
-    Attributes:
-        title: What it shows.
-        header: Column names.
-        rows: Cells.
+
+def figures(index: Index) -> Table:
+    """Return every figure of every method with the first recipe: one row for each method and budget.
+
+    Where the refitted probe has no setting of its own, its figures are under ``refitted_probe`` and ``refitted_ctd``.
     """
-
-    title: str
-    header: Sequence[str]
-    rows: list[list[str]] = field(default_factory=list)
-
-    def markdown(self) -> str:
-        """Return the table as Markdown, under its title."""
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        return "\n".join([f"{self.title}\n", *(f"| {' | '.join(line)} |" for line in lines)])
-
-
-def margin_table(index: Index) -> Table:
-    """Return what CTD has over calibrated uncertainty in both its forms, and over the paper's ridge."""
-    table = Table(
-        "CTD minus other methods, mean over alpha, in points of 100: AUROC / accuracy",
-        ["setting, expert", "uncertainty", "median-rank uncertainty", "ridge", "random", "refitted probe alone"],
-    )
+    table = Table(["setting", "expert", "method", "alpha", *_WIDE])
     for result in index.main:
-        cells = [
-            _joined(_mean_gain(result, over, figure) for figure in _JUDGED[:2])
-            for over in ("uncertainty", "uncertainty_rank", "ridge", "random")
-        ]
-        refit = index.refitted(result).own
-        over_refit = (
-            (result.own.get("ctd", figure) - refit.get("probe", figure)).mean(axis=1) for figure in _JUDGED[:2]
-        )
-        table.rows.append([result.name, *cells, _joined(over_refit)])
-    return table
-
-
-def levels_table(index: Index, *figures: str) -> Table:
-    """Return absolute figures of each method at one budget."""
-    title = " / ".join(_DETAILED[figure] for figure in figures)
-    table = Table(
-        f"{title} at alpha {_SHOWN:g}, in points of 100",
-        ["setting, expert", *_NAMES.values(), "refitted probe alone", "refitted probe, CTD"],
-    )
-    place = ALPHAS.index(_SHOWN)
-
-    def shown(result: Result, method: str) -> str:
-        return " / ".join(f"{100 * result.own.get(method, figure)[:, place].mean():.1f}" for figure in figures)
-
-    for result in index.main:
+        key = (result.setting, result.expert)
+        table.extend((*key, *row) for row in _all_figures(result.own, result.own.methods))
         refit = index.refitted(result)
-        table.rows.append(
-            [
-                result.name,
-                *(shown(result, method) for method in _NAMES),
-                shown(refit, "probe"),
-                shown(refit, "ctd"),
-            ]
-        )
+        if not refit.setting:
+            rows = _all_figures(refit.own, ("probe", "ctd"))
+            table.extend((*key, f"refitted_{method}", *row) for method, *row in rows)
     return table
 
 
-def recipes_table(index: Index, recipes: Sequence[str]) -> Table:
-    """Return what becomes of the probe, the cascade and its margin with these recipes, on the same seeds."""
-    table = Table(
-        "Recipes, on the same seeds: the probe alone, CTD, and in brackets CTD minus uncertainty, mean over alpha: "
-        "AUROC / accuracy, in points of 100",
-        ["setting, expert", *recipes],
-    )
+def recipes(index: Index) -> Table:
+    """Return every figure of the probe, of uncertainty and of CTD with the recipes after the first."""
+    table = Table(["setting", "expert", "recipe", "method", "alpha", *_WIDE])
     for result in index.main:
-        variants = [other for other in index.variants(result) if other.recipe in recipes]
-        seeds = min(len(other.own.values) for other in variants)
-        if len(variants) == len(recipes):
-            table.rows.append([result.name, *(_probe_and_cascade(other.first(seeds)) for other in variants)])
+        for other in index.variants(result)[1:]:
+            key = (other.setting, other.expert, other.recipe)
+            table.extend((*key, *row) for row in _all_figures(other.own, _VARIED))
     return table
 
 
-def _probe_and_cascade(result: Result) -> str:
-    levels = [
-        " / ".join(f"{100 * result.own.get(method, figure).mean():.1f}" for figure in _JUDGED[:2])
-        for method in ("probe", "ctd")
-    ]
-    gains = _joined(_mean_gain(result, "uncertainty", figure) for figure in _JUDGED[:2])
-    return f"{levels[0]} → {levels[1]} ({gains})"
+def recipes_on_equal_seeds(index: Index) -> Table:
+    """Return what the recipes of one comparison give on the seeds that all of them ran, mean over alpha."""
+    table = Table(["setting", "expert", "seeds", "recipe", "method", "figure", *_MEAN])
+    for result, names in product(index.main, index.comparisons):
+        variants = [other for other in index.variants(result) if other.recipe in names]
+        if len(variants) < len(names):
+            continue
+        seeds = min(len(other.own.values) for other in variants)
+        for other in variants:
+            own = other.first(seeds).own
+            key = (other.setting, other.expert, seeds, other.recipe)
+            for figure in _RANKED:
+                for method in ("probe", "ctd"):
+                    table.add(*key, method, figure, *_summary(own.get(method, figure).mean(axis=1)))
+                table.add(*key, "ctd - uncertainty", figure, *_summary(_gain(own, "uncertainty", figure)))
+    return table
 
 
-def delegation_value_table(index: Index) -> Table:
-    """Return how well d predicts v, and its share of the oracle's area, beside the paper's ridge on the same rows."""
-    table = Table(
-        "The delegation value beside the paper's ridge on the same rows, in points of 100",
-        ["setting, expert", "Spearman: ridge", "CTD", "difference", "FAIC: ridge", "CTD", "difference"],
-    )
+def margins(index: Index) -> Table:
+    """Return CTD minus other methods on the same rows, mean over alpha."""
+    table = Table(["setting", "expert", "over", "figure", *_MEAN])
+    for result in index.main:
+        refit = index.refitted(result).own
+        for figure in _RANKED:
+            for over in _RIVALS:
+                table.add(result.setting, result.expert, over, figure, *_summary(_gain(result.own, over, figure)))
+            gain = (result.own.get("ctd", figure) - refit.get("probe", figure)).mean(axis=1)
+            table.add(result.setting, result.expert, "refitted_probe", figure, *_summary(gain))
+    return table
+
+
+def delegation_value(index: Index) -> Table:
+    """Return the rank correlation of d with v and its share of the oracle's area, beside the paper's ridge."""
+    table = Table(["setting", "expert", "method", "figure", *_MEAN])
     for result in index.main:
         ours, ridge = result.spearman.T
-        areas = [result.own.faic(method) for method in ("ridge", "ctd")]
-        table.rows.append(
-            [
-                result.name,
-                *(mean_and_error(values) for values in (ridge, ours)),
-                mean_and_error(ours - ridge, signed=True),
-                *(mean_and_error(values) for values in areas),
-                mean_and_error(areas[1] - areas[0], signed=True),
-            ]
-        )
-    means = [np.mean([result.spearman[:, column].mean() for result in index.main]) for column in (1, 0)]
-    faics = [np.mean([result.own.faic(method).mean() for result in index.main]) for method in ("ridge", "ctd")]
-    cells = [[f"{100 * low:.1f}", f"{100 * high:.1f}", f"{100 * (high - low):+.1f}"] for low, high in (means, faics)]
-    table.rows.append(["mean", *cells[0], *cells[1]])
+        found = {"spearman": (ridge, ours), "faic": (result.own.faic("ridge"), result.own.faic("ctd"))}
+        for figure, (theirs, own) in found.items():
+            for method, values in (("ridge", theirs), ("ctd", own), ("ctd - ridge", own - theirs)):
+                table.add(result.setting, result.expert, method, figure, *_summary(values))
     return table
 
 
-def harm_table(index: Index) -> Table:
-    """Return how often, and how far, methods fall below the probe alone."""
-    columns = {"uncertainty": "uncertainty", "ridge": "ridge", "ctd": "CTD", "best": "CTD, best certified threshold"}
-    table = Table(
-        "Cells (settings x experts x alpha) more than two standard errors below the probe alone, and the largest loss "
-        "in points of 100, by AUROC / accuracy / Brier. `best`: the certified threshold that is best by the figure in "
-        "question on the calibration rows",
-        ["settings", "cells", *(f"{name}{part}" for name in columns.values() for part in ("", ", largest loss"))],
-    )
+def harm(index: Index) -> Table:
+    """Return how often, and by how much, methods fall below the probe alone.
+
+    A cell is a setting, an expert and an alpha. It counts as harmed if the loss exceeds two standard errors.
+    ``ctd_best`` is CTD at the certified threshold that is best by this figure on the calibration rows.
+    """
+    table = Table(["settings", "cells", "method", "figure", "harmed", "largest_loss"])
     families = list(dict.fromkeys(result.family for result in index.main))
     groups = {family: [result for result in index.main if result.family == family] for family in families}
-    for name, members in (*groups.items(), ("all", index.main)):
-        row = [name, str(len(members) * len(ALPHAS))]
-        for method in columns:
-            found = [_harm(member, method) for member in members]
-            row.append(" / ".join(str(count) for count in np.sum([counts for counts, _ in found], axis=0)))
-            largest = np.max([worst for _, worst in found], axis=0).clip(0.0)
-            row.append(" / ".join(f"{100 * loss:.2f}" for loss in largest))
-        table.rows.append(row)
+    for name, members in (*groups.items(), (_ALL, index.main)):
+        for method in _HARMING:
+            for figure in _JUDGED:
+                losses = [_loss(member, method, figure) for member in members]
+                harmed = sum(int(np.sum(loss.mean(axis=0) > 2.0 * standard_error(loss))) for loss in losses)
+                largest = max(0.0, *(float(loss.mean(axis=0).max()) for loss in losses))
+                table.add(name, len(members) * len(ALPHAS), method, figure, harmed, f"{100 * largest:.2f}")
     return table
 
 
-def paper_table(index: Index) -> Table:
-    """Return the paper's protocol: its own methods, and this package's delegation value in place of its ridge."""
-    names = {**_NAMES, "ridge": "CTD of the paper", "ctd": "with this d"}
-    tops = {f"{signal}_top_{size}": f"{signal}, top of {size}" for signal in TOP_SIGNALS for size in BATCHES}
-    shown = {method: name for method, name in names.items() if method != "expert"} | tops
-    table = Table(
-        f"The paper's protocol at alpha {_PAPER_SHOWN:g}: AUROC / accuracy, in points of 100",
-        ["setting, expert", *shown.values()],
-    )
+def protocol(index: Index) -> Table:
+    """Return the figures of the paper's protocol. ``ridge`` is CTD of the paper, ``ctd`` has this package's d."""
+    table = Table(["setting", "expert", "method", "alpha", "figure", *_MEAN])
     for result in index.main:
-        if result.paper is None:
-            continue
-        place = result.paper.alphas.index(_PAPER_SHOWN)
-        cells = [
-            " / ".join(f"{100 * result.paper.get(method, figure)[:, place].mean():.1f}" for figure in _JUDGED[:2])
-            for method in shown
-        ]
-        table.rows.append([result.name, *cells])
+        if result.paper is not None:
+            methods = [method for method in result.paper.methods if method != "expert"]
+            for figure, (method, place, alpha) in product(_RANKED, _budgets(result.paper, methods)):
+                summary = _summary(result.paper.get(method, figure)[:, place])
+                table.add(result.setting, result.expert, method, alpha, figure, *summary)
     return table
 
 
-def splits_table(index: Index) -> Table:
-    """Return how often the realised rate exceeded alpha, and in brackets how often it should on that many rows."""
-    table = Table(
-        "Share of random calibration splits in which the realised rate exceeds alpha, and in brackets what the theory "
-        "expects on that many rows, in points of 100",
-        ["setting, expert", "splits", *(f"alpha {alpha:g}" for alpha in ALPHAS)],
-    )
+def splits(index: Index) -> Table:
+    """Return in which share of random calibration splits the realised rate exceeded alpha, and the expected share."""
+    table = Table(["setting", "expert", "splits", "alpha", "exceeded", "expected"])
     for result in index.main:
-        seen, expected, _ = result.splits
-        cells = [f"{100 * one:.1f} ({100 * other:.1f})" for one, other in zip(seen, expected, strict=True)]
-        table.rows.append([result.name, str(result.splits_count), *cells])
+        exceeded, expected, _ = result.splits
+        for alpha, seen, theory in zip(ALPHAS, exceeded, expected, strict=True):
+            row = (result.splits_count, alpha, _points(seen), _points(theory))
+            table.add(result.setting, result.expert, *row)
     return table
 
 
-def details(index: Index, result: Result) -> list[Table]:
-    """Return every figure of one setting and expert: methods against budgets, with the other recipes below."""
-    refit = index.refitted(result)
-    lines: list[tuple[str, Result, str]] = [(name, result, method) for method, name in _NAMES.items()]
-    lines += [(f"CTD, best by {_DETAILED[figure]}", result, f"ctd_{figure}") for figure in _JUDGED]
-    lines += [("refitted probe alone", refit, "probe"), ("refitted probe, CTD", refit, "ctd")]
-    for other in index.variants(result)[1:]:
-        lines += [(f"{name}, {other.recipe}", other, method) for method, name in _NAMES.items() if method in _VARIED]
-    tables = []
-    for figure, title in _DETAILED.items():
-        table = Table(f"{title}, in points of 100", ["alpha", *(f"{alpha:g}" for alpha in ALPHAS)])
-        for name, of, method in lines:
-            table.rows.append([name, *map(mean_and_error, of.own.get(method, figure).T)])
-        tables.append(table)
-    return tables
+TABLES: Final[Mapping[str, Callable[[Index], Table]]] = {
+    "runs": runs,
+    "figures": figures,
+    "recipes": recipes,
+    "recipes-on-equal-seeds": recipes_on_equal_seeds,
+    "margins": margins,
+    "delegation-value": delegation_value,
+    "harm": harm,
+    "protocol": protocol,
+    "splits": splits,
+}
+"""Makers of the tables, by the name of their file."""
 
 
-def mean_and_error(values: Iterable[float], *, signed: bool = False) -> str:
-    """Return the mean and its standard error over seeds, in points of 100."""
-    array = 100.0 * np.fromiter(values, dtype=np.float64)
-    mean = f"{array.mean():+.1f}" if signed else f"{array.mean():.1f}"
-    return mean if array.size == 1 else f"{mean}±{standard_error(array):.1f}"
+def _all_figures(cube: Cube, methods: Iterable[str]) -> Iterator[tuple[Cell, ...]]:
+    """Yield method, alpha, and for each figure its mean and standard error."""
+    for method, place, alpha in _budgets(cube, methods):
+        summaries = [_summary(cube.get(method, figure)[:, place]) for figure in FIGURES]
+        yield (method, alpha, *chain.from_iterable(summaries))
 
 
-def _mean_gain(result: Result, over: str, figure: str) -> FloatArray:
-    """Return the gain of CTD over a method by seed, mean over alpha, shape [seeds]."""
-    gain: FloatArray = result.own.gain("ctd", over, figure).mean(axis=1)
+def _budgets(cube: Cube, methods: Iterable[str]) -> Iterator[tuple[str, int, float | None]]:
+    """Yield methods with place and value of each budget. Probe and expert have no budget: one row each."""
+    for method in methods:
+        if method in _WITHOUT_BUDGET:
+            yield method, 0, None
+        else:
+            yield from ((method, place, alpha) for place, alpha in enumerate(cube.alphas))
+
+
+def _summary(values: FloatArray) -> tuple[str, str | None]:
+    """Return the mean over seeds and its standard error; one seed has no error."""
+    return _points(values.mean()), None if len(values) == 1 else _points(standard_error(values))
+
+
+def _gain(own: Cube, over: str, figure: str) -> FloatArray:
+    """Return the gain of CTD over a method, mean over alpha, shape [seeds]."""
+    gain: FloatArray = own.gain("ctd", over, figure).mean(axis=1)
     return gain
 
 
-def _joined(columns: Iterable[FloatArray]) -> str:
-    return " / ".join(mean_and_error(column, signed=True) for column in columns)
+def _points(value: float | FloatArray) -> str:
+    return f"{100.0 * float(value):.1f}"
 
 
-def _harm(result: Result, method: str) -> tuple[list[int], list[float]]:
-    """Return in how many cells the method is below the probe by two standard errors, and by how much at most."""
-    counts, worst = [], []
-    for figure in _JUDGED:
-        loss = -(result.own.chosen_gain(figure) if method == "best" else result.own.gain(method, "probe", figure))
-        counts.append(int(np.sum(loss.mean(axis=0) > 2.0 * standard_error(loss))))
-        worst.append(float(loss.mean(axis=0).max()))
-    return counts, worst
+def _loss(result: Result, method: str, figure: str) -> FloatArray:
+    """Return by how much a method is below the probe, shape [seeds, alphas]."""
+    gain = result.own.chosen_gain(figure) if method == "ctd_best" else result.own.gain(method, "probe", figure)
+    return -gain

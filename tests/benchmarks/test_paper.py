@@ -1,5 +1,6 @@
 """The benchmark as a command: with live experts on a tiny Llama, and on a few real rows."""
 
+import csv
 import gzip
 import itertools
 import json
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.paper.page import write_page
+from benchmarks.paper.protocols import OWN_METHODS
 from benchmarks.paper.results import Result, read_results
 from benchmarks.paper.run import main
-from ctd_guardrail.errors import ConfigError, DataError
+from benchmarks.paper.tables import TABLES
+from ctd_guardrail.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -61,9 +63,8 @@ def test_the_plan_of_the_paper_runs_on_a_tiny_llama(tmp_path: Path, long_llama: 
         assert old in text
         text = text.replace(old, new)
     (tmp_path / "plan.yml").write_text(text, encoding="utf-8")
-    page = tmp_path / "page.md"
-    page.write_text("What a person wrote.\n\n---\nold tables\n", encoding="utf-8")
-    run(tmp_path / "plan.yml", "--seeds", 1, "--page", page, folder=tmp_path)
+    docs = tmp_path / "docs"
+    run(tmp_path / "plan.yml", "--seeds", 1, "--docs", docs, folder=tmp_path)
     results = read_results(tmp_path / "out" / "P.json.gz")
     assert {(result.setting, result.expert) for result in results} == {
         (setting, expert) for setting in ("P", "P, refitted") for expert in ("strong", "weak")
@@ -71,15 +72,17 @@ def test_the_plan_of_the_paper_runs_on_a_tiny_llama(tmp_path: Path, long_llama: 
     assert [result.paper is None for result in results] == [result.refit_of is not None for result in results]
     # Both experts were asked about every row that is drawn from, and their answers are kept.
     assert (tmp_path / "cache" / "expert.sqlite").exists()
-    written = page.read_text(encoding="utf-8")
-    assert written.startswith("What a person wrote.\n\n---\n")
-    assert "old tables" not in written
-    assert "CTD minus other methods" in written
-    for heading in ("Harm", "The paper's protocol", "P, weak: every figure"):
-        assert f"<summary>{heading}</summary>" in written
-    assert {file.name for file in (tmp_path / "images").iterdir()} == {
+    assert {file.name for file in (docs / "benchmarks").iterdir()} == {f"paper-{name}.csv" for name in TABLES}
+    for setting, rows in itertools.groupby(read_csv(docs, "figures"), lambda row: row["setting"]):
+        assert {row["method"] for row in rows} == set(OWN_METHODS), setting
+    assert {file.name for file in (docs / "images").iterdir()} == {
         *("benchmark-curves.svg", "benchmark-paper.svg", "benchmark-values.svg"),
     }
+
+
+def read_csv(docs: Path, name: str) -> list[dict[str, str]]:
+    with (docs / "benchmarks" / f"paper-{name}.csv").open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 PLAN = """
@@ -136,11 +139,3 @@ def test_a_setting_that_is_not_in_the_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.yml").write_text(PLAN, encoding="utf-8")
     with pytest.raises(ConfigError, match="there is no setting 'Q'"):
         run(tmp_path / "plan.yml", "--settings", "Q", folder=tmp_path)
-
-
-def test_a_page_without_a_line_for_the_tables_is_left_as_it_is(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("No line here.\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no line ---"):
-        write_page(page, [], recipes=["mean"])
-    assert page.read_text(encoding="utf-8") == "No line here.\n"
