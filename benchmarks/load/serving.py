@@ -28,6 +28,7 @@ import yaml
 from numpy.typing import NDArray
 
 from benchmarks.load import servers, traffic
+from benchmarks.table import Cell, Table, add_csv_option
 from ctd_guardrail.activations import engine as engines
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.source import Windows
@@ -46,12 +47,17 @@ from ctd_guardrail.text.conversation import Conversation
 __all__ = ["BATCH_TOKENS", "EXPERT_SLOTS", "Bench", "Served", "expert_seconds", "texts"]
 
 CLIENTS: Final = (1, 8, 32, 64, 256)
+_SATURATING: Final = 256
+_PADDING: Final = 64
 BATCH_TOKENS: Final = 2048
 _EXPERT_S: Final = 0.2
 EXPERT_SLOTS: Final = 64
 _WORDS: Final = ("find", "the", "process", "that", "listens", "on", "a", "port", "and", "end", "it", "today")
 # Of the logarithm of the number of words: about 80 tokens on average. The longest fit into one window.
 _LENGTHS: Final = (4.1, 0.8)
+
+
+COLUMNS: Final = ("clients", "figure", "value")
 
 
 def texts() -> Iterator[str]:
@@ -241,8 +247,8 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def saturated(bench: Bench, *, rounds: int, count: int) -> str:
-    """Return the guard's throughput over that of the bare forward pass, by the clock and by processor time."""
+def saturated(bench: Bench, *, rounds: int, count: int) -> Iterator[Sequence[Cell]]:
+    """Yield rows: the guard's throughput over that of the bare forward pass, by the clock and by processor time."""
     ratios: list[tuple[float, float]] = []
     fresh = texts()
     for number in range(rounds):
@@ -250,21 +256,18 @@ def saturated(bench: Bench, *, rounds: int, count: int) -> str:
         items = [bench.windows(text) for text in requests]
         work = [
             lambda items=items: bench.bare(items),
-            lambda requests=requests: asyncio.run(bench.closed(requests, clients=256)),
+            lambda requests=requests: asyncio.run(bench.closed(requests, clients=_SATURATING)),
         ]
         times = [_timed(each) for each in (work if number % 2 else reversed(work))]
         bare, rail = times if number % 2 else reversed(times)
         ratios.append((bare[0] / rail[0], bare[1] / rail[1]))
-    wall, cpu = (sorted(column) for column in zip(*ratios, strict=True))
-    return (
-        f"rail throughput / bare forward, 256 clients, {rounds} rounds of {count} texts: "
-        f"{statistics.median(wall):.2f} by the clock ({wall[0]:.2f} to {wall[-1]:.2f}), "
-        f"{statistics.median(cpu):.2f} by processor time ({cpu[0]:.2f} to {cpu[-1]:.2f})"
-    )
+    for name, column in zip(("clock", "processor time"), zip(*ratios, strict=True), strict=True):
+        for figure, value in (("median", statistics.median(column)), ("lowest", min(column)), ("highest", max(column))):
+            yield _SATURATING, f"throughput / bare forward, {name}, {figure}", f"{value:.2f}"
 
 
-def padding(bench: Bench, *, count: int) -> str:
-    """Return how many tokens the base model computes for each that was sent."""
+def padding(bench: Bench, *, count: int) -> Sequence[Cell]:
+    """Return a row: tokens that the base model computes for each token that was sent."""
     computed, forward = 0, TruncatedModel.__call__
 
     def counting(self: TruncatedModel, **arguments: Any) -> torch.Tensor:
@@ -274,14 +277,12 @@ def padding(bench: Bench, *, count: int) -> str:
 
     requests = list(itertools.islice(texts(), count))
     with mock.patch.object(TruncatedModel, "__call__", counting):
-        asyncio.run(bench.closed(requests, clients=64))
-    return f"padded / real tokens, 64 clients: {computed / sum(map(bench.tokens, requests)):.3f}"
+        asyncio.run(bench.closed(requests, clients=_PADDING))
+    return _PADDING, "padded / real tokens", f"{computed / sum(map(bench.tokens, requests)):.3f}"
 
 
-def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> Iterator[str]:
-    """Yield the lines of a Markdown table of latencies by number of clients, in this process and over HTTP."""
-    yield "| clients | forward of so many, ms | in process p50 / p99, ms | p50, in forwards | over HTTP p50 / p99, ms |"
-    yield "|---" * 5 + "|"
+def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> Iterator[Sequence[Cell]]:
+    """Yield rows: latencies by number of clients, in this process and over HTTP."""
     fresh = texts()
     with tempfile.TemporaryDirectory() as path, servers.judge(0.0) as judge:
         folder = servers.write_folder(Path(path), model=model, layer=layer, judge=judge, timeout_s=5.0)
@@ -304,10 +305,12 @@ def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> Itera
                 p50, p99 = (float(np.percentile(inside, share)) for share in (50, 99))
                 if http.lost:
                     raise AssertionError(http.lost)
-                yield (
-                    f"| {clients} | {1e3 * one:.1f} | {1e3 * p50:.1f} / {1e3 * p99:.1f} | {p50 / one:.2f} "
-                    f"| {http.percentile(0.5):.1f} / {http.percentile(0.99):.1f} |"
-                )
+                yield clients, "forward_ms", f"{1e3 * one:.1f}"
+                yield clients, "p50_ms", f"{1e3 * p50:.1f}"
+                yield clients, "p99_ms", f"{1e3 * p99:.1f}"
+                yield clients, "p50 / forward", f"{p50 / one:.2f}"
+                yield clients, "http_p50_ms", f"{http.percentile(0.5):.1f}"
+                yield clients, "http_p99_ms", f"{http.percentile(0.99):.1f}"
 
 
 def main() -> None:
@@ -318,14 +321,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--texts", type=int, default=512, help="of each round")
     parser.add_argument("--per-client", type=int, default=6, help="requests of each client")
+    add_csv_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench.build(options.model, options.layer, alpha=0.0)
     bench.bare([bench.windows(text) for text in itertools.islice(texts(), 200)])
-    print(saturated(bench, rounds=options.rounds, count=options.texts), flush=True)
-    print(padding(bench, count=options.texts), flush=True)
-    for line in latencies(bench, model=options.model, layer=options.layer, per_client=options.per_client):
-        print(line, flush=True)
+    table = Table(COLUMNS)
+    table.extend(saturated(bench, rounds=options.rounds, count=options.texts))
+    table.add(*padding(bench, count=options.texts))
+    table.extend(latencies(bench, model=options.model, layer=options.layer, per_client=options.per_client))
+    table.publish(options.csv)
 
 
 if __name__ == "__main__":

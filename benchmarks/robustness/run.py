@@ -34,6 +34,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline, make_union
 
 from benchmarks.robustness.disguises import DISGUISES
+from benchmarks.table import Table, add_csv_option
 from calibrate.data import Dataset, read_dataset
 from calibrate.demo.prompts import write_dataset
 from calibrate.features.pooled_rows import PooledRows
@@ -52,6 +53,9 @@ IntArray = NDArray[np.int64]
 
 TRAIN, CALIBRATION, TEST, EXPERT, DISGUISED = 3000, 1000, 2000, 3000, 300
 TAU: Final = 0.5
+
+
+COLUMNS: Final = ("disguise", "guard", "normaliser", "unsafe_blocked", "safe_blocked")
 
 
 @dataclass(frozen=True)
@@ -174,10 +178,11 @@ def show_cost(texts: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Train both guards, disguise the test rows, print the tables."""
+    """Train both guards, disguise the test rows, print the share of texts that is blocked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="JSON lines with text and label")
     parser.add_argument("--alpha", type=float, default=0.2)
+    add_csv_option(parser)
     options = parser.parse_args()
     dataset = read(options.files)
     texts = _raw_texts(options.files, dataset)
@@ -202,8 +207,8 @@ def main() -> None:
             f"cascade {roc_auc_score(truth, clean.cascade):.4f}"
         )
     chosen = {label: parts["test"][truth == label][:DISGUISED] for label in (1, 0)}
-    print(f"{len(chosen[1])} unsafe, {len(chosen[0])} safe rows; recall / false alarms")
-    print("| disguise | probe, without | probe, with | cascade, without | cascade, with |\n|---|---|---|---|---|")
+    print(f"{len(chosen[1])} unsafe, {len(chosen[0])} safe rows\n")
+    table = Table(COLUMNS)
     for name in ("none", *DISGUISES):
         rng = random.Random(0)  # noqa: S311  # reproducible
         disguise = DISGUISES.get(name, lambda text, _: text)
@@ -212,12 +217,11 @@ def main() -> None:
             disguised = [disguise(texts[row], rng) for row in chosen[label]]
             for form, guard in guards.items():
                 scores = guard(disguised)
-                blocked.setdefault(("p", form), []).append(float((scores.p >= TAU).mean()))
+                blocked.setdefault(("probe", form), []).append(float((scores.p >= TAU).mean()))
                 blocked.setdefault(("cascade", form), []).append(float((scores.cascade >= TAU).mean()))
-        cells = [
-            "{:.2f} / {:.2f}".format(*blocked[who, form]) for who in ("p", "cascade") for form in ("without", "with")
-        ]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        for (guard_name, form), (unsafe, safe) in sorted(blocked.items(), reverse=True):
+            table.add(name, guard_name, form, f"{unsafe:.2f}", f"{safe:.2f}")
+    table.publish(options.csv)
 
 
 def _raw_texts(files: Sequence[Path], dataset: Dataset) -> list[str]:

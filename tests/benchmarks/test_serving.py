@@ -57,5 +57,10 @@ def test_constants_come_from_batches_of_all_sizes(tiny_bert: Path) -> None:
 
 def test_packed_batches_hold_no_padding_and_ratios_are_printed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.load.serving.texts", lambda: (text[:80] for text in texts()))
-    assert padding(bench, count=20).endswith(" 1.000")
-    assert "256 clients, 2 rounds of 10 texts: " in saturated(bench, rounds=2, count=10)
+    assert padding(bench, count=20) == (64, "padded / real tokens", "1.000")
+    ratios = {str(figure): float(str(value)) for _, figure, value in saturated(bench, rounds=2, count=10)}
+    for clock in ("clock", "processor time"):
+        lowest, median, highest = (
+            ratios[f"throughput / bare forward, {clock}, {figure}"] for figure in ("lowest", "median", "highest")
+        )
+        assert 0 < lowest <= median <= highest
