@@ -82,7 +82,7 @@ def random_llama(folder: Path, device: str, **shape: int) -> BaseModel:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)  # noqa: S106  # a token of text
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 32_000, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12,
         "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 4096,
     }  # fmt: skip

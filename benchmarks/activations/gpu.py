@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -69,11 +70,11 @@ def _ceiling(device: str, rounds: int) -> Iterator[tuple[str, str, str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         base = random_llama(Path(folder), device, **_LARGE)
         source = base.source(base.depth, dtype="bfloat16")
-        weights = sum(each.numel() for each in source.module.layers.parameters())  # type: ignore[union-attr]
+        weights = sum(each.numel() for each in source.module.layers.parameters())  # type: ignore[misc, union-attr]
         for name, lengths in (("88 tokens on average", lognormal_lengths(256)), ("512 tokens", np.full(32, 512))):
             windows = sorted((source.tokenize(each)[0] for each in base.conversations(lengths)), key=len)
             tokens = sum(map(len, windows))
-            seconds = watch.medians({name: lambda windows=windows: source.activations(windows)}, rounds)[name]
+            seconds = watch.medians({name: partial(source.activations, windows)}, rounds)[name]
             achieved = 2 * weights * tokens / seconds / 1e12
             yield "blocks of an 8B Llama", f"bf16, {name}, TFLOP/s", "", f"{achieved:.0f}"
             yield "blocks of an 8B Llama", f"bf16, {name}, of the matmul", "", f"{achieved / ceiling:.2f}"

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from benchmarks.activations.gpu import measure_gpu
 from benchmarks.activations.rivals import bare, naive, sentence_transformer, sorted_and_padded
 from benchmarks.activations.stopwatch import Stopwatch
 from benchmarks.table import Table, add_csv_option
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_transformers
 from ctd_guardrail.probes.probes import Probes
@@ -76,16 +78,15 @@ def measure_forward(bases: Sequence[BaseModel], options: argparse.Namespace) -> 
         probes = _probes(half, windows)
         ragged = half.activations(windows)
         variants: dict[str, Callable[[], object]] = {
-            "bare": lambda half=half, windows=windows: bare(half, windows),
-            "half": lambda half=half, windows=windows: half.activations(windows),
-            "full": lambda full=full, windows=windows: full.activations(windows),
-            "engine": lambda engine=engine, each=conversations, probes=probes: asyncio.run(_all(engine, each, probes)),
-            "padded": lambda padded=padded, windows=windows: padded(windows),
+            "bare": partial(bare, half, windows),
+            "half": partial(half.activations, windows),
+            "full": partial(full.activations, windows),
+            "engine": partial(_run_all, engine, conversations, probes),
+            "padded": partial(padded, windows),
         }
         times = watch.medians(variants, options.rounds)
         probing = statistics.median(
-            watch.seconds(lambda probes=probes, ragged=ragged: [probes(ragged) for _ in range(20)]) / 20
-            for _ in range(options.rounds)
+            watch.seconds(partial(_repeat, 20, partial(probes, ragged))) / 20 for _ in range(options.rounds)
         )
         engine.close()
         tokens = sum(map(len, windows))
@@ -105,8 +106,8 @@ def measure_rivals(bases: Sequence[BaseModel], options: argparse.Namespace) -> I
         windows = [half.tokenize(each)[0] for each in conversations]
         usual = naive(base)
         variants: dict[str, Callable[[], object]] = {
-            "this": lambda half=half, windows=windows: half.activations(sorted(windows, key=len)),
-            "naive": lambda usual=usual, windows=windows: usual(windows),
+            "this": partial(_sort_and_read, half, windows),
+            "naive": partial(usual, windows),
         }
         times = watch.medians(variants, max(3, options.rounds // 2))
         yield base.name, "naive way / this, time", ">= 5", f"{times['naive'] / times['this']:.1f}"
@@ -183,7 +184,7 @@ def measure_growth(bases: Sequence[BaseModel], options: argparse.Namespace) -> I
     source = llama.source(llama.depth // 2)
     packs = {str(n): [source.tokenize(each)[0] for each in llama.conversations(np.full(2048 // n, n))] for n in lengths}
     variants: dict[str, Callable[[], object]] = {
-        n: lambda windows=windows: source.activations(windows) for n, windows in packs.items()
+        n: partial(source.activations, windows) for n, windows in packs.items()
     }
     times = watch.medians(variants, options.rounds)
     cost = np.array([times[str(n)] for n in lengths])
@@ -250,6 +251,19 @@ def _probes(source: HuggingFaceSource, windows: Sequence[tuple[int, ...]]) -> Pr
     return Probes(
         spec, {name: rng.normal(size=shape, scale=1 / scale).astype("float32") for name, shape in shapes.items()}
     )
+
+
+def _repeat(times: int, work: Callable[[], object]) -> None:
+    for _ in range(times):
+        work()
+
+
+def _sort_and_read(source: HuggingFaceSource, windows: Sequence[tuple[int, ...]]) -> None:
+    source.activations(sorted(windows, key=len))
+
+
+def _run_all(engine: BatchedBaseModel, conversations: Sequence[Conversation], probes: Probes) -> None:
+    asyncio.run(_all(engine, conversations, probes))
 
 
 async def _all(engine: BatchedBaseModel, conversations: Sequence[Conversation], probes: Probes) -> None:
@@ -321,7 +335,7 @@ def _seconds_to_read(engine: BatchedBaseModel, base: BaseModel, count: int, watc
     seconds = 0.0
     for start in range(0, count, _CHUNK):
         chunk = base.conversations(np.full(min(_CHUNK, count - start), _SHORT), seed=start)
-        seconds += watch.seconds(lambda chunk=chunk: engine.run_many(chunk, segment_mean))
+        seconds += watch.seconds(partial(engine.run_many, chunk, segment_mean))
     return seconds
 
 

@@ -34,7 +34,7 @@ class Stopwatch:
             work()
         times: dict[str, list[float]] = {name: [] for name in variants}
         for number in range(rounds):
-            for name in variants if number % 2 else reversed(variants):
+            for name in variants if number % 2 else reversed(list(variants)):
                 times[name].append(self.seconds(variants[name]))
         return {name: statistics.median(values) for name, values in times.items()}
 

@@ -24,9 +24,9 @@ import yaml
 from rich.console import Console
 
 from benchmarks.table import Table, add_csv_option
-from calibrate.cache import open_cache
-from calibrate.config import load_config
-from calibrate.data import read_dataset
+from calibrate.compute.cache import open_cache
+from calibrate.compute.progress import progress_bars
+from calibrate.config.file import load_config
 from calibrate.features import pool_activations
 from calibrate.rows.data import read_dataset
 from ctd_guardrail.activations.base_model import load_base_model

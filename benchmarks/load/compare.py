@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from benchmarks.load import simulate
 from benchmarks.load.serving import BATCH_TOKENS, EXPERT_SLOTS, Bench, Served, expert_seconds, texts
 from benchmarks.table import Table, add_csv_option
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.decision import Route
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["COLUMNS", "Constants", "compare", "replay"]
 

@@ -27,8 +27,7 @@ from nemoguardrails.actions import action
 from nemoguardrails.actions.rail_outcome import RailOutcome
 
 from benchmarks.table import Table, add_csv_option
-from ctd_guardrail.activations import engine as engines
-from ctd_guardrail.activations.ragged import Ragged
+from ctd_guardrail.activations import base_model as engines
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.nemo import iorails

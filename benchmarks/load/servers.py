@@ -26,15 +26,15 @@ import yaml
 
 from benchmarks.load.memory import resident_mib
 from benchmarks.load.traffic import Answer, Door, text, tickets
-from ctd_guardrail.activations.engine import get_engine
+from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.conversation import Conversation
 from ctd_guardrail.policy.store import CalibrationScores, write_policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.spec import ProbeSpec
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.sidecar.server import serve
 from ctd_guardrail.sidecar.settings import ServeSettings
+from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["ALPHA", "CALIBRATION", "DOORS", "Server", "free_port", "judge", "process", "server", "wait", "write_folder"]
 
@@ -47,7 +47,7 @@ _LAG_EVERY_S: Final = 0.01
 def write_folder(folder: Path, *, model: str, layer: int, judge: str, timeout_s: float) -> Path:
     """Write a policy that delegates about a fifth of the traffic, and a configuration around it; return the folder."""
     spec = ActivationSpec(model=model, layers=(layer,), site="residual")
-    engine = get_engine(spec, device="cpu")
+    engine = load_base_model(spec, device="cpu")
     rng = np.random.default_rng(0)
     tensors = {
         "0.weight": rng.normal(size=(4, engine.width)).astype(np.float32),

@@ -29,14 +29,13 @@ from numpy.typing import NDArray
 
 from benchmarks.load import servers, traffic
 from benchmarks.table import Cell, Table, add_csv_option
-from ctd_guardrail.activations import engine as engines
+from ctd_guardrail.activations import base_model as engines
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.truncated import TruncatedModel
-from ctd_guardrail.cascade import Cascade
-from ctd_guardrail.conversation import Conversation
-from ctd_guardrail.decision import Decision, FailurePolicy
+from ctd_guardrail.cascade.cascade import Cascade
+from ctd_guardrail.decision import Decision, OnFailure
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.probes.probes import Probes
@@ -176,7 +175,7 @@ class Bench:
             return results
 
         with mock.patch.object(engines, "_time_batch", timed):
-            engine = engines.ActivationEngine(source, max_batch_tokens=BATCH_TOKENS)
+            engine = engines.BatchedBaseModel(source, max_batch_tokens=BATCH_TOKENS)
         rng = np.random.default_rng(0)
         weight = rng.normal(size=(4, engine.width)).astype(np.float32)
         probes = Probes(ProbeSpec(), {"0.weight": weight, "bias": np.zeros(4, np.float32)})

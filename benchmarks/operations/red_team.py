@@ -169,14 +169,15 @@ def scan_sidecar(folder: Path, guard: str, python: Path) -> Iterator[Scan]:
         SystemExit: The guard could not do its work.
     """
     with sidecar(folder) as address:
+        url = f"{address}/v1/check"
         settings = {
-            "uri": f"{address}/v1/check",
+            "uri": url,
             "headers": {"Content-Type": "application/json"},
             "req_template_json_object": {"text": "$INPUT"},
             "response_json": True,
             "response_json_field": "verdict",
         }
-        target = Target("sidecar", guard, "rest.RestGenerator", settings["uri"], settings, OF_A_GUARD)
+        target = Target("sidecar", guard, "rest.RestGenerator", url, settings, OF_A_GUARD)
         yield from scan(target, python, folder.parent, f"sidecar-{folder.name}")
         stats = httpx.get(f"{address}/v1/stats").json()
     if stats["failures"]:

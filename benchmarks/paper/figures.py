@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
@@ -31,7 +31,7 @@ _BATCHED: Final = {
 }
 _REFITTED: Final = Style("refitted probe alone", "#000000", ":")
 _FIGURES: Final = {"auroc": "AUROC", "accuracy": "accuracy"}
-_SETTINGS: Final = {
+_SETTINGS: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ctd",
     "font.family": "sans-serif",

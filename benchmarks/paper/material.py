@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from benchmarks.paper.plan import Plan, Setting
-from calibrate.data import Dataset, read_dataset
+from calibrate.expert_scores.ask import ask_expert
 from calibrate.features import PooledRows, collect_tokens, pool_activations
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import find_clusters
@@ -135,7 +135,7 @@ def _row_means(pooled: PooledRows, plan: Plan) -> NDArray[np.float32]:
     starts = np.cumsum(pooled.windows) - pooled.windows
     lengths = pooled.lengths.astype(np.float32)
     sums: NDArray[np.float32] = np.add.reduceat(pooled.values * lengths[:, None], starts)
-    means = sums / np.add.reduceat(lengths, starts)[:, None]
+    means: NDArray[np.float32] = np.divide(sums, np.add.reduceat(lengths, starts)[:, None])
     by_layer = means.reshape(len(means), len(plan.base.layers), -1)
     return by_layer[:, plan.ridge_layers].reshape(len(means), -1)
 

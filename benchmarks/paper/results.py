@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.paper.cube import Cube
 from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS
 from benchmarks.paper.trial import SPLITS, Outcome
-from calibrate.cache import write_atomically
+from calibrate.compute.cache import write_atomically
 from calibrate.evaluate import ALPHAS
 
 __all__ = ["Index", "Result", "read_results", "write_results"]

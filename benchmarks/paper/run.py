@@ -28,9 +28,9 @@ from benchmarks.paper.publish import publish
 from benchmarks.paper.results import Result, read_results, write_results
 from benchmarks.paper.sharing import shared_fits
 from benchmarks.paper.trial import Outcome, draw, evaluate_scores, train_and_score
-from calibrate.cache import open_cache
-from calibrate.progress import progress_bars
-from ctd_guardrail.activations.engine import get_engine
+from calibrate.compute.cache import open_cache
+from calibrate.compute.progress import progress_bars
+from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.errors import ConfigError, CtdError
 
 _ENDING = ".json.gz"

@@ -16,6 +16,7 @@ from benchmarks.paper.draws import Counts, Draw, draw_rows
 from benchmarks.paper.material import Material
 from benchmarks.paper.plan import Setting
 from benchmarks.paper.protocols import own_protocol, paper_protocol
+from calibrate.config.training import TrainOptions
 from calibrate.evaluate import ALPHAS, ScoredRows
 from calibrate.evaluate.budget import splits_table
 from calibrate.train import SafetyRows, TokenRows, TrainedProbes, train_probes
@@ -118,8 +119,8 @@ def train_and_score(
 def evaluate_scores(scores: Scores, *, delta: float, seed: int, with_paper: bool) -> Outcome:
     """Run the protocols and count realised rates."""
     calibration, test = scores.calibration, scores.test
-    columns = [np.concatenate([getattr(part, name) for part in (calibration, test)]) for name in _COLUMNS]
-    everything = ScoredRows(*columns, merge=test.merge)
+    p, d, expert, label = (np.concatenate([getattr(part, name) for part in (calibration, test)]) for name in _COLUMNS)
+    everything = ScoredRows(p, d, expert, label, merge=test.merge)
     correlations = [float(spearmanr(d, test.value).statistic) for d in (test.d, scores.ridge[1])]
     return Outcome(
         own=own_protocol(calibration, test, scores.ridge, delta=delta, seed=seed),

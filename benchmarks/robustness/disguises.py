@@ -29,7 +29,7 @@ def _each_letter(change: Callable[[str, random.Random], str]) -> Disguise:
     return lambda text, rng: "".join(change(letter, rng) if letter in _LETTERS else letter for letter in text)
 
 
-def _translate(table: Mapping[int, str]) -> Disguise:
+def _translate(table: Mapping[int, str] | Mapping[int, int]) -> Disguise:
     return lambda text, _: text.translate(table)
 
 

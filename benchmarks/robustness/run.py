@@ -21,6 +21,7 @@ import tempfile
 import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,6 @@ from sklearn.pipeline import make_pipeline, make_union
 
 from benchmarks.robustness.disguises import DISGUISES
 from benchmarks.table import Table, add_csv_option
-from calibrate.data import Dataset, read_dataset
 from calibrate.demo.prompts import write_dataset
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.rows.data import Dataset, read_dataset
@@ -163,12 +163,17 @@ def deal(clusters: IntArray, rng: np.random.Generator) -> dict[str, IntArray]:
     return parts
 
 
+def _normalise_all(texts: Sequence[str]) -> None:
+    for text in texts:
+        normalise(text)
+
+
 def show_cost(texts: Sequence[str]) -> None:
     """Print microseconds a text, by the kind of text."""
     kinds = {"ASCII": [t for t in texts if t.isascii()], "other": [t for t in texts if not t.isascii()]}
     for kind, chosen in kinds.items():
         if chosen:
-            best = min(timeit.repeat(lambda chosen=chosen: [normalise(t) for t in chosen], number=3, repeat=5)) / 3
+            best = min(timeit.repeat(partial(_normalise_all, chosen), number=3, repeat=5)) / 3
             mean = np.mean([len(text) for text in chosen])
             changed = sum(normalise(text) != text for text in chosen)
             print(
@@ -211,10 +216,9 @@ def main() -> None:
     table = Table(COLUMNS)
     for name in ("none", *DISGUISES):
         rng = random.Random(0)  # noqa: S311  # reproducible
-        disguise = DISGUISES.get(name, lambda text, _: text)
         blocked: dict[tuple[str, str], list[float]] = {}
         for label in (1, 0):
-            disguised = [disguise(texts[row], rng) for row in chosen[label]]
+            disguised = [_disguise(name, texts[row], rng) for row in chosen[label]]
             for form, guard in guards.items():
                 scores = guard(disguised)
                 blocked.setdefault(("probe", form), []).append(float((scores.p >= TAU).mean()))
@@ -224,15 +228,19 @@ def main() -> None:
     table.publish(options.csv)
 
 
+def _disguise(name: str, text: str, rng: random.Random) -> str:
+    return text if name == "none" else DISGUISES[name](text, rng)
+
+
 def _raw_texts(files: Sequence[Path], dataset: Dataset) -> list[str]:
     """Return the rows' texts as they stand in the files; generated prompts have normal form already."""
     if not files:
         return [conversation.plain_text() for conversation in dataset.conversations]
-    lines = [
-        [json.loads(line) for line in (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8")]
-        for file in files
-    ]
-    return [row["text"] for rows in lines for row in rows]
+    texts: list[str] = []
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+            texts += [json.loads(line)["text"] for line in lines]
+    return texts
 
 
 if __name__ == "__main__":

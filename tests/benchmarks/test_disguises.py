@@ -3,7 +3,7 @@ import random
 import pytest
 
 from benchmarks.robustness.disguises import DISGUISES
-from ctd_guardrail.normalise import normalise
+from ctd_guardrail.text.normalise import normalise
 
 TEXT = "How exactly would I have cooked That Jumpy quick Zebra and an expensive lunch box"
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper.plan import load_plan
+from ctd_guardrail.config.experts import LocalExpertConfig
 from ctd_guardrail.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ import yaml
 
 from benchmarks.operations.garak_scan import GRANT, IN_CHAT, Scan, Target, read
 from benchmarks.operations.red_team import MainLLM, summary, write_rail
-from ctd_guardrail.nemo.folder import read_folder
-from ctd_guardrail.refusals import DEFAULT_REFUSALS
+from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 
 REFUSED, UNAVAILABLE, *_ = DEFAULT_REFUSALS
 TARGET = Target("a server", "the rail", "guardrails.NeMoGuardrailsServer", "m", {}, IN_CHAT)

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from benchmarks.paper.sharing import shared_fits
-from calibrate.pooled import PooledRows
+from calibrate.features.pooled_rows import PooledRows
 from calibrate.train import learner, linear, logistic, ridge, train_probes
 from calibrate.train.descent import Schedule
 from calibrate.train.rows import TrainingRows

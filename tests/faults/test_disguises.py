@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.robustness.disguises import DISGUISES
-from calibrate.data import read_dataset
 from calibrate.demo.prompts import write_dataset
 from calibrate.rows.data import read_dataset
 from ctd_guardrail.text.normalise import normalise
