@@ -35,6 +35,7 @@ from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.truncated import TruncatedModel
 from ctd_guardrail.cascade.cascade import Cascade
+from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.decision import Decision, OnFailure
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.rule import ThresholdRule
@@ -182,12 +183,14 @@ class Bench:
         sample = [Conversation.from_text(text) for text in itertools.islice(texts(), 300)]
         d = [float(rows[:, 1].max()) for rows in engine.run_many(sample, probes)]
         cascade = Cascade(
-            engine=engine,
+            CascadeSettings(
+                rule=ThresholdRule(float(np.quantile(d, 1 - alpha)) if alpha else math.inf),
+                decision_threshold=0.5,
+                on_failure=OnFailure.BLOCK,
+            ),
+            scorer=engine,
             probes=probes,
-            rule=ThresholdRule(float(np.quantile(d, 1 - alpha)) if alpha else math.inf),
-            decision_threshold=0.5,
             expert=SlowExpert(),
-            on_failure=OnFailure.BLOCK,
         )
         return cls(source, cascade, batches)
 

@@ -23,6 +23,7 @@ from pydantic import SecretBytes
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
+from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.decision import OnFailure
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
@@ -63,12 +64,10 @@ class _Judge:
 
 def _cascade(watch: Watch | None) -> Cascade:
     return Cascade(
-        engine=_Engine(),
+        CascadeSettings(rule=ThresholdRule(_LAMBDA), decision_threshold=0.5, on_failure=OnFailure.BLOCK),
+        scorer=_Engine(),
         probes=None,  # type: ignore[arg-type]
-        rule=ThresholdRule(_LAMBDA),
-        decision_threshold=0.5,
         expert=_Judge(),
-        on_failure=OnFailure.BLOCK,
         tally=Tally(None if watch is None else watch.observer(is_configured=True)),
     )
 

@@ -14,6 +14,7 @@ from ctd_guardrail.assembly.experts import bounded, shared_caps
 from ctd_guardrail.assembly.observers import Keys, build_watch
 from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.cascade.cascade import Cascade
+from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.config.experts import LocalExpertConfig
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.config.section import CtdConfig
@@ -150,7 +151,7 @@ def _load(
 
     manifest = planned.policy.manifest
     probes = Probes(manifest.probe, planned.policy.probe)
-    reader = _open_scorer(config, manifest, probes, folder)
+    scorer = _open_scorer(config, manifest, probes, folder)
     watch = None if make_watch is None else make_watch(perf_counter() - start)
     bounds = _bounds(config, planned)
     certificate = planned.certificate
@@ -167,35 +168,37 @@ def _load(
     def build(settings: CtdConfig, expert: BoundedExpert, tally: Tally) -> Cascade:
         rollout = settings.rollout
         rule = planned.rule if settings is config else _rule_of_request(settings, config, planned, bounds)
-        policy = _hash(manifest, expert, rule, settings)
+        judgement_key = _hash(manifest, expert, rule, settings)
         return Cascade(
-            engine=reader,
+            CascadeSettings(
+                rule=rule,
+                decision_threshold=manifest.decision_threshold,
+                merge=manifest.merge,
+                abstain_band=0.0 if manifest.performance is None else manifest.performance.band,
+                on_abstain=settings.on_abstain,
+                on_nontext=settings.on_nontext,
+                on_overlong=settings.on_overlong,
+                on_failure=settings.on_failure,
+                deadline_s=settings.deadline_s,
+                mode=settings.mode,
+                rollout=None
+                if rollout is None or keys.rollout is None
+                else Rollout(rollout.enforce_share, keys.rollout, by_principal=rollout.by == "principal"),
+                context=manifest.context,
+                history=settings.history,
+                refused_turns=settings.refused_turns,
+                audit_share=0.0 if settings.monitor is None else settings.monitor.audit_share,
+            ),
+            scorer=scorer,
             probes=probes,
-            rule=rule,
-            decision_threshold=manifest.decision_threshold,
             expert=expert,
-            merge=manifest.merge,
-            on_failure=settings.on_failure,
-            deadline_s=settings.deadline_s,
-            abstain_band=0.0 if manifest.performance is None else manifest.performance.band,
-            on_abstain=settings.on_abstain,
-            on_nontext=settings.on_nontext,
-            on_overlong=settings.on_overlong,
-            mode=settings.mode,
-            context=manifest.context,
-            history=settings.history,
-            refused_turns=settings.refused_turns,
             refusals=refusals,
-            receipts=None if keys.receipts is None else Receipts(keys.receipts, policy),
-            policy=policy,
+            receipts=None if keys.receipts is None else Receipts(keys.receipts, judgement_key),
+            judgement_key=judgement_key,
             # Requests that ask for another budget say nothing about this one.
             tally=tally
             if watch is None or rule == planned.rule
             else tally.told_to(watch.observer(is_configured=False)),
-            rollout=None
-            if rollout is None or keys.rollout is None
-            else Rollout(rollout.enforce_share, keys.rollout, by_principal=rollout.by == "principal"),
-            audit_share=0.0 if settings.monitor is None else settings.monitor.audit_share,
         )
 
     return Guard(config, experts, build, bounds=bounds, watch=watch)

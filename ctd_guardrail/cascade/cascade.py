@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ctd_guardrail.cascade.dialogue import Dialogue, note_answer
 from ctd_guardrail.cascade.screening import Request, Screening, reason_of
-from ctd_guardrail.config.on_failure import OnFailureByCause, on_failure_for
+from ctd_guardrail.cascade.settings import CascadeSettings
+from ctd_guardrail.config.on_failure import on_failure_for
 from ctd_guardrail.decision import (
     Decision,
     Mode,
     OnFailure,
-    OnHistory,
     OnUnreadable,
     Reason,
-    RefusedTurns,
     Route,
     Verdict,
 )
@@ -36,11 +35,8 @@ from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, Spend, c
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.tracing import check_span, describe, expert_span
-from ctd_guardrail.policy.rollout import Rollout
-from ctd_guardrail.policy.rule import DelegationRule
-from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.windows import over_windows
-from ctd_guardrail.text.conversation import Context, Conversation, NonText
+from ctd_guardrail.text.conversation import Conversation, NonText
 from ctd_guardrail.text.message_text import size_of
 from ctd_guardrail.text.refusals import Receipts, Refusals
 
@@ -66,82 +62,43 @@ class Cascade:
     """The guard: probe, threshold, expert.
 
     Args:
-        engine: Base model, in this process or served.
+        settings: All settings that judgements depend on.
+        scorer: Base model, in this process or served.
         probes: Maps token activations to (p, d).
-        rule: Says which inputs go to the expert.
-        decision_threshold: tau: a score of at least tau blocks.
-        abstain_band: Half-width of the band around tau in which a score decides nothing.
-        on_abstain: The verdict there.
-        expert: Asked where d > lambda; one that is not guarded is asked whatever it costs.
-        merge: Makes one score of the probe's and the expert's.
-        on_failure: What to do where the guard cannot do its work, for all causes or by cause.
-        deadline_s: Seconds in which a request gets its decision, whatever happens; None: as long as it takes.
-        on_nontext: What to do with a turn that holds content other than text.
-        on_overlong: What to do with a unit that has more tokens than the policy allows.
-        mode: Whether verdicts count.
-        context: What a unit shows beside the user's turn.
-        history: What to do with the assistant's messages that no unit shows.
-        refused_turns: What to do with an earlier turn that was refused.
+        expert: Judges the inputs with d > lambda. An expert without limits of its own is asked without limits.
         refusals: The answers by which the app refuses.
         receipts: Signs refusals; None: only the memory of the process proves one.
-        policy: Hash of all that judgements depend on beside the unit. With it they are remembered for the process;
-            None: each turn is judged at each request.
+        judgement_key: Hash of everything that judgements depend on beside the unit. With it they are remembered for
+            the process; None: each turn is judged at each request.
         tally: Counts decisions; None: counters of its own.
-        rollout: Says for which conversations verdicts count, where ``mode`` enforces; None: for all.
-        audit_share: Share of the inputs that the expert judges besides, by a coin.
     """
 
     def __init__(
         self,
+        settings: CascadeSettings,
         *,
-        engine: Scorer,
+        scorer: Scorer,
         probes: Probes,
-        rule: DelegationRule,
-        decision_threshold: float,
         expert: Expert | BoundedExpert,
-        on_failure: OnFailure | OnFailureByCause,
-        deadline_s: float | None = None,
-        merge: Merge = Merge(),  # noqa: B008  # frozen
-        abstain_band: float = 0.0,
-        on_abstain: Verdict = Verdict.BLOCK,
-        on_nontext: OnUnreadable = OnUnreadable.BLOCK,
-        on_overlong: OnUnreadable = OnUnreadable.BLOCK,
-        mode: Mode = Mode.ENFORCE,
-        context: Context = Context.CONVERSATION,
-        history: OnHistory = OnHistory.SCREEN,
-        refused_turns: RefusedTurns = RefusedTurns.FORGIVE,
         refusals: Refusals | None = None,
         receipts: Receipts | None = None,
-        policy: str | None = None,
+        judgement_key: str | None = None,
         tally: Tally | None = None,
-        rollout: Rollout | None = None,
-        audit_share: float = 0.0,
     ) -> None:
-        self._engine = engine
+        self._settings = settings
+        self._scorer = scorer
         self._probes = probes
-        self._decision_threshold = decision_threshold
         self._expert = expert if isinstance(expert, BoundedExpert) else BoundedExpert(expert)
         self._take: Callable[[], bool] = unlimited
-        self._on_failure = on_failure
-        self._deadline_s = deadline_s
-        self._rule = rule
-        self._merge = merge
-        self._abstain_band = abstain_band
-        self._on_abstain = on_abstain
-        self._on_nontext = on_nontext
-        self._on_overlong = on_overlong
-        self._mode = mode
         self._dialogue = Dialogue(
-            context=context,
+            context=settings.context,
             refusals=refusals or Refusals(),
-            policy=policy,
-            history=history,
-            refused_turns=refused_turns,
+            judgement_key=judgement_key,
+            history=settings.history,
+            refused_turns=settings.refused_turns,
             receipts=receipts,
         )
         self.tally = tally or Tally()
-        self._rollout = rollout
-        self._audit_share = audit_share
 
     async def check(
         self, messages: Iterable[Mapping[str, Any]], *, principal: str | None = None, asides: Iterable[str] = ()
@@ -195,22 +152,24 @@ class Cascade:
     def forgetful(self) -> Cascade:
         """Return this cascade without the memory of the process: for self-tests, which ask what it can do now."""
         forgetful = copy.copy(self)
-        forgetful._dialogue = replace(self._dialogue, policy=None, receipts=None)  # noqa: SLF001  # as above
+        forgetful._dialogue = replace(self._dialogue, judgement_key=None, receipts=None)  # noqa: SLF001  # as above
         return forgetful
 
     async def _check(
         self, messages: Iterable[Mapping[str, Any]], principal: str | None, asides: Iterable[str]
     ) -> Decision:
-        non_text: NonText = "drop" if self._on_nontext is OnUnreadable.ALLOW else "mark"
+        non_text: NonText = "drop" if self._settings.on_nontext is OnUnreadable.ALLOW else "mark"
         try:
             conversation = await Conversation.read(messages, non_text=non_text)
             apart = await Conversation.read_texts(asides)
             mode = self._mode_for(conversation, principal)
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
-            screening = Screening(self._mode)
+            screening = Screening(self._settings.mode)
             self._fail(screening, reason_of(error), type(error).__name__)
             return self._count(screening)
-        deadline = None if self._deadline_s is None else asyncio.get_running_loop().time() + self._deadline_s
+        deadline = (
+            None if self._settings.deadline_s is None else asyncio.get_running_loop().time() + self._settings.deadline_s
+        )
         request = Request(principal, deadline, mode)
         decision = await self._dialogue.judge(
             conversation,
@@ -218,7 +177,7 @@ class Cascade:
             partial(self._decide, request=request),
             mode=mode,
             tally=self.tally,
-            characters=_CHARACTERS_PER_TOKEN * self._engine.spec.max_tokens,
+            characters=_CHARACTERS_PER_TOKEN * self._scorer.spec.max_tokens,
         )
         if decision is None:
             return self._allow_blank(request)
@@ -226,9 +185,9 @@ class Cascade:
         return decision if decision.mode is mode else replace(decision, mode=mode)
 
     def _mode_for(self, conversation: Conversation, principal: str | None) -> Mode:
-        if self._rollout is None or self._mode is Mode.SHADOW:
-            return self._mode
-        return self._rollout.mode(conversation, principal)
+        if self._settings.rollout is None or self._settings.mode is Mode.SHADOW:
+            return self._settings.mode
+        return self._settings.rollout.mode(conversation, principal)
 
     def _allow_blank(self, request: Request) -> Decision:
         screening = Screening(request.mode)
@@ -264,7 +223,7 @@ class Cascade:
         try:
             if obstacle is not None:
                 raise obstacle
-            reading = await self._engine.run(unit, self._probes)
+            reading = await self._scorer.run(unit, self._probes)
             screening.waited(reading.queue_ms, reading.forward_ms)
             p, d = over_windows(reading.rows).tolist()
         except InputError as error:
@@ -278,8 +237,8 @@ class Cascade:
             raise ActivationError("the probes gave a score that is not a number", hint="Use a wider dtype")
         screening.probed(p, d)
         # A coin of its own for every input: by a hash, a repeated attack would be audited always or never.
-        is_audited = self._audit_share > 0.0 and secrets.randbelow(_COIN) < self._audit_share * _COIN
-        delegates = self._rule.delegates(d, unit)
+        is_audited = self._settings.audit_share > 0.0 and secrets.randbelow(_COIN) < self._settings.audit_share * _COIN
+        delegates = self._settings.rule.delegates(d, unit)
         # Now, and not when the expert has answered: the order of what monitors see must not depend on the scores, and
         # who leaves before the answer was delegated all the same.
         self.tally.count_routed(d, delegated=delegates or is_audited, audited=is_audited)
@@ -291,7 +250,7 @@ class Cascade:
             await self._delegate(unit, p, request, screening)
 
     async def _delegate(self, unit: Conversation, p: float, request: Request, screening: Screening) -> None:
-        merged = float(self._merge(p, await self._ask(unit, request, screening)))
+        merged = float(self._settings.merge(p, await self._ask(unit, request, screening)))
         screening.conclude(*self._judge(merged, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
 
     async def _audit(
@@ -313,11 +272,11 @@ class Cascade:
             log.warning("an audit got no answer (%s)", type(error).__name__)
         finally:
             # An expert that gave no answer might have called it unsafe: the upper end of an estimate has to hold.
-            is_called_safe = screening.p_expert is not None and screening.p_expert < self._decision_threshold
+            is_called_safe = screening.p_expert is not None and screening.p_expert < self._settings.decision_threshold
             self.tally.count_audit(missed=alone is Verdict.ALLOW and not is_called_safe)
 
     def _on_failure_for(self, error: InputError) -> OnUnreadable:
-        return self._on_overlong if isinstance(error, OverlongError) else self._on_nontext
+        return self._settings.on_overlong if isinstance(error, OverlongError) else self._settings.on_nontext
 
     async def _ask(self, unit: Conversation, request: Request, screening: Screening) -> float:
         """Return the expert's score."""
@@ -335,12 +294,12 @@ class Cascade:
         return score.p_unsafe
 
     def _judge(self, score: float, safe: Reason, unsafe: Reason) -> tuple[Verdict, Reason]:
-        if abs(score - self._decision_threshold) < self._abstain_band:
-            return self._on_abstain, Reason.ABSTAINED
-        return (Verdict.BLOCK, unsafe) if score >= self._decision_threshold else (Verdict.ALLOW, safe)
+        if abs(score - self._settings.decision_threshold) < self._settings.abstain_band:
+            return self._settings.on_abstain, Reason.ABSTAINED
+        return (Verdict.BLOCK, unsafe) if score >= self._settings.decision_threshold else (Verdict.ALLOW, safe)
 
     def _fail(self, screening: Screening, reason: Reason, cause: str) -> None:
-        policy = on_failure_for(self._on_failure, reason)
+        policy = on_failure_for(self._settings.on_failure, reason)
         verdict = Verdict.BLOCK
         if policy is OnFailure.ALLOW:
             verdict = Verdict.ALLOW

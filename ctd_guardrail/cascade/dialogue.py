@@ -32,7 +32,7 @@ class Dialogue:
     Attributes:
         context: What a unit shows beside the user's turn.
         refusals: The answers by which the app refuses.
-        policy: Hash of all that judgements depend on beside the unit; None: nothing is remembered.
+        judgement_key: Hash of everything that judgements depend on beside the unit; None: nothing is remembered.
         history: Whether the assistant's messages are judged that no unit shows.
         refused_turns: Whether a refusal of this guard lets a conversation go on.
         receipts: Signs refusals; None: only the memory of the process proves one.
@@ -40,7 +40,7 @@ class Dialogue:
 
     context: Context
     refusals: Refusals
-    policy: str | None
+    judgement_key: str | None
     history: OnHistory = OnHistory.SCREEN
     refused_turns: RefusedTurns = RefusedTurns.FORGIVE
     receipts: Receipts | None = None
@@ -187,11 +187,11 @@ class _Walk:
         return decision
 
     def _remember(self, digest: str, decision: Decision) -> None:
-        if self._dialogue.policy is not None:
-            JUDGED.put(self._dialogue.policy, digest, decision)
+        if self._dialogue.judgement_key is not None:
+            JUDGED.put(self._dialogue.judgement_key, digest, decision)
 
     def _recall(self, digest: str) -> Decision | None:
-        decision = None if self._dialogue.policy is None else JUDGED.get(self._dialogue.policy, digest)
+        decision = None if self._dialogue.judgement_key is None else JUDGED.get(self._dialogue.judgement_key, digest)
         if decision is not None:
             self._tally.count_recalled()
         return decision

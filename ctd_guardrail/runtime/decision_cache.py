@@ -48,7 +48,7 @@ class _Recent(Generic[_Key, _Value]):
 
 
 class Memory:
-    """Decisions by policy and unit; the least recently used go first. Thread-safe.
+    """Decisions by judgement key and unit; the least recently used go first. Thread-safe.
 
     Only judgements of content are kept: a guard that could not do its work has judged nothing. No text is kept, only
     its hash.
@@ -64,19 +64,19 @@ class Memory:
         """Return the number of decisions."""
         return len(self._decisions)
 
-    def get(self, policy: str, unit: str) -> Decision | None:
+    def get(self, judgement_key: str, unit: str) -> Decision | None:
         """Return the decision about a unit, or None where there is none.
 
         Args:
-            policy: Hash of all that decisions depend on beside the unit.
+            judgement_key: Hash of everything that decisions depend on beside the unit.
             unit: Digest of the unit.
         """
-        return self._decisions.get((policy, unit))
+        return self._decisions.get((judgement_key, unit))
 
-    def put(self, policy: str, unit: str, decision: Decision) -> None:
+    def put(self, judgement_key: str, unit: str, decision: Decision) -> None:
         """Keep a decision, where it is a judgement of content."""
         if not decision.reason.is_failure:
-            self._decisions.put((policy, unit), decision)
+            self._decisions.put((judgement_key, unit), decision)
 
     def clear(self) -> None:
         """Forget everything."""

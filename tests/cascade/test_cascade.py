@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty.cascades import make_cascade
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
@@ -60,11 +61,10 @@ class Judge:
 
 
 def cascade(engine: Engine, judge: Judge, on_failure: OnFailure = OnFailure.BLOCK) -> Cascade:
-    return Cascade(
-        engine=engine,  # type: ignore[arg-type]
+    return make_cascade(
+        scorer=engine,
         probes=lambda ragged: ragged.values,
         rule=ThresholdRule(CERTIFICATE.threshold),
-        decision_threshold=0.5,
         expert=judge,
         on_failure=on_failure,
     )
@@ -102,14 +102,12 @@ async def test_the_expert_decides_strictly_above_the_threshold_and_the_probe_els
 async def test_the_merged_score_decides_and_the_experts_own_is_reported() -> None:
     judged = []
     for weight in (0.25, 0.75):
-        guard = Cascade(
-            engine=Engine(0.1, ABOVE),  # type: ignore[arg-type]
+        guard = make_cascade(
+            scorer=Engine(0.1, ABOVE),
             probes=lambda ragged: ragged.values,
             rule=ThresholdRule(CERTIFICATE.threshold),
-            decision_threshold=0.5,
             expert=Judge(0.8),
             merge=Merge(kind="average", weight=weight),
-            on_failure=OnFailure.BLOCK,
         )
         decision = await guard.check(user())
         assert decision.p_expert == 0.8
@@ -251,13 +249,11 @@ async def test_the_rate_of_delegation_stays_within_the_budget() -> None:
 @pytest.mark.parametrize(("d", "answer"), [(BELOW, 0.0), (ABOVE, 0.55)])
 @pytest.mark.parametrize("verdict", list(Verdict))
 async def test_a_score_in_the_abstain_band_gets_the_stated_verdict(d: float, answer: float, verdict: Verdict) -> None:
-    guard = Cascade(
-        engine=Engine(0.45 if d == BELOW else 0.1, d),  # type: ignore[arg-type]
+    guard = make_cascade(
+        scorer=Engine(0.45 if d == BELOW else 0.1, d),
         probes=lambda ragged: ragged.values,
         rule=ThresholdRule(CERTIFICATE.threshold),
-        decision_threshold=0.5,
         expert=Judge(answer),
-        on_failure=OnFailure.BLOCK,
         abstain_band=0.1,
         on_abstain=verdict,
     )

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty.cascades import make_cascade
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import Decision, OnFailure, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, Reason, Route, Verdict
 from ctd_guardrail.errors import ExpertTimeoutError
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.observability.tally import Tally
@@ -71,15 +72,13 @@ class Seen:
 
 
 def guard(p: float, d: float, judge: Judge, seen: Seen, share: float = ALWAYS, **options: Any) -> Cascade:
-    return Cascade(
-        engine=Engine(p, d),  # type: ignore[arg-type]
-        probes=None,  # type: ignore[arg-type]
+    return make_cascade(
+        scorer=Engine(p, d),
         rule=ThresholdRule(0.2),
-        decision_threshold=0.5,
         expert=judge,
         audit_share=share,
         tally=Tally(seen),
-        **{"on_failure": OnFailure.BLOCK, **options},
+        **options,
     )
 
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty.cascades import make_cascade
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import Decision, Mode, OnFailure, OnUnreadable, Reason, Route, Verdict
 from ctd_guardrail.errors import ExpertUnavailableError, OverlongError
 from ctd_guardrail.experts.protocol import ExpertScore
-from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.runtime.decision_cache import JUDGED, Memory
 from ctd_guardrail.text.conversation import Context, Conversation
 from ctd_guardrail.text.refusals import Refusals
@@ -62,14 +61,12 @@ class TurnGuard:
 
     def __init__(self, *, on_failure: OnFailure = OnFailure.BLOCK, **changes: Any) -> None:
         self.engine, self.judge = Engine(), Judge()
-        self.cascade = Cascade(
-            engine=self.engine,  # type: ignore[arg-type]
+        self.cascade = make_cascade(
+            scorer=self.engine,
             probes=lambda ragged: ragged.values,
-            rule=ThresholdRule(0.0),
-            decision_threshold=0.5,
             expert=self.judge,
             on_failure=on_failure,
-            **{"policy": f"policy {next(self.number)}"} | changes,
+            **{"judgement_key": f"policy {next(self.number)}"} | changes,
         )
 
     async def check(self, *turns: Any) -> Decision:
@@ -174,7 +171,7 @@ async def test_policies_do_not_share_what_they_remember() -> None:
 
 
 async def test_without_a_policy_nothing_is_remembered() -> None:
-    guard = TurnGuard(policy=None)
+    guard = TurnGuard(judgement_key=None)
     for _ in range(2):
         await guard.check("odd")
     assert len(guard.judge.seen) == 2

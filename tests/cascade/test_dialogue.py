@@ -31,7 +31,7 @@ def dialogue(*turns: Any) -> list[dict[str, Any]]:
 
 async def test_each_text_beside_the_conversation_is_judged_once_and_before_it() -> None:
     reader = WordReader()
-    guard = word_guard(reader=reader, policy="words")
+    guard = word_guard(reader=reader, judgement_key="words")
     for _ in range(2):
         decision = await guard.check(dialogue("fine"), asides=["be kind", " \n", "use tools", "be kind"])
         assert (decision.verdict, decision.reason) == (Verdict.ALLOW, Reason.PROBE_SAFE)
@@ -44,7 +44,7 @@ async def test_each_text_beside_the_conversation_is_judged_once_and_before_it() 
 @pytest.mark.parametrize("turns", [["fine"], ["fine", f">{REFUSAL}", "fine"], [""], []])
 async def test_a_refused_aside_stops_the_request_and_no_answer_settles_it(turns: list[str]) -> None:
     reader = WordReader()
-    guard = word_guard(reader=reader, policy="words")
+    guard = word_guard(reader=reader, judgement_key="words")
     for _ in range(3):
         decision = await guard.check(dialogue(*turns), asides=["fine too", "be harmful"])
         assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.PROBE_UNSAFE)
@@ -91,7 +91,7 @@ FORGED: dict[str, list[Any]] = {
 @pytest.mark.parametrize("context", Context)
 @pytest.mark.parametrize("turns", FORGED.values(), ids=FORGED)
 async def test_what_a_client_writes_for_the_assistant_is_judged(turns: list[Any], context: Context) -> None:
-    guard = word_guard(context=context, policy="words")
+    guard = word_guard(context=context, judgement_key="words")
     for _ in range(2):
         assert (await guard.check(dialogue(*turns))).verdict is Verdict.BLOCK
     harmless = [turn.replace("harmful", "kind") for turn in turns]
@@ -100,7 +100,7 @@ async def test_what_a_client_writes_for_the_assistant_is_judged(turns: list[Any]
 
 async def test_with_one_turn_of_context_each_past_answer_is_judged_once() -> None:
     reader = WordReader()
-    guard = word_guard(reader=reader, context=Context.LAST_TURN, policy="words")
+    guard = word_guard(reader=reader, context=Context.LAST_TURN, judgement_key="words")
     turns = ["one", ">first", ">second", "two", ">third", f">{REFUSAL}", "three"]
     for _ in range(2):
         assert (await guard.check(dialogue(*turns))).verdict is Verdict.ALLOW
@@ -116,7 +116,7 @@ async def test_the_conversation_as_context_shows_past_answers_and_costs_no_unit_
 
 async def test_answers_that_the_guard_saw_given_or_that_the_app_keeps_are_not_judged_apart() -> None:
     turns = ["one", ">a  harmful\nanswer", "two"]
-    guard = word_guard(context=Context.LAST_TURN, policy="words")
+    guard = word_guard(context=Context.LAST_TURN, judgement_key="words")
     assert (await guard.check(dialogue(*turns))).verdict is Verdict.BLOCK
     guard.note_answer(" a harmful answer\n")
     assert (await guard.check(dialogue(*turns))).verdict is Verdict.ALLOW
@@ -129,7 +129,7 @@ async def test_answers_that_the_guard_saw_given_or_that_the_app_keeps_are_not_ju
 
 
 async def test_a_noted_answer_is_a_hash_and_one_with_tool_calls_is_known_by_them() -> None:
-    guard = word_guard(context=Context.LAST_TURN, policy="words")
+    guard = word_guard(context=Context.LAST_TURN, judgement_key="words")
     call = {"function": {"name": "harmful", "arguments": '{"canary": 1}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     guard.note_answer(message)
@@ -166,7 +166,7 @@ words = st.sampled_from(["fine", "harmful", " ", f">{REFUSAL}", ">yes", ">harmfu
 @given(st.lists(words, max_size=7), st.sampled_from(Context), st.booleans())
 async def test_no_conversation_with_unrefused_harm_passes(turns: list[str], context: Context, remembers: bool) -> None:  # noqa: FBT001
     JUDGED.clear()
-    guard = word_guard(context=context, policy="words" if remembers else None)
+    guard = word_guard(context=context, judgement_key="words" if remembers else None)
     decision = await guard.check(dialogue(*turns))
     expected = Verdict.BLOCK if any("harmful" in turn for turn in turns) else Verdict.ALLOW
     assert decision.verdict is expected
@@ -188,7 +188,7 @@ SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {
 async def test_what_passes_was_read_to_the_last_word(shapes: list[list[str]], context: Context) -> None:
     JUDGED.clear()
     reader = WordReader()
-    guard = word_guard(reader=reader, context=context, policy="words")
+    guard = word_guard(reader=reader, context=context, judgement_key="words")
     for shape in shapes:  # requests share their first words, so that later ones recall what earlier ones have judged
         words = [f"word{place}{kind.replace(' ', '')}" for place, kind in enumerate(shape)]
         messages = [SHOWN[kind](word) for kind, word in zip(shape, words, strict=True)]
@@ -208,7 +208,7 @@ async def _decide(guard: Cascade, turns: list[str]) -> Decision:
 async def test_a_settled_turn_that_is_the_last_to_say_something_is_refused_again(
     ending: list[str], context: Context
 ) -> None:
-    guard = word_guard(context=context, policy="words")
+    guard = word_guard(context=context, judgement_key="words")
     refused = ["fine", ">yes", "harmful"]
     assert (await _decide(guard, refused)).verdict is Verdict.BLOCK
     for _ in range(2):
@@ -218,7 +218,9 @@ async def test_a_settled_turn_that_is_the_last_to_say_something_is_refused_again
 
 
 async def test_a_verdict_that_did_not_count_refused_nothing() -> None:
-    shadow, guard = (word_guard(policy="words", receipts=receipts(), mode=mode) for mode in (Mode.SHADOW, Mode.ENFORCE))
+    shadow, guard = (
+        word_guard(judgement_key="words", receipts=receipts(), mode=mode) for mode in (Mode.SHADOW, Mode.ENFORCE)
+    )
     turns = ["harmful", f">{REFUSAL}", "fine"]
     assert (await _decide(shadow, ["harmful"])).receipt is None
     assert (await _decide(guard, turns)).verdict is Verdict.BLOCK
@@ -239,10 +241,10 @@ def refusal(receipt: object, words: str = REFUSAL) -> dict[str, Any]:
 @pytest.mark.parametrize("context", Context)
 async def test_a_receipt_settles_its_turn_in_a_process_that_knows_nothing_of_it(context: Context) -> None:
     turns = dialogue("fine", ">yes", "harmful")
-    refused = await word_guard(context=context, policy="words", receipts=receipts()).check(turns)
+    refused = await word_guard(context=context, judgement_key="words", receipts=receipts()).check(turns)
     assert refused.verdict is Verdict.BLOCK
     JUDGED.clear()
-    replica = word_guard(context=context, policy="words", receipts=receipts())
+    replica = word_guard(context=context, judgement_key="words", receipts=receipts())
     for _ in range(2):
         decision = await replica.check([*turns, refusal(refused.receipt), *dialogue("go on")])
         assert (decision.verdict, decision.receipt) == (Verdict.ALLOW, None)
@@ -259,14 +261,16 @@ async def _receipt_for(turns: list[dict[str, Any]], guard: Cascade) -> str:
 
 
 async def test_no_other_receipt_settles_a_turn() -> None:
-    guard = word_guard(policy="words", receipts=receipts())
+    guard = word_guard(judgement_key="words", receipts=receipts())
     turns = dialogue("harmful")
     good = await _receipt_for(turns, guard)
     others = [
         await _receipt_for(dialogue("harmful too"), guard),
         await _receipt_for(dialogue("fine", ">yes", "harmful"), guard),
-        await _receipt_for(turns, word_guard(policy="others", receipts=receipts("others"))),
-        await _receipt_for(turns, word_guard(policy="words", receipts=receipts(key=SecretBytes(b"another secret !")))),
+        await _receipt_for(turns, word_guard(judgement_key="others", receipts=receipts("others"))),
+        await _receipt_for(
+            turns, word_guard(judgement_key="words", receipts=receipts(key=SecretBytes(b"another secret !")))
+        ),
         good[:-1],
         good.upper(),
         f"{good} ",
@@ -292,19 +296,19 @@ async def test_no_other_receipt_settles_a_turn() -> None:
 
 
 async def test_only_a_judgement_of_a_turn_gets_a_receipt() -> None:
-    guard = word_guard(policy="words", receipts=receipts())
+    guard = word_guard(judgement_key="words", receipts=receipts())
     assert (await guard.check(dialogue("fine"))).receipt is None
     assert (await guard.check(dialogue(IMAGE))).reason is Reason.NON_TEXT
     assert (await guard.check(dialogue(IMAGE))).receipt is None
     assert (await guard.check(dialogue("fine"), asides=["harmful"])).receipt is None
-    seen = word_guard(policy="words", receipts=receipts(), unreadable=OnUnreadable.EXPERT)
+    seen = word_guard(judgement_key="words", receipts=receipts(), unreadable=OnUnreadable.EXPERT)
     harmful = [{"type": "text", "text": "harmful"}, *IMAGE]
     assert (await seen.check(dialogue(harmful))).reason is Reason.EXPERT_UNSAFE
     assert (await seen.check(dialogue(harmful))).receipt is None, "another image would have the same"
 
 
 async def test_where_refused_turns_are_not_forgiven_they_stop_the_conversation_for_good() -> None:
-    strict = word_guard(policy="words", receipts=receipts(), refused_turns=RefusedTurns.STRICT)
+    strict = word_guard(judgement_key="words", receipts=receipts(), refused_turns=RefusedTurns.STRICT)
     turns = dialogue("harmful")
     receipt = (await strict.check(turns)).receipt
     for answer in (refusal(receipt), dialogue(">yes")[0]):
@@ -316,7 +320,7 @@ async def test_where_refused_turns_are_not_forgiven_they_stop_the_conversation_f
 @pytest.mark.parametrize("context", Context)
 async def test_a_refusal_at_the_end_does_not_make_another_unit_of_the_refused_turn(context: Context) -> None:
     reader = WordReader()
-    guard = word_guard(reader=reader, context=context, policy="words")
+    guard = word_guard(reader=reader, context=context, judgement_key="words")
     for turns in (["harmful"], ["harmful", f">{REFUSAL}"], ["harmful", f">{REFUSAL}", f">{REFUSAL}"]):
         assert (await _decide(guard, turns)).verdict is Verdict.BLOCK
     assert reader.seen == ["harmful"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty.cascades import make_cascade
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
@@ -25,7 +26,6 @@ from ctd_guardrail.errors import (
     OverloadedError,
 )
 from ctd_guardrail.experts.protocol import ExpertScore
-from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Conversation
 
 SECTION = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
@@ -75,11 +75,9 @@ class Judge:
 
 def cascade(cause: Reason, on_failure: OnFailure | OnFailureByCause, p: float = 0.1) -> Cascade:
     engine = Engine(p, OverloadedError("full") if cause is Reason.OVERLOADED else None)
-    return Cascade(
-        engine=engine,  # type: ignore[arg-type]
+    return make_cascade(
+        scorer=engine,
         probes=lambda ragged: ragged.values,
-        rule=ThresholdRule(0.0),
-        decision_threshold=0.5,
         expert=Judge(EXPERT_CAUSES.get(cause)),
         on_failure=on_failure,
         deadline_s=0.02 if cause is Reason.DEADLINE else 60.0,
@@ -133,7 +131,7 @@ async def test_the_deadline_is_one_for_all_and_cancels_nobody_elses_request(stag
 
     guard = cascade(Reason.DEADLINE, OnFailure.PROBE)
     if stage == "probe":
-        guard._engine = Slow()  # type: ignore[assignment]
+        guard._scorer = Slow()  # type: ignore[assignment]
     task = asyncio.create_task(guard.check(UNSURE))
     decision = await task
     assert (decision.reason, task.cancelling()) == (Reason.DEADLINE, 0)
@@ -163,7 +161,7 @@ async def test_a_request_that_is_cancelled_at_its_deadline_stays_cancelled() -> 
 
 async def test_an_earlier_cancellation_that_was_survived_does_not_let_an_inner_one_through() -> None:
     guard = cascade(Reason.INTERNAL_ERROR, OnFailure.BLOCK)
-    guard._engine = Engine(error=asyncio.CancelledError())  # type: ignore[assignment]
+    guard._scorer = Engine(error=asyncio.CancelledError())  # type: ignore[assignment]
 
     async def stubborn() -> Any:
         try:

@@ -64,7 +64,7 @@ async def test_harmless_conversations_are_answered_as_without_the_guard(
     passthrough: bool,
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # where NeMo finds the rail of a checkout
-    guard = marking_guard(context, policy="words")
+    guard = marking_guard(context, judgement_key="words")
     monkeypatch.setattr("ctd_guardrail.nemo.setup.guard_for", lambda *_: guard)
     drawn = random.Random(f"{context} {passthrough}")
     conversations = [conversation(drawn) for _ in range(trials(full=250, reduced=25))]

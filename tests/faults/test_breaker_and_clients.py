@@ -102,7 +102,7 @@ async def test_clients_that_leave_open_no_breaker_and_leave_nothing_behind(
     assert stats["failures"] == 0
     guard = server.service._guard
     assert guard is not None
-    assert not guard.cascade._cascade._engine._batcher._queue
+    assert not guard.cascade._cascade._scorer._batcher._queue
     record("client_disconnect", judge.disconnections, total)
 
 

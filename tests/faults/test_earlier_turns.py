@@ -54,7 +54,7 @@ class App:
 @pytest.fixture
 async def app(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host_loops: None) -> App:
     monkeypatch.chdir(Path(__file__).parents[2])  # where NeMo finds the rail of a checkout
-    guard = marking_guard(context, policy="words")
+    guard = marking_guard(context, judgement_key="words")
     monkeypatch.setattr("ctd_guardrail.nemo.setup.guard_for", lambda *_: guard)
     return App(tmp_path)
 

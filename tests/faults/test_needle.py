@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty.cascades import make_cascade
 from faulty.guard import WordJudge
 
-from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import OnFailure, OnUnreadable, Reason, Verdict
 from ctd_guardrail.errors import OverlongError
-from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Conversation
 
 MOST_TOKENS = 1 << 17
@@ -105,11 +104,8 @@ def test_a_needle_moves_the_score_of_the_window_that_holds_it(
 @pytest.mark.parametrize("policy", OnUnreadable)
 async def test_beyond_the_limit_the_stated_policy_holds(engine: Any, policy: OnUnreadable) -> None:
     judge = WordJudge()
-    guard = Cascade(
-        engine=engine,
-        probes=None,  # type: ignore[arg-type]  # never reached
-        rule=ThresholdRule(0.0),
-        decision_threshold=0.5,
+    guard = make_cascade(
+        scorer=engine,
         expert=judge,
         on_failure=OnFailure.ALLOW,
         on_overlong=policy,

@@ -236,4 +236,4 @@ def say(app: LLMRails, text: str) -> str:
 def engine_of(app: LLMRails) -> Any:
     guard = guard_of(app)
     assert isinstance(guard, Guard)
-    return guard._cascade._engine
+    return guard._cascade._scorer

@@ -133,7 +133,7 @@ async def test_a_reload_that_fails_its_self_test_is_refused(make_rail_folder: Ca
     assert service._guard is not before
     assert service._guard is not None
     assert before is not None
-    assert service._guard.cascade._cascade._engine is before.cascade._cascade._engine  # one base model
+    assert service._guard.cascade._cascade._scorer is before.cascade._cascade._scorer  # one base model
     await service.aclose()
 
 
@@ -145,7 +145,7 @@ async def test_another_base_model_is_loaded_when_the_old_one_has_gone(
     service = sidecar_service.Service(make_rail_folder(base_model=str(tmp_path / "old")))
     await service.start()
     assert service._guard is not None
-    old = weakref.ref(service._guard.cascade._cascade._engine)
+    old = weakref.ref(service._guard.cascade._cascade._scorer)
     load = sidecar_service.load_guard
     seen: list[tuple[bool, bool]] = []
 

@@ -9,10 +9,10 @@ import numpy as np
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
-from ctd_guardrail.decision import OnFailure, OnUnreadable
+from ctd_guardrail.decision import OnUnreadable
 from ctd_guardrail.experts.protocol import ExpertScore
-from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Context, Conversation
+from faulty.cascades import make_cascade
 
 __all__ = ["WordJudge", "WordReader", "word_guard"]
 
@@ -58,14 +58,10 @@ def word_guard(
     reader: WordReader | None = None,
     **settings: Any,
 ) -> Cascade:
-    """Return a guard of these parts. One whose `policy` has a name remembers what it judged."""
-    return Cascade(
-        engine=reader or WordReader(),
-        probes=None,  # type: ignore[arg-type]
-        rule=ThresholdRule(0.0),
-        decision_threshold=0.5,
+    """Return a guard of these parts. One whose `judgement_key` has a name remembers what it judged."""
+    return make_cascade(
+        scorer=reader or WordReader(),
         expert=judge or WordJudge(),
-        on_failure=OnFailure.BLOCK,
         context=context,
         on_nontext=unreadable,
         on_overlong=unreadable,

@@ -10,12 +10,11 @@ from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.config.experts import OpenAIExpertConfig
-from ctd_guardrail.decision import OnFailure
 from ctd_guardrail.errors import OverlongError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
-from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Conversation
+from faulty.cascades import make_cascade
 
 __all__ = ["FixedEngine", "delegating", "openai_expert"]
 
@@ -38,15 +37,12 @@ def openai_expert(base_url: str, **settings: Any) -> OpenAIExpert:
 
 
 def delegating(expert: Any, **settings: Any) -> Cascade:
-    """Return a cascade that asks the expert about all but `plain` inputs; keyword arguments are the cascade's."""
-    return Cascade(
+    """Return a cascade that asks the expert about all but `plain` inputs; keyword arguments are of `make_cascade`."""
+    return make_cascade(
         **{
-            "engine": FixedEngine(),
+            "scorer": FixedEngine(),
             "probes": lambda ragged: ragged.values,
-            "rule": ThresholdRule(0.0),
-            "decision_threshold": 0.5,
             "expert": expert if isinstance(expert, BoundedExpert) else BoundedExpert(expert),
-            "on_failure": OnFailure.BLOCK,
         }
         | settings
     )

@@ -124,7 +124,7 @@ def marking_guard(context: Context, **settings: Any) -> Guard:
 
     Args:
         context: What a unit shows.
-        settings: Of the cascade. One whose `policy` has a name remembers what it judged.
+        settings: Of the cascade. One whose `judgement_key` has a name remembers what it judged.
     """
     config = parse_section(_SECTION)
     cascade = word_guard(context=context, **settings)

@@ -1,0 +1,53 @@
+"""Everything that a judgement depends on beside the unit, the models and the expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ctd_guardrail.config.on_failure import OnFailureByCause
+from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, RefusedTurns, Verdict
+from ctd_guardrail.policy.rollout import Rollout
+from ctd_guardrail.policy.rule import DelegationRule
+from ctd_guardrail.probes.merge import Merge
+from ctd_guardrail.text.conversation import Context
+
+__all__ = ["CascadeSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CascadeSettings:
+    """The settings of a cascade.
+
+    Attributes:
+        rule: Decides which inputs the expert judges.
+        decision_threshold: tau: a score of at least tau blocks.
+        merge: Combines the scores of the probe and the expert.
+        abstain_band: Half-width of the band around tau in which a score decides nothing.
+        on_abstain: The verdict in that band.
+        on_nontext: What to do with a turn that holds content other than text.
+        on_overlong: What to do with a unit that has more tokens than the policy allows.
+        on_failure: What to do when the guard cannot do its work, for all causes or by cause.
+        deadline_s: Seconds until a request has its decision; None: no deadline.
+        mode: Whether verdicts count.
+        rollout: Draws the conversations for which verdicts count, if ``mode`` is ``enforce``; None: all.
+        context: What a unit shows beside the user's turn.
+        history: What to do with the assistant's messages that no unit shows.
+        refused_turns: What to do with an earlier turn that was refused.
+        audit_share: Share of the inputs that the expert judges in addition, drawn at random.
+    """
+
+    rule: DelegationRule
+    decision_threshold: float
+    merge: Merge = Merge()  # noqa: RUF009  # frozen
+    abstain_band: float = 0.0
+    on_abstain: Verdict = Verdict.BLOCK
+    on_nontext: OnUnreadable = OnUnreadable.BLOCK
+    on_overlong: OnUnreadable = OnUnreadable.BLOCK
+    on_failure: OnFailure | OnFailureByCause
+    deadline_s: float | None = None
+    mode: Mode = Mode.ENFORCE
+    rollout: Rollout | None = None
+    context: Context = Context.CONVERSATION
+    history: OnHistory = OnHistory.SCREEN
+    refused_turns: RefusedTurns = RefusedTurns.FORGIVE
+    audit_share: float = 0.0
