@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty.cascades import make_cascade
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
@@ -23,6 +22,7 @@ from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.cascades import make_cascade
 
 CERTIFICATE = certify(np.linspace(-1.0, 1.0, 1001), 0.3, 0.1)
 ABOVE, BELOW = CERTIFICATE.threshold + 0.01, CERTIFICATE.threshold - 0.01

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty.cascades import make_cascade
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
@@ -16,6 +15,7 @@ from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.cascades import make_cascade
 
 ALWAYS = 1.0 - 2.0**-53
 ABOVE, BELOW = 0.5, 0.0

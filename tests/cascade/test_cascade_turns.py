@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty.cascades import make_cascade
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
@@ -16,6 +15,7 @@ from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.runtime.decision_cache import JUDGED, Memory
 from ctd_guardrail.text.conversation import Context, Conversation
 from ctd_guardrail.text.refusals import Refusals
+from tests.support.cascades import make_cascade
 
 REFUSAL = "I'm sorry, I can't respond to that."
 

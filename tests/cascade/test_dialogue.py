@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from faulty.guard import WordReader, word_guard
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretBytes
@@ -14,6 +13,7 @@ from ctd_guardrail.decision import Decision, Mode, OnHistory, OnUnreadable, Reas
 from ctd_guardrail.runtime.decision_cache import JUDGED, SAID
 from ctd_guardrail.text.conversation import RECEIPT, Context
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS, Receipts
+from tests.support.word_guard import WordReader, word_guard
 
 REFUSAL = DEFAULT_REFUSALS[0]
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:"}}]

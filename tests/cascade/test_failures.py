@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty.cascades import make_cascade
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
@@ -27,6 +26,7 @@ from ctd_guardrail.errors import (
 )
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.cascades import make_cascade
 
 SECTION = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
 EXPERT_CAUSES = {

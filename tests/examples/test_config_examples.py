@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-from matrix.servers import Servers
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -23,10 +22,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from typer.testing import CliRunner
-from vllm_double import VllmDouble
 
 from ctd_guardrail.cli.app import app as guardrail_app
 from ctd_guardrail.runtime.relay import RELAY
+from tests.nemo.matrix.servers import Servers
+from tests.support.vllm_double import VllmDouble
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.name for path in (ROOT / "config_examples").iterdir() if list(path.rglob("config.yml")))

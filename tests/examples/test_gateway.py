@@ -23,14 +23,14 @@ import httpx
 import pytest
 import uvicorn
 import yaml
-from doors.stage import RecordingLLM
 from fastapi.routing import APIRoute
 from nemoguardrails import LLMRails
 from nemoguardrails.server import api
 from nemoguardrails.types import LLMResponseChunk
-from words import ANSWER, REFUSED
 
 from ctd_guardrail.assembly.overrides import Guard
+from tests.nemo.doors.stage import RecordingLLM
+from tests.nemo.words import ANSWER, REFUSED
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "config_examples" / "gateway"

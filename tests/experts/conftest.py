@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from faulty.expert import Judges
+
+from tests.support.faulty_expert import Judges
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from typing import Any
 
 import openai
 import pytest
-from faulty.endpoints import OUTAGES, SENDERS, WORD, completion, logprobs, openai_error, refusing, serve
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
@@ -19,6 +18,7 @@ from ctd_guardrail.experts.openai.completion import is_only_markup, read_complet
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.endpoints import OUTAGES, SENDERS, WORD, completion, logprobs, openai_error, refusing, serve
 
 ODD = Conversation.from_text(f"a text with {WORD} in it")
 PLAIN = Conversation.from_text("how do I bake bread?")

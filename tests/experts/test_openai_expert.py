@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from faulty.expert import answer
 
 from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import (
@@ -19,6 +18,7 @@ from ctd_guardrail.errors import (
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.text.conversation import Conversation, Message
+from tests.support.faulty_expert import answer
 
 CONVERSATION = Conversation.from_text("canary-text: how do I kill a Python process?")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty.endpoints import OUTAGES, SENDERS, WORD, completion, refusing, serve
 from nemoguardrails import RailsConfig
 from nemoguardrails.actions.rail_outcome import RailOutcome
 from nemoguardrails.guardrails.compiled_rail import RailExecution
@@ -22,6 +21,7 @@ from ctd_guardrail.experts.rail import verdicts as rail_verdicts
 from ctd_guardrail.experts.rail.expert import RailCollaborators, RailExpert
 from ctd_guardrail.experts.rail.models import Heard
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.endpoints import OUTAGES, SENDERS, WORD, completion, refusing, serve
 
 CONVERSATION = Conversation.from_text(f"a question with {WORD} in it")
 MODELS = """

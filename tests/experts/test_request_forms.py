@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from faulty.endpoints import Reply, completion, logprobs, serve, verdict
 
 from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import ExpertUnavailableError
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.endpoints import Reply, completion, logprobs, serve, verdict
 
 TEXTS = [Conversation.from_text(f"canary text number {number}") for number in range(3)]
 

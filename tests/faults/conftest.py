@@ -6,8 +6,9 @@ import datetime as dt
 from collections.abc import Callable
 
 import pytest
-from faulty.page import Result, write_page
-from faulty.rows import ROWS
+
+from tests.faults.page import Result, write_page
+from tests.faults.rows import ROWS
 
 _RESULTS = pytest.StashKey[dict[str, Result]]()
 
@@ -29,7 +30,7 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     results = request.config.stash.setdefault(_RESULTS, {})
 
     def record(row: str, held: int, of: int, *, figure: str = "") -> None:
-        assert row in {known.key for known in ROWS}, f"add {row} to faulty/rows.py"
+        assert row in {known.key for known in ROWS}, f"add {row} to tests/faults/rows.py"
         assert held == of, f"{row}: {held} of {of} held"
         result = results.setdefault(row, Result())
         result.held += held

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from doors.stage import Stage, marking_guard
 from nemoguardrails import LLMRails, RailsConfig
 
 from ctd_guardrail.text.conversation import Context
+from tests.nemo.doors.stage import Stage, marking_guard
 
 WORDS = ["garden", "weather", "train", "ticket", "recipe", "budget", "invoice", "lamp", "river", "concert", "museum"]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty.expert import Judge, answer, hang, running
-from faulty.guards import delegating, openai_expert
-from faulty.sidecar import Sidecar
 
 from ctd_guardrail.decision import Reason
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, health_of
 from ctd_guardrail.experts.bounded.breaker import BreakerState, CircuitBreaker
 from ctd_guardrail.sidecar.settings import Limits, ServeSettings
+from tests.support.delegating import delegating, openai_expert
+from tests.support.faulty_expert import Judge, answer, hang, running
+from tests.support.sidecar import Sidecar
 
 UNSURE = [{"role": "user", "content": "is this safe?"}]
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faulty.expert import FAULTS, hang, running
-from faulty.guards import delegating, openai_expert
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -27,6 +25,8 @@ from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.watch import Watch
+from tests.support.delegating import delegating, openai_expert
+from tests.support.faulty_expert import FAULTS, hang, running
 
 CONFIG = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
 BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=OnFailure.BLOCK)

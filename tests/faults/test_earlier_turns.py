@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from doors.stage import ANSWER, Stage, marking_guard
 from nemoguardrails import LLMRails, RailsConfig
 
 from ctd_guardrail.text.conversation import Context
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
+from tests.nemo.doors.stage import ANSWER, Stage, marking_guard
 
 Turns = list[tuple[str, str]]
 

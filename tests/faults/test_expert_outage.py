@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty.endpoints import SENDERS, refusing, serve
-from faulty.expert import FAULTS, Judge, Judges, hang, running
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 
@@ -18,6 +16,8 @@ from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.nemo import setup
 from ctd_guardrail.nemo.guards import LoadableGuard, guard_for
+from tests.support.endpoints import SENDERS, refusing, serve
+from tests.support.faulty_expert import FAULTS, Judge, Judges, hang, running
 
 UNAVAILABLE = "I'm sorry, but I cannot respond right now: messages cannot be checked. Please try again later."
 INPUT = "an odd question"  # which the policy of these tests delegates

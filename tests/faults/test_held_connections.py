@@ -8,8 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from faulty.held import HELD, hold
-from faulty.sidecar import sidecar_process
+
+from tests.support.held_connections import HELD, hold
+from tests.support.sidecar import sidecar_process
 
 resource = pytest.importorskip("resource")  # not on Windows, where the limit does not hold
 

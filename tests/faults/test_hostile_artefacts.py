@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty.artefacts import ARTEFACTS, CANARY, N
-from faulty.policies import write_plain_policy
+
+from tests.support.artefacts import ARTEFACTS, CANARY, N
+from tests.support.policies import write_plain_policy
 
 # In a process of its own: the peak of its memory is then the reader's.
 READER = """

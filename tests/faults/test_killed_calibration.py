@@ -28,13 +28,12 @@ class Runs:
     """The process that runs and kills calibrations."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "faulty.killed"],
+            [sys.executable, "-m", "tests.faults.killed"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
     def run(self, config: Path, *, kill_after: float = -1.0) -> str:

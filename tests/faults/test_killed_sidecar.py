@@ -16,9 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from faulty.sidecar import SidecarProcess, sidecar_process
 
 from ctd_guardrail.runtime.files import read_state
+from tests.support.sidecar import SidecarProcess, sidecar_process
 
 CLIENTS = 8
 LONGEST_S = 3.0

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty.cascades import make_cascade
-from faulty.guard import WordJudge
 
 from ctd_guardrail.decision import OnFailure, OnUnreadable, Reason, Verdict
 from ctd_guardrail.errors import OverlongError
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.cascades import make_cascade
+from tests.support.word_guard import WordJudge
 
 MOST_TOKENS = 1 << 17
 # Each of them is a token, and none joins its neighbours.

@@ -4,9 +4,8 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from faulty.guard import word_guard
-
 from ctd_guardrail.decision import Decision, OnUnreadable, Reason, Route, Verdict
+from tests.support.word_guard import word_guard
 
 
 class Angry(Mapping[str, Any]):

@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from faulty.page import read_page
-from faulty.rows import ROWS, Row
+
+from tests.faults.page import read_page
+from tests.faults.rows import ROWS, Row
 
 
 @pytest.fixture(autouse=True)

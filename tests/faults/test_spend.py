@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from faulty.expert import FAULTS, Judge, Judges, answer, running
-from faulty.guards import delegating, openai_expert
 
 from ctd_guardrail.decision import Decision, OnFailure, Reason, Verdict
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.bounded.buckets import MemoryStore
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
+from tests.support.delegating import delegating, openai_expert
+from tests.support.faulty_expert import FAULTS, Judge, Judges, answer, running
 
 SAFE = answer(Judges.completion(logprobs=Judges.alternatives(Yes=0.01, No=0.99)))
 

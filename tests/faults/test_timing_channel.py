@@ -5,11 +5,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from faulty.guard import WordJudge, word_guard
-
 from ctd_guardrail.decision import Route
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.word_guard import WordJudge, word_guard
 
 
 class SlowJudge(WordJudge):

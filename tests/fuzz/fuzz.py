@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from pathlib import Path
 
 import atheris
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "faults")]
-
 with atheris.instrument_imports(include=["ctd_guardrail"]):
-    from targets import TARGETS, WORDS
+    from tests.fuzz.targets import TARGETS, WORDS
 
 
 def main() -> None:

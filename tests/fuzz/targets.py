@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from faulty.policies import write_plain_policy
 from pydantic import ValidationError
 
 from ctd_guardrail.errors import ExpertVerdictError, InputError, PolicyFormatError, PolicyIntegrityError
@@ -21,6 +20,7 @@ from ctd_guardrail.policy.store import read_policy
 from ctd_guardrail.sidecar.messages import ChatRequest, CheckRequest, ContentsRequest
 from ctd_guardrail.text.conversation import Context, Conversation
 from ctd_guardrail.text.normalise import normalise
+from tests.support.policies import write_plain_policy
 
 __all__ = ["TARGETS", "WORDS"]
 

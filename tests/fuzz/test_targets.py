@@ -1,15 +1,10 @@
 """The fuzzer's targets on random inputs; `make fuzz` lets atheris look for the ones that matter."""
 
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.append(str(Path(__file__).parent))
-
-from targets import TARGETS, WORDS
+from tests.fuzz.targets import TARGETS, WORDS
 
 inputs = st.lists(st.binary(max_size=8) | st.sampled_from(WORDS).map(str.encode), max_size=16).map(b"".join)
 

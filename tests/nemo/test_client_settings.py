@@ -11,17 +11,17 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from apps import gate_of, guard_of
-from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.server import api
 from nemoguardrails.testing import FakeLLMModel
 from typer.testing import CliRunner
-from words import ANSWER, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.cli.app import app as command
 from ctd_guardrail.nemo import init
+from tests.nemo.apps import gate_of, guard_of
+from tests.nemo.hosts import refused_start
+from tests.nemo.words import ANSWER, REFUSED, UNAVAILABLE
 
 PER_TENANT = {"cap": {"calls": 100, "per_s": 60, "per": "principal"}}
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apps import guard_of
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
-from words import ANSWER, REFUSED, UNAVAILABLE
+
+from tests.nemo.apps import guard_of
+from tests.nemo.words import ANSWER, REFUSED, UNAVAILABLE
 
 MAIN = """
 import core

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors.doors import DOORS, Door
-from doors.page import Count, write_table
-from doors.shapes import MARK, Shape, shapes
-from doors.stage import Stage, marking_guard
 
 from ctd_guardrail.decision import Decision
 from ctd_guardrail.text.conversation import Context
+from tests.nemo.doors.doors import DOORS, Door
+from tests.nemo.doors.page import Count, write_table
+from tests.nemo.doors.shapes import MARK, Shape, shapes
+from tests.nemo.doors.stage import Stage, marking_guard
 
 BENIGN = "pleasant remark"
 # With --faults=full a door gets every shape, else every so many, and others than its neighbour. Together that is more

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors.shapes import MARK
-from doors.stage import ANSWER, RecordingLLM, Stage, marking_guard
 from nemoguardrails import Guardrails, LLMRails, RailsConfig
 from nemoguardrails.rails.llm.options import RailStatus
-from words import REFUSED, UNAVAILABLE
 
 from ctd_guardrail.text.conversation import Context
+from tests.nemo.doors.shapes import MARK
+from tests.nemo.doors.stage import ANSWER, RecordingLLM, Stage, marking_guard
+from tests.nemo.words import REFUSED, UNAVAILABLE
 
 NESTED = """
 from nemoguardrails.actions import action

@@ -12,10 +12,10 @@ from nemoguardrails import Guardrails, RailsConfig
 from nemoguardrails.guardrails import compiled_rail
 from nemoguardrails.guardrails.iorails import IORails
 from nemoguardrails.manifests import default_rail_catalog, registry
-from words import ANSWER, BROKEN, REFUSED
 
 from ctd_guardrail.errors import ConfigError, HostError, InfeasibleBudgetError
 from ctd_guardrail.nemo import iorails
+from tests.nemo.words import ANSWER, BROKEN, REFUSED
 
 pytestmark = pytest.mark.usefixtures("installed_in_iorails")
 

@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 
@@ -12,6 +11,7 @@ from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import ConfigError, PolicyMismatchError
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.policy.store import read_policy, write_policy
+from tests.nemo.hosts import refused_start
 
 INSTRUCTION = "Only talk about pirates is unsafe."
 

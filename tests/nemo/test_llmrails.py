@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import refused_start
 from nemoguardrails import Guardrails, LLMRails, RailsConfig
 from nemoguardrails.rails.llm.options import GenerationResponse
 from nemoguardrails.testing import FakeLLMModel
-from words import ANSWER, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.assembly.overrides import Guard
+from tests.nemo.hosts import refused_start
+from tests.nemo.words import ANSWER, REFUSED, UNAVAILABLE
 
 
 def app_for(folder: Path) -> tuple[LLMRails, FakeLLMModel]:

@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apps import guard_of
-from faulty.artefacts import edit
-from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
-from words import ANSWER, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.assembly import assemble
 from ctd_guardrail.assembly.overrides import Guard
@@ -24,6 +20,10 @@ from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import ActivationError, InfeasibleBudgetError
 from ctd_guardrail.nemo.loading import LoadingGuard
 from ctd_guardrail.observability.tally import Tally
+from tests.nemo.apps import guard_of
+from tests.nemo.hosts import refused_start
+from tests.nemo.words import ANSWER, REFUSED, UNAVAILABLE
+from tests.support.artefacts import edit
 
 
 def user(text: str) -> list[dict[str, Any]]:

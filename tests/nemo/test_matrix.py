@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import chat, colang, colang2, iorails, processes, sidecar  # noqa: F401  # each fills the table
-from matrix.entry_points import CASES, ENTRY_POINTS, Cell, EntryPoint, markdown
-from matrix.rig import Rig
-from matrix.servers import ROOT
+
+from tests.nemo.matrix import chat, colang, colang2, iorails, processes, sidecar  # noqa: F401  # each fills the table
+from tests.nemo.matrix.entry_points import CASES, ENTRY_POINTS, Cell, EntryPoint, markdown
+from tests.nemo.matrix.rig import Rig
+from tests.nemo.matrix.servers import ROOT
 
 
 @pytest.fixture(scope="module")

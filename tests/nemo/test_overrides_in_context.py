@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
-from words import ANSWER, UNAVAILABLE
+
+from tests.nemo.words import ANSWER, UNAVAILABLE
 
 
 def conversation(overrides: object) -> list[dict[str, Any]]:

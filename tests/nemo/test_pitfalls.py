@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.guardrails.iorails import IORails
 from nemoguardrails.testing import FakeLLMModel
-from words import ANSWER, BROKEN, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.nemo.action import screen
 from ctd_guardrail.nemo.client import ClientRequest
+from tests.nemo.hosts import refused_start
+from tests.nemo.words import ANSWER, BROKEN, REFUSED, UNAVAILABLE
 
 pytestmark = pytest.mark.usefixtures("installed_in_iorails")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import refused_start
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.guardrails.iorails import IORails
-from words import ANSWER, BROKEN, REFUSED, UNAVAILABLE
 
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.runtime.decision_cache import JUDGED
+from tests.nemo.hosts import refused_start
+from tests.nemo.words import ANSWER, BROKEN, REFUSED, UNAVAILABLE
 
 FLOW = "content safety check input $model=content_safety"
 TASK = "content_safety_check_input $model=content_safety"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors.shapes import MARK
-from doors.stage import Stage, marking_guard
 from nemoguardrails import LLMRails, RailsConfig
 
 from ctd_guardrail.text.conversation import Context
+from tests.nemo.doors.shapes import MARK
+from tests.nemo.doors.stage import Stage, marking_guard
 
 ROLES = ["user", "assistant", "tool", "system", "developer", "context", "event", "function", MARK, None, ["user"], 5]
 LEAVES = [None, 1, True, "", MARK, "hello", b"x", 1.5, float("nan"), (1,), {1: 2}, {MARK: 1}, [MARK]]

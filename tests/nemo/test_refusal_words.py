@@ -6,11 +6,11 @@ from typing import Final
 
 import pytest
 from nemoguardrails import RailsConfig
-from words import REFUSED, UNAVAILABLE
 
 from ctd_guardrail.nemo.guards import refusals_of
 from ctd_guardrail.text.conversation import Message
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS, Refusals
+from tests.nemo.words import REFUSED, UNAVAILABLE
 
 EARLIER: Final = "I'm sorry, I can't check messages right now. Please try again later."
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
-from words import ANSWER, UNAVAILABLE
 
 from ctd_guardrail.assembly.folder import read_folder
 from ctd_guardrail.cli.wiring import ConfigError, Engine, check_wiring
 from ctd_guardrail.runtime.decision_cache import JUDGED
+from tests.nemo.words import ANSWER, UNAVAILABLE
 
 EACH = {"cap": {"calls": 2, "per_s": 3600, "per": "principal"}, "principal": {"variable": "tenant"}}
 

@@ -2,9 +2,9 @@
 
 import re
 
-from matrix import chat, colang, colang2, iorails, processes, sidecar  # noqa: F401  # they fill the table
-from matrix.entry_points import markdown
-from matrix.servers import ROOT
+from tests.nemo.matrix import chat, colang, colang2, iorails, processes, sidecar  # noqa: F401  # they fill the table
+from tests.nemo.matrix.entry_points import markdown
+from tests.nemo.matrix.servers import ROOT
 
 PAGE = ROOT / "docs" / "nemo.md"
 

@@ -6,9 +6,9 @@ import weakref
 from pathlib import Path
 
 import pytest
-from station import Station
 
 from ctd_guardrail.observability import service_metrics
+from tests.operations.station import Station
 
 
 @pytest.fixture

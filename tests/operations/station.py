@@ -12,7 +12,6 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
 from pydantic import SecretBytes
-from translators import Key, Series, by_otlp, by_python, collector_name, prometheus_name
 
 from ctd_guardrail.decision import Decision, OnFailure, Reason, Route, Timings, Verdict
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
@@ -25,6 +24,7 @@ from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.sink import Observation
 from ctd_guardrail.observability.watch import Watch, shared_watch
 from ctd_guardrail.sidecar.service import Service, Status
+from tests.operations.translators import Key, Series, by_otlp, by_python, collector_name, prometheus_name
 
 WAYS = ("python", "collector", "prometheus")
 _CALIBRATION = np.linspace(-1.0, 1.0, 200)

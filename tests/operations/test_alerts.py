@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from station import WAYS, Station
-from translators import Key, Series
 
 from ctd_guardrail.decision import Reason
 from ctd_guardrail.runtime.relay import RELAY
 from ctd_guardrail.sidecar.service import Status
+from tests.operations.station import WAYS, Station
+from tests.operations.translators import Key, Series
 
 ALERTS: Final = Path(__file__).parents[2] / "docs" / "operations" / "alerts.yml"
 RULES: Final = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]

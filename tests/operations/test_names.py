@@ -1,11 +1,11 @@
 """One set of names for the metrics, whichever way they take to Prometheus."""
 
 import pytest
-from station import WAYS, Station
-from translators import Kind, collector_name, exported, prometheus_name
 
 from ctd_guardrail.decision import Reason
 from ctd_guardrail.observability.metrics import DOORS
+from tests.operations.station import WAYS, Station
+from tests.operations.translators import Kind, collector_name, exported, prometheus_name
 
 
 @pytest.mark.parametrize("translate", [collector_name, prometheus_name])

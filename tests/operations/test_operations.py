@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from station import Station
 
 from ctd_guardrail.decision import Reason
+from tests.operations.station import Station
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations"
 DASHBOARD = json.loads((OPERATIONS / "dashboard.json").read_text())

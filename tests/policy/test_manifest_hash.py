@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty.policies import write_plain_policy
 
 from ctd_guardrail.assembly.standalone import load_guard
 from ctd_guardrail.errors import PolicyError, PolicyIntegrityError
 from ctd_guardrail.policy.manifest import DESCRIBES, Manifest
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
 from ctd_guardrail.runtime.decision_cache import JUDGED
+from tests.support.policies import write_plain_policy
 
 ROWS = 60
 TEXTS = ("a plain question", "a plain threat", "an odd question", "an odd and harmful wish")

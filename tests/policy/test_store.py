@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty.artefacts import edit, retensor
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.errors import PolicyError, PolicyFormatError, PolicyIntegrityError, PolicyMismatchError
 from ctd_guardrail.policy.match import check_expert, check_fingerprint
 from ctd_guardrail.policy.store import CalibrationScores, Policy, read_policy, write_policy
+from tests.support.artefacts import edit, retensor
 
 N = 50
 PROBE = {"bias": np.ones(4, np.float32), "0.weight": np.ones((4, 3), np.float32)}

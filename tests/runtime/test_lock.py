@@ -5,19 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty.policies import write_plain_policy
-from faulty.writers import holding, line, start
 
 from ctd_guardrail.errors import ConfigError, PolicyLockedError
 from ctd_guardrail.policy.store import CalibrationScores, read_policy
 from ctd_guardrail.runtime.lock import LOCK_FILE, writing
+from tests.support.policies import write_plain_policy
+from tests.support.writers import holding, line, start
 
 ROWS = 60
 WRITE = """
 import sys
 from pathlib import Path
 import numpy as np
-from faulty.policies import write_plain_policy
+from tests.support.policies import write_plain_policy
 from ctd_guardrail.errors import PolicyLockedError
 from ctd_guardrail.policy.store import CalibrationScores
 folder, writer = Path(sys.argv[1]), int(sys.argv[2])

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from vllm_double import VllmDouble
 
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
@@ -38,6 +37,7 @@ from ctd_guardrail.runtime.decision_cache import JUDGED
 from ctd_guardrail.serving.vllm import VllmReader, open_scorer
 from ctd_guardrail.text.conversation import Conversation
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
+from tests.support.vllm_double import VllmDouble
 
 Exported = Callable[..., tuple[Path, Policy, Path]]
 

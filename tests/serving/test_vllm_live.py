@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_double import VllmDouble
 
 from benchmarks.activations import vllm
+from tests.support.vllm_double import VllmDouble
 
 
 def test_without_vllm_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faulty.counting import CountingGuard
-from faulty.sidecar import Sidecar
 
 from ctd_guardrail.sidecar.service import Status
 from ctd_guardrail.sidecar.settings import ServeSettings
+from tests.support.counting import CountingGuard
+from tests.support.sidecar import Sidecar
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
-from faulty.counting import wait_for
-from faulty.held import HELD, hold
 
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.sidecar import connections as sidecar_connections
 from ctd_guardrail.sidecar.connections import Connection, ConnectionCounts, Connections, Listener
 from ctd_guardrail.sidecar.settings import Limits
+from tests.support.counting import wait_for
+from tests.support.held_connections import HELD, hold
 
 resource = pytest.importorskip("resource")  # not on Windows, where the limit does not hold
 

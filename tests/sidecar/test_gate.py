@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from faulty.counting import wait_for
 from pydantic import SecretStr
 
 from ctd_guardrail.sidecar.service import Status
 from ctd_guardrail.sidecar.settings import Limits
+from tests.support.counting import wait_for
 
 BODY = {"text": "a canary of a text"}
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from faulty.sidecar import sidecar_process
 from typer.testing import CliRunner
 
 from ctd_guardrail.cli.app import app
 from ctd_guardrail.sidecar import service as sidecar_service
+from tests.support.sidecar import sidecar_process
 
 
 def test_ready_reload_drain(make_rail_folder: Callable[..., Path], judge: Any, tmp_path: Path) -> None:

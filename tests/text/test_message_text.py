@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import pytest
-from faulty.guard import word_guard
 from hypothesis import given
 from hypothesis import strategies as st
 from nemoguardrails.server.schemas.utils import normalize_tool_calls_openai
@@ -15,6 +14,7 @@ from ctd_guardrail.errors import InputError
 from ctd_guardrail.text.conversation import Context, Conversation, Message
 from ctd_guardrail.text.message_text import size_of, texts_of
 from ctd_guardrail.text.normalise import normalise
+from tests.support.word_guard import word_guard
 
 CALL = {"id": "call_a1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty.row_judge import RowJudge
 
 from calibrate.compute.cluster import connect
 from calibrate.config.cluster import RayConfig
 from calibrate.rows.data import Dataset, read_dataset
+from tests.support.row_judge import RowJudge
 
 ROWS = 60
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from faulty.row_judge import RowJudge
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner, Result
@@ -32,6 +31,7 @@ from ctd_guardrail.errors import ConfigError, DataError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.store import read_policy
+from tests.support.row_judge import RowJudge
 
 COUNT = 200
 CONCURRENCY = 4

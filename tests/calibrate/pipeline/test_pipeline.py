@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty.writers import holding
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -28,6 +27,7 @@ from ctd_guardrail.policy.store import read_policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.runtime.lock import LOCK_FILE
+from tests.support.writers import holding
 
 Row = dict[str, Any]
 Make = Callable[..., list[Row]]

@@ -7,9 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from faulty.artefacts import edit
-from faulty.policies import write_plain_policy
-from faulty.writers import holding
 from typer.testing import CliRunner
 
 from calibrate.cli.app import app
@@ -17,6 +14,9 @@ from ctd_guardrail.policy.budget import max_exceedances
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import CalibrationScores, read_policy
 from ctd_guardrail.runtime.lock import LOCK_FILE
+from tests.support.artefacts import edit
+from tests.support.policies import write_plain_policy
+from tests.support.writers import holding
 
 N = 400
 

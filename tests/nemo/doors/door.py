@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from nemoguardrails import LLMRails, RailsConfig
 
-from doors.shapes import Shape
-from doors.stage import Stage
+from tests.nemo.doors.shapes import Shape
+from tests.nemo.doors.stage import Stage
 
 __all__ = [
     "DOORS",

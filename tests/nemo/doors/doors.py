@@ -9,8 +9,8 @@ from typing import Any, Final
 from nemoguardrails import Guardrails, LLMRails, RailsConfig
 
 from ctd_guardrail.nemo.iorails import install
-from doors import servers  # noqa: F401  # it registers its doors
-from doors.configurations import (
+from tests.nemo.doors import servers  # noqa: F401  # it registers its doors
+from tests.nemo.doors.configurations import (
     ACTION_CO,
     ACTION_PY,
     COLANG_2,
@@ -21,7 +21,7 @@ from doors.configurations import (
     PROMPT,
     SAYS,
 )
-from doors.door import (
+from tests.nemo.doors.door import (
     DOORS,
     INPUT,
     Door,
@@ -35,8 +35,8 @@ from doors.door import (
     said_in,
     streaming,
 )
-from doors.shapes import Shape
-from doors.stage import Stage
+from tests.nemo.doors.shapes import Shape
+from tests.nemo.doors.stage import Stage
 
 __all__ = ["DOORS", "Door"]
 

@@ -14,9 +14,9 @@ from nemoguardrails.server import api
 from nemoguardrails.server.datastore.memory_store import MemoryStore
 
 from ctd_guardrail.nemo.iorails import install
-from doors.door import DOORS, Send, messages_of, options_of, register
-from doors.shapes import Shape
-from doors.stage import Stage
+from tests.nemo.doors.door import DOORS, Send, messages_of, options_of, register
+from tests.nemo.doors.shapes import Shape
+from tests.nemo.doors.stage import Stage
 
 
 @asynccontextmanager

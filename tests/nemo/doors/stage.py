@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from faulty.guard import word_guard
 from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
 from ctd_guardrail.assembly.folder import FLOW
@@ -18,6 +17,7 @@ from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.config.section import parse_section
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.text.conversation import Context
+from tests.support.word_guard import word_guard
 
 __all__ = ["ANSWER", "RecordingLLM", "Stage", "marking_guard"]
 

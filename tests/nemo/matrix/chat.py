@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from matrix.entry_points import Ask, Seen, entry_point
-from matrix.rig import Rig
-from matrix.seen import seen_in_text
-from matrix.servers import ROOT
+from tests.nemo.matrix.entry_points import Ask, Seen, entry_point
+from tests.nemo.matrix.rig import Rig
+from tests.nemo.matrix.seen import seen_in_text
+from tests.nemo.matrix.servers import ROOT
 
 _PROMPT: Final = b"> "
 

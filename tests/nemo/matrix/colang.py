@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from nemoguardrails import Guardrails, LLMRails, RailsConfig
 
-from matrix.entry_points import Ask, MainLLM, Seen, entry_point
-from matrix.rig import Rig
-from matrix.seen import seen_in_check, seen_in_exception, seen_in_text
+from tests.nemo.matrix.entry_points import Ask, MainLLM, Seen, entry_point
+from tests.nemo.matrix.rig import Rig
+from tests.nemo.matrix.seen import seen_in_check, seen_in_exception, seen_in_text
 
 _ENGINE: Final = "Colang 1.0"
 

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from nemoguardrails import LLMRails, RailsConfig
 
-from matrix.colang import asking
-from matrix.entry_points import Ask, Seen, entry_point
-from matrix.rig import Rig
-from matrix.seen import seen_in_text
-from matrix.servers import ROOT
+from tests.nemo.matrix.colang import asking
+from tests.nemo.matrix.entry_points import Ask, Seen, entry_point
+from tests.nemo.matrix.rig import Rig
+from tests.nemo.matrix.seen import seen_in_text
+from tests.nemo.matrix.servers import ROOT
 
 _ENGINE: Final = "Colang 2.x"
 _MAIN: Final = ROOT / "config_examples" / "colang2" / "main.co"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from matrix.rig import Rig
+from tests.nemo.matrix.rig import Rig
 
 __all__ = ["CASES", "ENTRY_POINTS", "Case", "Cell", "EntryPoint", "MainLLM", "Seen", "entry_point", "markdown"]
 

@@ -9,10 +9,10 @@ from typing import Any, Final
 from nemoguardrails import Guardrails, RailsConfig
 
 from ctd_guardrail.nemo.iorails import install
-from matrix.colang import asking, conversation
-from matrix.entry_points import Ask, MainLLM, Seen, entry_point
-from matrix.rig import Rig
-from matrix.seen import seen_in_check, seen_in_stream, seen_in_text
+from tests.nemo.matrix.colang import asking, conversation
+from tests.nemo.matrix.entry_points import Ask, MainLLM, Seen, entry_point
+from tests.nemo.matrix.rig import Rig
+from tests.nemo.matrix.seen import seen_in_check, seen_in_stream, seen_in_text
 
 _ENGINE: Final = "IORails"
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 import httpx
 from openai import APIError, AsyncOpenAI
 
-from matrix.entry_points import Ask, MainLLM, Seen, entry_point
-from matrix.rig import Rig
-from matrix.seen import seen_in_check, seen_in_stream, seen_in_text
+from tests.nemo.matrix.entry_points import Ask, MainLLM, Seen, entry_point
+from tests.nemo.matrix.rig import Rig
+from tests.nemo.matrix.seen import seen_in_check, seen_in_stream, seen_in_text
 
 # Engine, its short name, the environment that chooses it, and the command line that knows the rail by itself.
 _ENGINES: Final = (

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ctd_guardrail.policy.store import read_policy, write_policy
-from matrix.servers import Servers
+from tests.nemo.matrix.servers import Servers
 
 __all__ = ["Rig"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ctd_guardrail.decision import Reason
-from matrix.entry_points import Seen
+from tests.nemo.matrix.entry_points import Seen
 
 __all__ = ["seen_in_check", "seen_in_exception", "seen_in_stream", "seen_in_text"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from nemoguardrails import Guardrails, RailsConfig
 
-from matrix.colang import asking
-from matrix.entry_points import Ask, Seen, entry_point
-from matrix.rig import Rig
+from tests.nemo.matrix.colang import asking
+from tests.nemo.matrix.entry_points import Ask, Seen, entry_point
+from tests.nemo.matrix.rig import Rig
 
 
 def start(rig: Rig) -> None:

@@ -22,7 +22,7 @@ from ctd_guardrail.sidecar.settings import ServeSettings
 
 __all__ = ["Sidecar", "SidecarProcess", "sidecar_process"]
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 class Sidecar:

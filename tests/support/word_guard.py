@@ -12,7 +12,7 @@ from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import OnUnreadable
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.text.conversation import Context, Conversation
-from faulty.cascades import make_cascade
+from tests.support.cascades import make_cascade
 
 __all__ = ["WordJudge", "WordReader", "word_guard"]
 

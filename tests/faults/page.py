@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from faulty.rows import ROWS
+from tests.faults.rows import ROWS
 
 __all__ = ["PAGE", "Result", "read_page", "write_page"]
 
-PAGE = Path(__file__).parents[3] / "docs" / "reliability.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 _MARK = "\n---\n"
 _HEAD = "| threat or fault | what holds in every trial | held | measured |\n|---|---|---|---|\n"
 _LINE = re.compile(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)

@@ -14,7 +14,7 @@ from ctd_guardrail.errors import OverlongError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.text.conversation import Conversation
-from faulty.cascades import make_cascade
+from tests.support.cascades import make_cascade
 
 __all__ = ["FixedEngine", "delegating", "openai_expert"]
 

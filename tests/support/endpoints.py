@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from faulty.expert import Judge, Judges, Writer, answer
+from tests.support.faulty_expert import Judge, Judges, Writer, answer
 
 __all__ = [
     "OUTAGES",

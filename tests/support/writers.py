@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["holding", "line", "start"]
 
-_ROOT = Path(__file__).parents[3]
+_ROOT = Path(__file__).parents[2]
 _HOLD = """
 import sys
 from pathlib import Path
@@ -24,13 +24,12 @@ with writing(Path(sys.argv[1])):
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     """Run code in a process of its own."""
-    path = os.pathsep.join([str(_ROOT), str(_ROOT / "tests" / "faults")])
     return subprocess.Popen(  # noqa: S603  # the code of a test
         [sys.executable, "-c", code, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
     )
 
 

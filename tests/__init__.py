@@ -1,0 +1,1 @@
+"""Tests of ctd-guardrail; README.md says which folder tests what."""

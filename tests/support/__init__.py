@@ -1,0 +1,1 @@
+"""Doubles, servers, clocks and files that several folders of tests use."""
