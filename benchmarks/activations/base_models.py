@@ -1,4 +1,4 @@
-"""Base models to measure on, and conversations of fixed lengths for them."""
+"""Base models that are measured, and conversations of fixed lengths."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class BaseModel:
     """A base model in a folder.
 
     Attributes:
-        name: For tables.
-        path: Its folder.
-        depth: Number of its blocks.
-        words: What its conversations are made of; each is one token.
-        device: Where it runs.
+        name: Name in tables.
+        path: Folder of the model.
+        depth: Number of blocks.
+        words: Words of the conversations; each is one token.
+        device: Device that it runs on.
     """
 
     name: str
@@ -43,19 +43,19 @@ class BaseModel:
     device: str
 
     def source(self, layers: int, **options: Any) -> HuggingFaceSource:
-        """Return its activations at the residual stream that enters a block."""
+        """Return a source of activations: the residual stream that enters a block."""
         spec = ActivationSpec.model_validate({"model": self.path, "layers": layers, "site": "residual"} | options)
         return HuggingFaceSource(spec, device=self.device)
 
     def conversations(self, lengths: NDArray[np.int64], seed: int = 0) -> list[Conversation]:
-        """Return conversations of so many words, the same for a seed."""
+        """Return conversations with these numbers of words. Equal seeds give equal conversations."""
         rng = np.random.default_rng(seed)
         separator = "" if len(self.words[0]) == 1 else " "
         return [Conversation.from_text(separator.join(rng.choice(self.words, length))) for length in lengths]
 
 
 def lognormal_lengths(count: int) -> NDArray[np.int64]:
-    """Return lengths of prompts, tokens: lognormal, mean 88, in a fixed random order."""
+    """Return the lengths of prompts in tokens: lognormal, mean 88, in a fixed random order."""
     rng = np.random.default_rng(7)
     lengths = rng.lognormal(np.log(_MEAN) - _SIGMA**2 / 2, _SIGMA, count)
     return np.clip(lengths, 4, 480).astype(np.int64)
@@ -70,12 +70,12 @@ def minilm(device: str) -> BaseModel:
 
 
 def random_llama(folder: Path, device: str, **shape: int) -> BaseModel:
-    """Write a Llama with random weights, whose tokenizer makes a token of each letter, and return it.
+    """Write a Llama with random weights and a tokenizer of letters, and return it.
 
     Args:
-        folder: Where to.
-        device: Where it runs.
-        **shape: What a :class:`transformers.LlamaConfig` takes, where it is not 12 blocks of width 512.
+        folder: Folder to write.
+        device: Device that it runs on.
+        **shape: Arguments of :class:`transformers.LlamaConfig` that differ from 12 blocks of width 512.
     """
     vocabulary = ["<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, merges=[]))

@@ -1,4 +1,4 @@
-"""What only a GPU shows: its attention kernel against SDPA, and how near the forward pass is to the GPU's ceiling."""
+"""Figures of a GPU: its attention kernel against SDPA, and the forward pass against the speed of a large matmul."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measure_gpu(device: str, rounds: int) -> Iterator[tuple[str, str, str, str]]
 
 
 def _largest_difference(device: str, *, causal: bool, window: int | None) -> float:
-    """Return the largest difference of an output, relative to their spread; lengths stand around the window's edge."""
+    """Return the largest difference of an output, relative to the spread. Lengths lie around the window's edge."""
     lengths = (1, 17, _WINDOW - 1, _WINDOW, _WINDOW + 1, 2 * _WINDOW + 1, 1500)
     generator = torch.Generator(device).manual_seed(0)
     query, key, value = (

@@ -1,4 +1,4 @@
-"""Other ways to the same activations, as they are usually written."""
+"""Other implementations that give the same activations, as they are usually written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAIVE_BATCH: Final = 16
 
 @torch.inference_mode()
 def bare(source: HuggingFaceSource, windows: Sequence[Window]) -> None:
-    """Run a source's own module on packed rows and drop what comes out: the least that there is to do."""
+    """Run the module of a source on packed rows and discard the output: a lower bound of the work."""
     module: Any = source.module
     options = {} if module.config.model_type == "bert" else {"use_cache": False}
     for pack in _budgeted(windows, lambda group: sum(map(len, group))):
@@ -32,7 +32,7 @@ def bare(source: HuggingFaceSource, windows: Sequence[Window]) -> None:
 
 
 def sorted_and_padded(base: BaseModel, blocks: int) -> Callable[[Sequence[Window]], None]:
-    """Return what runs the lower blocks on windows of like length, padded on the right, with a mask."""
+    """Return a function that runs the lower blocks on windows sorted by length, padded on the right, with a mask."""
     model = AutoModel.from_pretrained(base.path, num_hidden_layers=blocks).eval().to(base.device)
 
     @torch.inference_mode()
@@ -44,7 +44,7 @@ def sorted_and_padded(base: BaseModel, blocks: int) -> Callable[[Sequence[Window
 
 
 def naive(base: BaseModel) -> Callable[[Sequence[Window]], None]:
-    """Return what runs the whole model with its head, keeps all hidden states, and takes 16 in order of arrival."""
+    """Return a function that runs the whole model with its head, all hidden states, 16 windows in order of arrival."""
     kind = AutoModel if base.name == "MiniLM" else AutoModelForCausalLM  # MiniLM has no head
     model = kind.from_pretrained(base.path).eval().to(base.device)
 
@@ -63,7 +63,7 @@ def sentence_transformer(base: BaseModel) -> Callable[[list[str]], object]:
     """Return ``encode`` of sentence-transformers on the whole model, mean-pooled.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: sentence-transformers is not installed.
     """
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415  # only for this comparison
     from sentence_transformers.models import Pooling, Transformer  # noqa: PLC0415

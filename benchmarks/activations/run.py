@@ -1,8 +1,8 @@
-"""What reading activations costs, each figure a ratio in one run.
+"""Cost of reading activations. Most figures are ratios of two times of one run.
 
-MiniLM with its real weights, and a Llama with random ones. Variants of one piece of work take turns, every second
-round in reverse order; times are medians of the process's CPU time on one thread, or on a GPU of the time until it is
-idle. Conversations have fixed lognormal lengths with a mean of 88 tokens. ``docs/benchmarks.md`` holds the results.
+MiniLM has its real weights, the Llama random ones. Variants of one task take turns, every second round in reverse
+order. Times are medians of the process's CPU time on one thread; on a GPU, of the time until it is idle.
+Conversations have fixed lognormal lengths with a mean of 88 tokens. ``docs/benchmarks.md`` has the results.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ COLUMNS: Final = ("part", "model", "figure", "target", "value")
 def main() -> None:
     """Measure the parts that the options name, and print one row for each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="what to measure")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="parts to measure")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompts", type=int, default=48, help="conversations of each round")
-    parser.add_argument("--texts", type=int, nargs="+", default=[1_000, 10_000], help="how many texts are read")
+    parser.add_argument("--texts", type=int, nargs="+", default=[1_000, 10_000], help="numbers of texts to read")
     add_csv_option(parser)
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure_forward(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
-    """Compare the truncated packed forward pass with the whole model, with padding, and with what surrounds it."""
+    """Compare the truncated packed forward pass with the whole model, with padding, and with the guard around it."""
     watch = Stopwatch(options.device)
     for base in bases:
         layer = base.depth // 2
@@ -98,7 +98,7 @@ def measure_forward(bases: Sequence[BaseModel], options: argparse.Namespace) -> 
 
 
 def measure_rivals(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
-    """Compare with the naive way, and with sentence-transformers where it is installed."""
+    """Compare with the naive way, and with sentence-transformers if it is installed."""
     watch = Stopwatch(options.device)
     for base in bases:
         conversations = base.conversations(lognormal_lengths(options.prompts))
@@ -136,7 +136,7 @@ def _against_encode(base: BaseModel, watch: Stopwatch, options: argparse.Namespa
 
 
 def measure_drift(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
-    """Compare scores alone and in a batch, and in half precision, in units of their spread between prompts."""
+    """Compare scores of a text alone and in a batch, in both precisions, in units of their spread between prompts."""
     for base in bases:
         conversations = base.conversations(lognormal_lengths(options.prompts))
         for pool, name in ((segment_mean, "mean"), (_last, "last token")):
@@ -157,7 +157,7 @@ def measure_drift(bases: Sequence[BaseModel], options: argparse.Namespace) -> It
 
 
 def measure_batcher(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
-    """Measure the hop to the device thread and back, and what clients wait for. Wall-clock time."""
+    """Measure the way to the device thread and back, and the latency of clients. Wall-clock time."""
     for clients in (1, 16, 128):
         latencies = asyncio.run(_hops(clients, 2_000 // clients))
         target = "< 0.1" if clients == 1 else ""
@@ -188,7 +188,7 @@ def measure_growth(bases: Sequence[BaseModel], options: argparse.Namespace) -> I
     }
     times = watch.medians(variants, options.rounds)
     cost = np.array([times[str(n)] for n in lengths])
-    # A token costs the same wherever it is, and its attention in proportion to the length of its sequence.
+    # A token has a fixed cost. Its attention costs in proportion to the length of its sequence.
     attention, fixed = np.polyfit(lengths, cost, 1)
     flat = (cost - attention * np.array(lengths)) / fixed
     for n, each, whole in zip(lengths, flat, cost / cost[0], strict=True):
@@ -198,9 +198,9 @@ def measure_growth(bases: Sequence[BaseModel], options: argparse.Namespace) -> I
 
 
 def measure_texts(bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
-    """Measure throughput and memory over more and more texts.
+    """Measure throughput and memory for growing numbers of texts.
 
-    On a model so small that all there is beside the forward pass weighs as much as it does: what grows would show.
+    The model is so small that the work beside its forward pass takes as long as the pass. Growth would be visible.
     """
     watch = Stopwatch(options.device)
     folder = Path(bases[1].path) / "small"
@@ -209,7 +209,7 @@ def measure_texts(bases: Sequence[BaseModel], options: argparse.Namespace) -> It
     _seconds_to_read(engine, small, _CHUNK, watch)
     rates: list[float] = []
     for count in options.texts:
-        # A collection of all garbage, once in some thousands of texts, takes as long as three thousand of them do here.
+        # A full garbage collection comes once in some thousands of texts and takes as long as 3,000 texts here.
         times = -(-_LEAST_TEXTS // count)
         rates.append(count * times / sum(_seconds_to_read(engine, small, count, watch) for _ in range(times)))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -220,7 +220,7 @@ def measure_texts(bases: Sequence[BaseModel], options: argparse.Namespace) -> It
 
 
 def measure_device(_bases: Sequence[BaseModel], options: argparse.Namespace) -> Iterator[Row]:
-    """Measure what only a GPU has: its kernel against attention sequence by sequence, and its ceiling."""
+    """Measure a GPU: its kernel against attention sequence by sequence, and the share of its peak speed."""
     if not options.device.startswith("cuda"):
         print("part device: not run, because --device names no GPU", flush=True)
         return
@@ -271,7 +271,7 @@ async def _all(engine: BatchedBaseModel, conversations: Sequence[Conversation], 
 
 
 def _tokens_seen(source: HuggingFaceSource, windows: Sequence[tuple[int, ...]]) -> int:
-    """Return how many tokens, padding included, went through the module."""
+    """Return the number of tokens, padding included, that the module computes."""
     seen: list[int] = []
     hook = source.module.register_forward_pre_hook(
         lambda _module, _arguments, options: seen.append(options["input_ids"].numel()), with_kwargs=True
@@ -297,7 +297,7 @@ def _drift(changed: NDArray[np.float64], reference: NDArray[np.float64]) -> floa
 
 
 async def _hops(clients: int, calls: int) -> list[float]:
-    """Return how long each call of a batcher takes whose device does nothing, seconds."""
+    """Return the seconds of each call of a batcher whose device does nothing."""
     batcher: MicroBatcher[int, int] = MicroBatcher(list, cost=lambda _: 1, max_batch_cost=256)
     waits: list[float] = []
 
@@ -315,7 +315,7 @@ async def _hops(clients: int, calls: int) -> list[float]:
 async def _clients(
     engine: BatchedBaseModel, conversations: Sequence[Conversation], clients: int
 ) -> tuple[list[float], list[float]]:
-    """Return what each reading took from end to end, and its forward pass, ms; each client asks again at once."""
+    """Return the latency and the forward pass of each call, in ms. Each client sends its next call at once."""
     waits: list[float] = []
     forwards: list[float] = []
 
@@ -331,7 +331,7 @@ async def _clients(
 
 
 def _seconds_to_read(engine: BatchedBaseModel, base: BaseModel, count: int, watch: Stopwatch) -> float:
-    """Read so many texts as calibration does: in chunks, of which only the pooled rows are kept."""
+    """Return the seconds to read texts as calibration does: in chunks, of which only the pooled rows are kept."""
     seconds = 0.0
     for start in range(0, count, _CHUNK):
         chunk = base.conversations(np.full(min(_CHUNK, count - start), _SHORT), seed=start)

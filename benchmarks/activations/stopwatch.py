@@ -1,4 +1,4 @@
-"""Variants of one piece of work, timed side by side."""
+"""Times of several variants of one task, measured in turns."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["Stopwatch"]
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times work by the process's CPU time, or on a GPU by the time until the device is idle.
+    """Measures the process's CPU time; on a GPU, the time until the device is idle.
 
     Attributes:
-        device: Where the work is done.
+        device: Device that does the work.
     """
 
     device: str
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Return how long one run takes."""
+        """Return the seconds of one run."""
         start = self._now()
         work()
         return self._now() - start
 
     def medians(self, variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-        """Return the median time of each variant, seconds; they take turns, every second round in reverse order."""
+        """Return the median seconds of each variant. Variants take turns, every second round in reverse order."""
         for work in variants.values():
             work()
         times: dict[str, list[float]] = {name: [] for name in variants}

@@ -1,7 +1,7 @@
-"""A live vLLM beside the base model in process: the same scores? and how many a second?
+"""Scores and throughput of a live vLLM beside the base model in process.
 
-Starts vLLM on an export of the policy, or takes a server that runs already. Both sides read the same texts of lognormal
-length in one run; each throughput is given as a ratio as well. For a machine that has vLLM; elsewhere it says so.
+Starts vLLM on an export of the policy, or uses a server that already runs. Both sides read the same texts of lognormal
+length in one run. Each throughput is also printed as a ratio. Ends with a message if vLLM is not installed.
 
     python -m benchmarks.activations.vllm --policy policy --export served
     python -m benchmarks.activations.vllm --policy policy --export served --base-url http://127.0.0.1:8002
@@ -58,7 +58,7 @@ def conversations(count: int, *, seed: int = 0) -> list[Conversation]:
 
 @contextmanager
 def engine(export: Path) -> Iterator[str]:
-    """Start vLLM on an export and give its address."""
+    """Start vLLM on an export, and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [*serve_command(read_record(export), export, name=_NAME), "--host", "127.0.0.1", "--port", str(port)]
@@ -92,9 +92,9 @@ async def scores(reader: Scorer, probes: Probes, texts: Sequence[Conversation]) 
 async def rate(
     reader: Scorer, probes: Probes, texts: Sequence[Conversation], concurrency: int
 ) -> tuple[float, FloatArray, float]:
-    """Return texts a second, the latency of each and this process's CPU time for each, both in milliseconds.
+    """Return texts a second, and latency and CPU time of this process for each text, in milliseconds.
 
-    With so many clients, who never rest.
+    Each of ``concurrency`` clients sends its next text at once.
     """
     left = iter(texts)
     latencies: list[float] = []
@@ -115,7 +115,7 @@ async def rate(
 
 
 def compare(policy: Policy, served: FloatArray, local: FloatArray) -> None:
-    """Print how far the scores of both sides are apart, and what that does to the routes."""
+    """Print the differences of the scores of both sides, and the number of routes that differ."""
     threshold = certify(policy.scores, policy.manifest.calibration.alpha, policy.manifest.calibration.delta).threshold
     for column, name in enumerate(("p", "d")):
         difference, spread = np.abs(served - local)[:, column], local[:, column].std()
@@ -125,13 +125,11 @@ def compare(policy: Policy, served: FloatArray, local: FloatArray) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run it."""
+    """Compare a vLLM with the base model in process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", type=Path, required=True, help="folder that ctd-calibrate run wrote")
     parser.add_argument("--export", type=Path, required=True, help="folder that ctd-guardrail export wrote")
-    parser.add_argument(
-        "--base-url", help="a vLLM that serves it already under the name ctd; without it one is started"
-    )
+    parser.add_argument("--base-url", help="a running vLLM that serves the export as ctd; without it, one is started")
     parser.add_argument("--texts", type=int, default=2048, help="texts for each concurrency")
     parser.add_argument("--device", default="auto", help="torch device of the base model in process")
     options = parser.parse_args(arguments)
@@ -155,7 +153,7 @@ def measure(policy: Policy, options: argparse.Namespace, address: str) -> None:
     check_fingerprint(manifest, local.fingerprint)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     print(f"{dt.datetime.now(dt.UTC):%d %B %Y}, {device}, torch {torch.__version__}, {manifest.activations.model}")
-    # Probes follow the device of what they read: each side has its own.
+    # Probes move to the device of the activations that they read, so each side has its own.
     beside = Probes(manifest.probe, policy.probe)
     few = conversations(min(options.texts, 256), seed=1)
     both = (asyncio.run(scores(served, probes, few)), asyncio.run(scores(local, beside, few)))

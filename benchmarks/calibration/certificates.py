@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_csv_option(parser)
     parser.add_argument(
-        "--mapie-rows", type=int, default=100_000, metavar="N", help="largest n to run MAPIE on (1.1 GB at 1e6)"
+        "--mapie-rows", type=int, default=100_000, metavar="N", help="largest n for MAPIE (1.1 GB at 1e6)"
     )
     options = parser.parse_args()
 
@@ -90,7 +90,7 @@ def certificate_times(n: int, *, mapie: bool) -> dict[str, float]:
 
 
 def mapie_milliseconds(scores: np.ndarray) -> float:
-    """Return the time that MAPIE takes to test a hundred thresholds; ours are all n."""
+    """Return the time of MAPIE for a hundred thresholds. This package tests all n."""
     from mapie.risk_control import BinaryClassificationController  # noqa: PLC0415 - slow to import, and optional
 
     controller = BinaryClassificationController(
@@ -125,7 +125,7 @@ def monitor_times() -> dict[str, float]:
 
 
 def _milliseconds(work: Callable[[], object], runs: int = 15) -> float:
-    """Return the shortest time of some runs: other work on the machine only adds to it."""
+    """Return the shortest time of some runs, because other work on the machine only lengthens a run."""
     times = []
     for _ in range(runs):
         started = time.perf_counter()

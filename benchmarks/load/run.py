@@ -1,9 +1,10 @@
-"""The rail under load: a real server, a judge on loopback that fails now and then, and requests over HTTP.
+"""Load tests: a real server, a judge on loopback that fails for a known share of calls, and requests over HTTP.
 
-``rates`` sends at the times of a Poisson process, so that queueing is seen, and prints latencies for each rate.
-``soak`` lets clients send a fixed number of requests and checks every answer: none is lost, each failure of the expert
-has the verdict that the failure policy states, and every other verdict is the expert's or the probe's. It also prints
-how long the server's event loop was held up, and how its memory grew. ``docs/benchmarks.md`` holds the results.
+``rates`` sends requests at the times of a Poisson process, which makes queues visible, and prints latencies for each
+rate. ``soak`` sends a fixed number of requests from several clients and checks every answer. No request may be lost,
+each failure of the expert must have the verdict of the failure policy, and every other verdict must be the expert's or
+the probe's. It also prints delays of the server's event loop and the growth of its memory. ``docs/benchmarks.md`` has
+the results.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.load.servers import ALPHA, CALIBRATION, DOORS, judge, server, wr
 from benchmarks.load.traffic import Outcomes, closed_loop, open_loop, tickets
 from benchmarks.table import Table, add_csv_option
 
-# More than the judgements that a process remembers: after that its memory is full.
+# More than the decisions that a process remembers, so that the cache is full afterwards.
 _WARM_UP: Final = 20_000
 _SHARES: Final = (0.5, 0.99, 0.999)
 _FAILURES: Final = {
@@ -42,7 +43,7 @@ SOAK: Final = ("figure", "value")
 
 
 def wrong_answers(outcomes: Outcomes, share: float) -> Counter[str]:
-    """Return the answers that are not as they must be, by what is wrong with them."""
+    """Return the number of wrong answers by their kind."""
     wrong: Counter[str] = Counter()
     for number, answer in outcomes.answers.items():
         fault = fault_of(number, share)
@@ -53,7 +54,7 @@ def wrong_answers(outcomes: Outcomes, share: float) -> Counter[str]:
         else:
             expected = dict.fromkeys(_FAILURES[fault], "block")
         if answer.route == "expert":
-            # After several faults in a row the expert is left alone for a while, whatever it would have said.
+            # After several faults in a row, the breaker is open for a while and the expert gets no call.
             expected["breaker_open"] = "block"
         if answer.reason not in expected:
             wrong[f"{answer.reason} where the expert's fault is {fault or 'none'}"] += 1
@@ -83,14 +84,14 @@ def rates(options: argparse.Namespace) -> None:
 
 
 def soak(options: argparse.Namespace) -> None:
-    """Send, check every answer, and print what was seen."""
+    """Send requests, check every answer, and print the figures."""
     numbers = itertools.islice(tickets(), CALIBRATION, None)
     with tempfile.TemporaryDirectory() as folder, judge(options.faults) as address:
         with server("sidecar", _folder(options, Path(folder), address)) as running:
             warm_up = min(_WARM_UP, options.requests)
             asyncio.run(closed_loop(running.door, itertools.islice(numbers, warm_up), clients=options.clients))
             before = running.resident_mib()
-            os.kill(running.pid, signal.SIGUSR1)  # what delayed the event loop until now was loading
+            os.kill(running.pid, signal.SIGUSR1)  # delays until now came from loading
             sent = itertools.islice(numbers, options.requests)
             outcomes = asyncio.run(closed_loop(running.door, sent, clients=options.clients))
             after = running.resident_mib()

@@ -1,6 +1,6 @@
-"""Size and cost of guarding much traffic: the arithmetic of ``docs/scaling.md``, as pure functions.
+"""Arithmetic of ``docs/scaling.md``: size and cost of a guard for much traffic, as pure functions.
 
-``python -m benchmarks.load.scale`` prints the tables of that page; a test holds the page to them.
+``python -m benchmarks.load.scale`` prints the tables of that page. A test compares the page with them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ SECONDS_A_DAY: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder.
+    """Shape of a decoder.
 
     Attributes:
         hidden: Width of the residual stream.
         key_value: Width of keys, and of values.
         feed_forward: Width of the gated feed-forward part.
-        layers: Blocks.
+        layers: Number of blocks.
     """
 
     hidden: int
@@ -46,7 +46,7 @@ _PEAK: Final = 2.0
 def forward_flop(shape: Shape, layers: int, tokens: int) -> float:
     """Return the floating-point operations of a truncated forward pass over one causal sequence.
 
-    Two for each weight and token; and for attention, scores and their sums over on average half of the tokens.
+    Each weight and token takes two. Attention takes scores and their sums over half of the tokens on average.
     """
     attention = 2 * shape.hidden**2 + 2 * shape.hidden * shape.key_value
     weights = layers * (attention + 3 * shape.hidden * shape.feed_forward)
@@ -59,24 +59,24 @@ def expert_flop(parameters: float, tokens: int, *, prompt: int = _EXPERT_PROMPT)
 
 
 def gpu_seconds_per_million(flop: float, *, tflops: float = _TFLOPS) -> float:
-    """Return the seconds that one GPU needs for a million of these, at an achieved speed."""
+    """Return the seconds of one GPU for a million requests, at an achieved speed."""
     return 1e6 * flop / (tflops * 1e12)
 
 
 def replicas(a_day: float, seconds_each: float, *, busy: float = _BUSY, peak: float = _PEAK) -> int:
-    """Return the devices that serve so many requests a day.
+    """Return the number of devices for a number of requests a day.
 
     Args:
-        a_day: Requests.
-        seconds_each: Of a device, for one request.
-        busy: Share of the time that a device may work at the peak; the rest keeps queues short.
-        peak: Rate at the peak over the daily mean.
+        a_day: Requests a day.
+        seconds_each: Seconds of a device for one request.
+        busy: Share of the time that a device works at the peak. The rest keeps queues short.
+        peak: Rate at the peak, divided by the daily mean.
     """
     return max(1, math.ceil(a_day / SECONDS_A_DAY * peak * seconds_each / busy))
 
 
 def disk_gb(rows: float, width: int, *, tokens: float = 1.0, value_bytes: int = 2) -> float:
-    """Return the gigabytes of activations: one vector a token, or one a row where ``tokens`` is 1."""
+    """Return the gigabytes of activations: one vector a token, or one a row if ``tokens`` is 1."""
     return rows * tokens * width * value_bytes / 1e9
 
 
@@ -109,7 +109,7 @@ def gpu_table() -> str:
 
 
 def calls_table() -> str:
-    """Return the expert's calls of a billion requests, and what cascade and probe cost of asking about each."""
+    """Return the expert's calls of a billion requests, and the cost of the cascade as a share of the expert alone."""
     lines = ["| alpha | calls at most | calls saved at least | GPU time of probe and expert, of the expert's alone |"]
     lines.append("|---" * 4 + "|")
     share = forward_flop(LLAMA_8B, 16, _TOKENS) / expert_flop(_EXPERT_PARAMETERS, _TOKENS)
@@ -141,7 +141,7 @@ def _size(gigabytes: float) -> str:
 
 
 def rows_table() -> str:
-    """Return what calibration rows buy at delta = .05: the least that certify alpha, and the usable part of it."""
+    """Return the fewest rows that certify alpha at delta = .05, and the usable part of alpha by number of rows."""
     counts = (300, 1_000, 3_000, 10_000, 100_000)
     lines = [
         f"| alpha | rows at least | {' | '.join(f'{n:,} rows' for n in counts)} |",

@@ -82,12 +82,12 @@ def write_folder(folder: Path, *, model: str, layer: int, judge: str, timeout_s:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that is being measured.
+    """A server under measurement.
 
     Attributes:
-        pid: Its process.
-        door: Where requests go.
-        stats: File of the event loop's delays; written when the server ends. None for servers that are NeMo's own.
+        pid: Process of the server.
+        door: Address and format of its requests.
+        stats: File of the event loop's delays, written when the server ends. None for NeMo's own servers.
     """
 
     pid: int
@@ -95,7 +95,7 @@ class Server:
     stats: Path | None
 
     def resident_mib(self) -> float:
-        """Return its memory that is in use."""
+        """Return the resident memory of the server in MiB."""
         return resident_mib(self.pid)
 
 
@@ -103,7 +103,7 @@ class Server:
 def judge(share: float) -> Iterator[str]:
     """Run the judge in a process of its own, and yield its address."""
     command = [sys.executable, "-m", "benchmarks.load.faulty_judge", f"--share={share}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  # this very folder's
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  # a module of this package
         assert process.stdout is not None  # noqa: S101  # a pipe was asked for
         yield process.stdout.readline().strip()
         process.terminate()
@@ -123,7 +123,7 @@ def server(door: str, folder: Path) -> Iterator[Server]:
         command = [sys.executable, "-m", module, "server", f"--port={port}", "--disable-chat-ui", f"--config={folder}"]
         environment["NEMO_GUARDRAILS_IORAILS_ENGINE"] = "1" if door == "iorails" else "0"
         opened = Door(f"{address}/v1/checks", partial(_checks_body, config=folder.name), _read_checks)
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603  # likewise
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603  # fixed words
         wait(f"{address}/health/ready" if door == "sidecar" else f"{address}/v1/rails/configs", process)
         yield Server(process.pid, opened, stats)
         process.send_signal(signal.SIGINT)
@@ -131,14 +131,14 @@ def server(door: str, folder: Path) -> Iterator[Server]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port: int = reserved.getsockname()[1]
     return port
 
 
 def wait(url: str, process: subprocess.Popen[bytes], *, log: Path | None = None) -> None:
-    """Wait until an address answers with success; the log says why it does not."""
+    """Wait until an address answers with success; otherwise exit with the log of its process."""
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
@@ -165,7 +165,7 @@ def _read_checks(reply: Any) -> Answer:
 
 
 def run_sidecar(folder: Path, port: int) -> None:
-    """Serve, and note how late the event loop runs what is due."""
+    """Serve, and record the delays of the event loop."""
     delays: list[float] = []
 
     async def main() -> None:
@@ -187,7 +187,7 @@ def run_sidecar(folder: Path, port: int) -> None:
 
 @contextlib.contextmanager
 def process(command: list[str], log: Path, health: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process, from when it is healthy until the block ends."""
+    """Start a process, wait until it is healthy, and stop it when the block ends."""
     with (
         log.open("wb") as file,
         subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=file) as running,  # noqa: S603

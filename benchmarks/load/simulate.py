@@ -1,9 +1,8 @@
-"""Requests through replicas of the rail and an expert, event by event, with measured costs.
+"""Discrete-event simulation of requests through replicas of the rail and an expert, with measured costs.
 
 Arrivals -> event loop (tokenise) -> micro-batcher -> device at a + b * tokens a batch -> event loop -> for delegated
-requests, an expert with a limit of calls at once. ``compare`` measures the rail on this machine under a Poisson
-process, simulates the same arrivals with constants from other runs, and prints both side by side; ``extrapolate`` then
-simulates replicas and devices that are not here. ``docs/benchmarks.md`` and ``docs/scaling.md`` hold the results.
+requests, an expert with a limit of concurrent calls. The command simulates replicas and devices that this machine does
+not have; ``docs/scaling.md`` has the results. ``benchmarks.load.compare`` compares the simulation with this machine.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ __all__ = ["Costs", "Outcome", "Requests", "poisson", "simulate"]
 FloatArray = NDArray[np.float64]
 
 _ARRIVED, _QUEUED, _FORWARDED, _SCREENED, _ANSWERED = range(5)
-_SIZES: Final = (4.16, 0.8)  # of the logarithm of a request's tokens: mean 88
+_SIZES: Final = (4.16, 0.8)  # mean and spread of the logarithm of a request's tokens: mean 88 tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a request takes of one replica, in seconds.
+    """Cost of a request in one replica, in seconds.
 
     Attributes:
-        before_s: Of the event loop before the queue: reading the request, tokenising it.
-        after_s: Of the event loop after the forward pass.
-        batch_s: Of the device for a batch, whatever is in it.
-        token_s: Of the device for each token.
-        max_batch_tokens: As the batcher has it: a batch is closed before it exceeds this.
+        before_s: Time of the event loop before the queue: reading the request, tokenising it.
+        after_s: Time of the event loop after the forward pass.
+        batch_s: Fixed time of the device for a batch.
+        token_s: Time of the device for each token.
+        max_batch_tokens: Limit of the batcher: a batch is closed before it exceeds this.
     """
 
     before_s: float
@@ -50,13 +49,13 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What arrives.
+    """Requests that arrive.
 
     Attributes:
-        at: When, in seconds, ascending, shape [n].
-        tokens: Of each, shape [n].
-        delegated: Which of them go to the expert, shape [n].
-        expert_s: What it takes to answer each, shape [n]; read where ``delegated``.
+        at: Times of arrival in seconds, ascending, shape [n].
+        tokens: Tokens of each request, shape [n].
+        delegated: Whether a request goes to the expert, shape [n].
+        expert_s: The expert's seconds for a delegated request, shape [n].
     """
 
     at: FloatArray
@@ -67,13 +66,13 @@ class Requests:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the requests.
+    """Result of a simulation.
 
     Attributes:
         latency: Seconds from arrival to verdict, shape [n].
         batches: Requests of each batch, in the order in which the batches began.
-        busy_s: Seconds in which devices worked, over all replicas.
-        end: When the last verdict was there.
+        busy_s: Working seconds of all devices.
+        end: Time of the last verdict.
     """
 
     latency: FloatArray
@@ -129,7 +128,7 @@ class _Run:
         return self.outcome
 
     def arrived(self, now: float, i: int) -> None:
-        # The balancer knows how many requests each replica has.
+        # The balancer knows the number of requests in each replica.
         replica = min(self.replicas, key=lambda each: each.inside)
         replica.inside += 1
         self.home[i] = replica
@@ -140,7 +139,7 @@ class _Run:
         self.push(replica.loop_free, kind, i)
 
     def start(self, now: float, replica: _Replica) -> None:
-        """Let an idle device begin with the batcher's own choice of what waits."""
+        """Start an idle device on the batch that the batcher's own queue chooses."""
         if replica.is_busy or not replica.queue:
             return
         batch = replica.queue.take(self.costs.max_batch_tokens)
@@ -174,13 +173,13 @@ class _Run:
 
 
 def simulate(requests: Requests, costs: Costs, *, replicas: int = 1, expert_slots: int = 64) -> Outcome:
-    """Return what becomes of the requests.
+    """Simulate the requests.
 
     Args:
-        requests: What arrives.
-        costs: Of each replica.
-        replicas: How many; a request goes to the one that has fewest.
-        expert_slots: Calls of the expert that may be under way at once, over all replicas.
+        requests: Requests that arrive.
+        costs: Costs in each replica.
+        replicas: Number of replicas. A request goes to the one with the fewest requests.
+        expert_slots: Limit of concurrent calls of the expert, over all replicas.
     """
     return _Run(requests, costs, replicas, expert_slots).run()
 
@@ -192,11 +191,11 @@ def poisson(
 
     Args:
         rate: Requests a second, on average.
-        count: How many.
-        seed: Of everything random.
+        count: Number of requests.
+        seed: Seed of all random numbers.
         alpha: Share that is delegated.
         expert_s: Median of the expert's latency, lognormal with sigma .5.
-        max_tokens: Longer ones are as long as this.
+        max_tokens: Upper limit of the tokens of a request.
     """
     rng = np.random.default_rng(seed)
     at = np.cumsum(rng.exponential(1 / rate, count))
@@ -220,13 +219,13 @@ def extrapolate(costs: Costs, *, per_second: float, replicas: Sequence[int], alp
 
 
 def main() -> None:
-    """Simulate replicas and devices that are not here."""
+    """Simulate replicas and devices that this machine does not have."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=1e9 / 86_400, help="requests a second")
     parser.add_argument("--replicas", type=int, nargs="+", required=True)
     parser.add_argument("--batch-ms", type=float, required=True, help="a of the device, milliseconds")
     parser.add_argument("--token-us", type=float, required=True, help="b of the device, microseconds")
-    parser.add_argument("--host-us", type=float, default=500.0, help="of the event loop for each request, microseconds")
+    parser.add_argument("--host-us", type=float, default=500.0, help="microseconds of the event loop for each request")
     parser.add_argument("--alpha", type=float, default=0.0, help="share that is delegated")
     options = parser.parse_args()
     half = options.host_us / 2e6

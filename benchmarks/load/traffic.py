@@ -1,8 +1,7 @@
 """Requests to a guard over HTTP: by a fixed number of clients, or at the times of a Poisson process.
 
-Clients that wait for an answer before they send the next request slow down with the server, and so never see the queue
-that users would wait in. The open loop sends at times that were drawn beforehand, whatever the server does, and counts
-from those times.
+Clients that wait for an answer before the next request slow down with the server, so they never see the queue that
+users would see. The open loop sends at times that were drawn beforehand, and measures latency from those times.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _PLACES: Final = ("at home", "in Lisbon", "before Monday", "on the server", "wit
 
 
 def tickets() -> Iterator[int]:
-    """Yield numbers of seven digits, none twice, independent of each other: any part of them is like any other."""
+    """Yield different random numbers of seven digits. Every part of the sequence has the same distribution."""
     rng, seen = random.Random(0), set[int]()  # noqa: S311  # no secret
     while True:
         number = rng.randrange(1_000_000, 10_000_000)
@@ -37,7 +36,7 @@ def tickets() -> Iterator[int]:
 
 
 def text(number: int) -> str:
-    """Return a message with this number in it; messages of one number are equal, of two numbers never."""
+    """Return a message that contains this number. Different numbers give different messages."""
     rng = random.Random(number)  # noqa: S311  # no secret
     words = [rng.choice(kind) for kind in (_VERBS, _SUBJECTS, _PLACES)]
     return f"How do I {words[0]} the {words[1]} {words[2]}? See ticket {number}."
@@ -45,12 +44,12 @@ def text(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back.
+    """Answer of the guard.
 
     Attributes:
         verdict: ``allow`` or ``block``.
-        route: ``probe`` or ``expert``; None where the door does not say.
-        reason: Likewise.
+        route: ``probe`` or ``expert``; None if the server does not return it.
+        reason: Reason of the verdict; None if the server does not return it.
     """
 
     verdict: str
@@ -60,13 +59,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where requests go.
+    """Address and format of the requests to a server.
 
     Attributes:
         url: Address.
         body: Makes the body of a request from its text.
-        read: Makes an answer of the JSON that comes back.
-        headers: Sent with each request.
+        read: Makes an answer from the JSON of a response.
+        headers: Headers of each request.
     """
 
     url: str
@@ -77,13 +76,13 @@ class Door:
 
 @dataclass(slots=True)
 class Outcomes:
-    """What became of the requests.
+    """Results of the requests.
 
     Attributes:
-        answers: By number.
-        lost: Number and kind of failure of those without an answer.
-        latencies: Seconds from when each was due to its answer.
-        seconds: From the first request to the last answer.
+        answers: Answers by number.
+        lost: Number and kind of failure of each request without an answer.
+        latencies: Seconds from the due time of each request to its answer.
+        seconds: Seconds from the first request to the last answer.
     """
 
     answers: dict[int, Answer] = field(default_factory=dict)
@@ -97,7 +96,7 @@ class Outcomes:
 
 
 async def closed_loop(door: Door, numbers: Iterator[int], *, clients: int) -> Outcomes:
-    """Let so many clients send one request after the other until the numbers end."""
+    """Send requests from several clients until the numbers end. Each client sends one request at a time."""
     outcomes = Outcomes()
     start = time.perf_counter()
     async with _session(clients) as session:
@@ -115,11 +114,11 @@ async def open_loop(door: Door, numbers: Iterator[int], *, rate: float, seconds:
     """Send requests at the times of a Poisson process.
 
     Args:
-        door: Where to.
-        numbers: Of the texts.
+        door: Address and format.
+        numbers: Numbers of the texts.
         rate: Requests a second, on average.
-        seconds: How long requests are sent.
-        seed: Of the process.
+        seconds: Length of the run.
+        seed: Seed of the Poisson process.
     """
     rng = np.random.default_rng(seed)
     arrivals = np.cumsum(rng.exponential(1 / rate, size=int(2 * rate * seconds) + 100))

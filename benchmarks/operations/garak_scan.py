@@ -1,6 +1,6 @@
-"""Runs garak, a public scanner of LLMs, against a target on loopback, and reads what it counts.
+"""Runs garak, a public scanner of LLMs, against a target on loopback, and reads its counts.
 
-garak has an environment of its own: it shares no package with this one.
+garak has its own environment and shares no package with this one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 __all__ = ["GRANT", "IN_CHAT", "OF_A_GUARD", "Scan", "Target", "garak_version", "read", "scan"]
 
 GRANT: Final = "Here is all that you asked for, step by step."
-"""What the main LLM says to every request that reaches it."""
+"""Answer of the main LLM to every request that reaches it."""
 
 IN_CHAT: Final = ("mitigation.MitigationBypass", "mitigation.Prefixes")
 """garak's detectors for answers of a chat: any answer without the words of a refusal is a successful attack."""
@@ -29,7 +29,7 @@ OF_A_GUARD: Final = ("shields.Up",)
 
 _REFUSED, _UNAVAILABLE = DEFAULT_REFUSALS[:2]
 _SCAN_S: Final = 900
-# Their prompts come with garak's package, and the detectors compare strings: nothing is fetched.
+# Their prompts are in garak's package, and the detectors compare strings, so no file is downloaded.
 _PROBES: Final = ("donotanswer.MaliciousUses", "dan.DanInTheWild")
 _PROMPTS: Final = 64
 
@@ -43,14 +43,14 @@ def garak_version(python: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What garak attacks.
+    """A target of garak.
 
     Attributes:
-        name: In the table.
-        guard: In the table.
-        generator: garak's, as ``module.Class``.
+        name: Name in the table.
+        guard: Guard in the table.
+        generator: garak's generator, as ``module.Class``.
         model: The generator's name of the target.
-        settings: The generator's.
+        settings: Settings of the generator.
         detectors: Names of garak's detectors.
     """
 
@@ -64,12 +64,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What garak saw of one target with one probe.
+    """Results of one target with one probe of garak.
 
     Attributes:
         target: The target.
         probe: The probe.
-        answers: How often the target gave each answer; None: no answer.
+        answers: Number of times that the target gave each answer; None stands for no answer.
         hits: Successful attacks, by detector.
     """
 
@@ -94,7 +94,7 @@ class Scan:
         return self.answers[GRANT] + self.answers["allow"]
 
     def mistakes(self) -> list[str]:
-        """Return what is not as it must be."""
+        """Return a message for each count of garak that is wrong."""
         found = []
         if other := self.answers.total() - self.refused - self.unavailable - self.granted:
             found.append(f"{other} answers are neither a refusal nor the main LLM's")
@@ -118,8 +118,8 @@ def scan(target: Target, python: Path, folder: Path, name: str) -> list[Scan]:
     Args:
         target: The target.
         python: The interpreter of garak's environment.
-        folder: Where garak writes its reports, and all else.
-        name: Of the report and the log.
+        folder: Folder of garak's reports and of all its other files.
+        name: Name of the report and the log.
     """
     print(f"garak against: {target.name}, {target.guard}", flush=True)
     module, kind = target.generator.split(".")
@@ -136,7 +136,7 @@ def scan(target: Target, python: Path, folder: Path, name: str) -> list[Scan]:
     file = folder / f"{name}.json"
     file.write_text(json.dumps(config, indent=1), encoding="utf-8")
     own = folder / "garak"
-    # A proxy that does not exist: what is not on loopback fails.
+    # A proxy that does not exist makes every request beyond loopback fail.
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     homes = {f"XDG_{kind}_HOME": str(own) for kind in ("CACHE", "CONFIG", "DATA")}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -144,7 +144,7 @@ def scan(target: Target, python: Path, folder: Path, name: str) -> list[Scan]:
     command = [str(python), "-m", "garak", f"--config={file}"]
     command += [f"--probes={','.join(_PROBES)}", f"--detectors={','.join(target.detectors)}"]
     with (folder / f"{name}.log").open("wb") as log:
-        done = subprocess.run(  # noqa: S603  # this project's own words
+        done = subprocess.run(  # noqa: S603  # fixed words
             command, env=environment, cwd=folder, stdout=log, stderr=log, timeout=_SCAN_S, check=False
         )
     if done.returncode:
@@ -153,11 +153,11 @@ def scan(target: Target, python: Path, folder: Path, name: str) -> list[Scan]:
 
 
 def read(report: Path, target: Target) -> list[Scan]:
-    """Return what a report of garak says, probe by probe.
+    """Return the results in a report of garak, one for each probe.
 
     Args:
-        report: Its JSON lines.
-        target: What was attacked.
+        report: File of JSON lines.
+        target: Target of the attack.
     """
     answers: dict[str, Counter[str | None]] = {probe: Counter() for probe in _PROBES}
     hits: dict[str, dict[str, int]] = {probe: {} for probe in _PROBES}

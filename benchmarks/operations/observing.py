@@ -1,7 +1,7 @@
-"""What being observed costs a decision: CPU time of the request's own thread, and of the thread that observes.
+"""Cost of observability for a decision: CPU time of the request's thread and of the observing thread.
 
-The base model and the expert are doubles that answer at once, so that what is left is the cascade itself. Variants take
-turns within one run. ``docs/observability.md`` holds the results.
+The base model and the expert are doubles that answer at once, so only the cascade itself is measured. Variants take
+turns in one run. ``docs/observability.md`` has the results.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ async def _microseconds(cascade: Cascade) -> float:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure, and print one row for each variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()

@@ -1,12 +1,11 @@
 """A public scanner against the rail: garak, and a main LLM that grants every request.
 
-Starts a NeMo Guardrails server and the sidecar with the rail of a folder, lets garak send its prompts to both, and
-counts what garak counts. The main LLM is a double on loopback, so that every request that the guard lets through is a
-successful attack. The same prompts go to a server without the rail, to a sidecar in shadow mode, and to a rail whose
-expert is switched off.
+Starts a NeMo Guardrails server and the sidecar with the rail of a folder. garak sends its prompts to both. The main LLM
+is a double on loopback that grants everything, so every request that the guard lets through is a successful attack. The
+same prompts go to a server without the rail, to a sidecar in shadow mode, and to a rail whose expert is switched off.
 
-The run fails where garak counts anything else as a successful attack than the requests that reached the main LLM. All
-traffic stays on loopback. garak's reports hold its prompts: they stay in the folder of this run.
+The run fails if garak's successful attacks are not exactly the requests that reached the main LLM. All traffic stays on
+loopback. garak's reports contain its prompts and stay in the folder of this run.
 """
 
 from __future__ import annotations
@@ -79,11 +78,11 @@ class MainLLM:
 
 
 def write_rail(rails: Path, folder: Path, llm: MainLLM, **changes: Any) -> None:
-    """Write a configuration: the rail of a folder with some settings changed, and this script's main LLM.
+    """Write a configuration: the rail of a folder with some settings changed, and the main LLM of this run.
 
     Args:
-        rails: The folder with the rail. Nothing in it is changed.
-        folder: Where to write.
+        rails: Folder of the rail. It stays as it is.
+        folder: Folder to write.
         llm: The main LLM.
         changes: Keys of ``custom_data.ctd``.
     """
@@ -97,7 +96,7 @@ def write_rail(rails: Path, folder: Path, llm: MainLLM, **changes: Any) -> None:
 
 
 def write_config(folder: Path, content: dict[str, Any], llm: MainLLM) -> None:
-    """Write a configuration around this script's main LLM."""
+    """Write a configuration around the main LLM of this run."""
     folder.mkdir(parents=True, exist_ok=True)
     main = {"type": "main", "engine": "openai", "model": _MODEL, "parameters": {"base_url": llm.base_url}}
     (folder / "config.yml").write_text(yaml.safe_dump(content | {"models": [main]}), encoding="utf-8")
@@ -109,7 +108,7 @@ def nemo_server(configs: Path) -> Iterator[str]:
     address = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "nemoguardrails", "server", "--disable-chat-ui"]
     command += [f"--port={port}", f"--config={configs}"]
-    # A checkout is not on NeMo's import path by itself.
+    # A checkout is not on NeMo's import path.
     environment = {"COLANGPATH": str(_ROOT), "OPENAI_API_KEY": "none", "DO_NOT_TRACK": "1"}
     with process(command, configs.parent / "nemo.log", f"{address}/v1/rails/configs", **environment):
         yield address
@@ -125,23 +124,23 @@ def sidecar(folder: Path) -> Iterator[str]:
 
 
 def scan_nemo(configs: Path, guards: dict[str, str], python: Path, llm: MainLLM) -> Iterator[Scan]:
-    """Scan configurations, each with a server of its own: a process remembers what it has judged.
+    """Scan configurations. Each has its own server, because a process remembers its decisions.
 
     Args:
         configs: Folder of the configurations.
-        guards: What the table says of each configuration, by name.
+        guards: Guard in the table, by name of the configuration.
         python: The interpreter of garak's environment.
         llm: The main LLM of all of them.
 
     Raises:
-        SystemExit: A configuration cannot be used, or the main LLM was called more or less often than answers say.
+        SystemExit: A configuration cannot be used, or the calls of the main LLM do not match its answers.
     """
     for name, guard in guards.items():
         with nemo_server(configs) as address:
             settings = {"uri": f"{address}/v1/", "config_ids": [name]}
             generator = "guardrails.NeMoGuardrailsServer"
             target = Target("NeMo Guardrails server", guard, generator, _MODEL, settings, IN_CHAT)
-            # garak goes on asking a server that answers with HTTP 500.
+            # garak would continue with a server that answers HTTP 500.
             question = {"model": _MODEL, "messages": [{"role": "user", "content": "Hello"}]}
             body = question | {"guardrails": {"config_id": name}}
             reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=_START_S)
@@ -161,12 +160,12 @@ def scan_sidecar(folder: Path, guard: str, python: Path) -> Iterator[Scan]:
     """Scan a sidecar.
 
     Args:
-        folder: Its configuration.
-        guard: What the table says of it.
+        folder: Folder of its configuration.
+        guard: Guard in the table.
         python: The interpreter of garak's environment.
 
     Raises:
-        SystemExit: The guard could not do its work.
+        SystemExit: The guard failed on a request.
     """
     with sidecar(folder) as address:
         url = f"{address}/v1/check"
@@ -185,7 +184,7 @@ def scan_sidecar(folder: Path, guard: str, python: Path) -> Iterator[Scan]:
 
 
 def harmless_passed(folder: Path, rows: Path) -> tuple[int, int]:
-    """Return how many of a file's harmless rows a sidecar lets through, and how many there are."""
+    """Return the number of harmless rows that a sidecar lets through, and their total."""
     lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
     bodies = [{name: row[name] for name in ("text", "messages") if name in row} for row in lines if not row["label"]]
     with sidecar(folder) as address, httpx.Client(base_url=address) as client:
@@ -209,15 +208,20 @@ def summary(scans: Sequence[Scan], harmless: tuple[int, int], garak: str) -> str
 
 
 def main() -> None:
-    """Run it all."""
+    """Scan every target, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rails", type=Path, help="folder of a NeMo Guardrails configuration with the rail")
     parser.add_argument("--harmless", type=Path, required=True, help="rows; those of label 0 must not be refused")
     parser.add_argument("--python", type=Path, required=True, help="interpreter of an environment with garak")
     parser.add_argument("--to", type=Path, required=True, help="folder for configurations, logs and garak's reports")
-    parser.add_argument("--page", type=Path, help="page whose results are replaced; left out: results are printed only")
+    parser.add_argument(
+        "--page", type=Path, help="page whose results are replaced; without it, results are only printed"
+    )
     options = parser.parse_args()
-    folder, python = options.to.resolve(), options.python.absolute()  # resolved, it would leave its environment
+    folder, python = (
+        options.to.resolve(),
+        options.python.absolute(),
+    )  # a resolved path would lie outside its environment
     with contextlib.closing(MainLLM()) as llm:
         configs = folder / "configs"
         write_config(configs / "without", {}, llm)

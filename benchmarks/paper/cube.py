@@ -1,4 +1,4 @@
-"""Figures of several methods at several budgets over several seeds, and what is computed from them."""
+"""Figures of several methods at several budgets over several seeds, with their gains and areas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Cube:
     """Figures by seed, method and budget.
 
     Attributes:
-        methods: Their names.
+        methods: Names of the methods.
         alphas: Budgets, ascending.
         values: Shape [seeds, methods, alphas, figures], figures as in :data:`FIGURES`.
     """
@@ -38,12 +38,12 @@ class Cube:
         return found
 
     def gain(self, method: str, over: str, figure: str) -> FloatArray:
-        """Return by how much a method is better than another on the same rows, shape [seeds, alphas]."""
+        """Return the gain of a method over another on the same rows, shape [seeds, alphas]."""
         sign = -1.0 if figure in _LESS_IS_BETTER else 1.0
         return sign * (self.get(method, figure) - self.get(over, figure))
 
     def chosen_gain(self, figure: str) -> FloatArray:
-        """Return the gain over the probe of CTD at the certified threshold that is best by this very figure."""
+        """Return the gain of CTD over the probe, at the certified threshold that is best by this figure."""
         return self.gain(f"ctd_{figure}", "probe", figure)
 
     def faic(self, method: str, figure: str = "auroc") -> FloatArray:
@@ -63,7 +63,7 @@ class Cube:
         return cls(tuple(methods), tuple(alphas), np.stack(seeds))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-able values."""
+        """Return everything as values for JSON."""
         return {"methods": self.methods, "alphas": self.alphas, "values": self.values.round(_DIGITS).tolist()}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Which rows of the benchmark's files train, certify and test, for one seed."""
+"""Draws the rows of one seed that train, certify and test."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Counts:
     """Rows of each part, over all files together.
 
     Attributes:
-        train: Rows of the delegation value.
-        calibration: Rows behind the certificate.
-        test: Rows of the evaluation, at most. In equal shares of the files too.
-        safety: Rows of the safety probe, where it gets rows of its own.
+        train: Rows that train the delegation value.
+        calibration: Rows that certify.
+        test: Most rows of the evaluation, in equal shares of the files.
+        safety: Rows of the safety probe, if it has its own.
     """
 
     train: int
@@ -36,8 +36,8 @@ class Counts:
 class Draw:
     """Row indices of one seed.
 
-    No cluster is in two parts. Calibration and test have one row of each of their clusters: a certificate speaks of
-    draws from one law, and clusters counted once here and row by row there are two laws.
+    No cluster is in two parts. Calibration and test have one row of each of their clusters, because a certificate needs
+    both to be draws from one law. Clusters counted once in one part and row by row in the other would be two laws.
     """
 
     train: IntArray
@@ -50,10 +50,11 @@ def draw_rows(clusters: IntArray, file_of_row: IntArray, counts: Counts, *, seed
     """Draw rows of all files in equal shares.
 
     Args:
-        clusters: Rows of one number depend on each other, shape [n]. No cluster is in two files.
+        clusters: Number of the cluster of each row, shape [n]. Rows of one cluster depend on each other. No cluster is
+            in two files.
         file_of_row: File of each row, shape [n].
         counts: Sizes of the parts.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
         DataError: A file has too few rows.
@@ -73,7 +74,7 @@ def draw_rows(clusters: IntArray, file_of_row: IntArray, counts: Counts, *, seed
 
 
 def _draw_file(rows: IntArray, clusters: IntArray, counts: Counts, files: int, rng: np.random.Generator) -> Draw:
-    """Draw one file's share, whole clusters at a time."""
+    """Draw the share of one file, in whole clusters."""
     train, safety, calibration, test = (
         count // files for count in (counts.train, counts.safety, counts.calibration, counts.test)
     )
@@ -82,8 +83,8 @@ def _draw_file(rows: IntArray, clusters: IntArray, counts: Counts, files: int, r
     rank = np.empty_like(order)
     rank[order] = np.arange(sizes.size)
     ranks = rank[cluster]
-    # The first clusters that hold enough rows train, the delegation value and then the safety probe; of each of the
-    # next ones, one row certifies or tests.
+    # The first clusters with enough rows train the delegation value, the next ones the safety probe. Of each further
+    # cluster, one row certifies or tests.
     held = np.cumsum(sizes[order])
     training = int(np.searchsorted(held, train)) + 1
     fitted = int(np.searchsorted(held, held[training - 1] + safety)) + 1 if safety else training

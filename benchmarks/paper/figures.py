@@ -1,4 +1,4 @@
-"""The benchmark's pictures, as SVG."""
+"""Pictures of the benchmark, as SVG."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def draw_paper(results: Sequence[Result]) -> str:
 
 
 def draw_values(results: Sequence[Result]) -> str:
-    """Draw, for every setting, what the paper's ridge and this package's delegation value know of v."""
+    """Draw how well the paper's ridge and this package's delegation value predict v, for every setting."""
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(8.0, 0.8 + 0.22 * len(results)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)

@@ -1,4 +1,4 @@
-"""Rows, activations and expert scores of one setting: everything that is the same for all seeds."""
+"""Rows, activations and expert scores of one setting, which all seeds share."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Material:
 
     Attributes:
         pooled: Mean-pooled activations of the rows' windows.
-        tokens: Token activations of each row's windows, where a recipe of the setting reads them.
-        layers: Those that lie side by side in both.
-        means: Means over all tokens of each row, shape [n, width]: what the paper's probes read.
+        tokens: Token activations of each row's windows; None if no recipe of the setting reads them.
+        layers: Layers that lie side by side in both.
+        means: Means over all tokens of each row, which the paper's probes read, shape [n, width].
         labels: 1 = unsafe, shape [n].
         experts: P(unsafe) by the expert's name, each of shape [n].
-        clusters: Rows of one number depend on each other, shape [n]; no number is in two files.
-        file_of_row: Shape [n].
-        groups: Group of each row: its file where there are several, shape [n].
-        safety: Rows of the safety probe from another source; None where each seed draws them.
+        clusters: Number of the cluster of each row, shape [n]. No cluster is in two files.
+        file_of_row: File of each row, shape [n].
+        groups: Group of each row, shape [n]; its file if there are several files.
+        safety: Rows of the safety probe from another source; None if each seed draws them.
     """
 
     pooled: PooledRows
@@ -65,16 +65,16 @@ def load_material(
     """Read the setting's files, compute their activations and ask the experts; the cache keeps both.
 
     Args:
-        plan: For the experts.
-        setting: Names the files.
+        plan: Plan with the experts.
+        setting: Setting with the files.
         engine: The base model.
-        folder: Where the files' relative paths start.
+        folder: Folder of relative paths.
         cache: Folder of activations and expert scores.
-        progress: Where bars are drawn.
+        progress: Progress bars.
 
     Raises:
-        DataError: A file or a row is malformed, or no row is of the setting's safety group.
-        ExpertError: An expert failed; what it has said so far is saved.
+        DataError: A file or a row is malformed, or no row is in the setting's safety group.
+        ExpertError: An expert failed. Its scores so far are saved.
     """
     dataset = read_dataset([folder / file for file in setting.data])
     source = setting.safety
@@ -90,7 +90,7 @@ def load_material(
         if not of_safety.any():
             raise DataError(f"no row is of group {source.group!r}", hint="See the rows' `group` field")
     drawn = np.flatnonzero(~of_safety)
-    # Near-duplicates: what is drawn belongs to one file, and the source of the safety probe has none of it.
+    # Near-duplicates: each cluster that is drawn belongs to one file, and the safety probe's source has none of it.
     first_file = np.full(clusters.max() + 1, len(dataset.files))
     np.minimum.at(first_file, clusters[drawn], dataset.file_of_row[drawn])
     drawn = drawn[dataset.file_of_row[drawn] == first_file[clusters[drawn]]]
@@ -115,7 +115,7 @@ def load_material(
         clusters=clusters[drawn],
         file_of_row=dataset.file_of_row[drawn],
         groups=groups[drawn],
-        # Numbered from 0, so that the rows of one source are the same whatever lies beside them.
+        # Numbered from 0, so that the rows of one source do not depend on other files.
         safety=SafetyRows(
             pooled.take(safety),
             labels[safety],

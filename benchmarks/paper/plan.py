@@ -1,4 +1,4 @@
-"""What the benchmark measures: base model, experts, recipes of the probes, and settings, from a YAML file."""
+"""Plan of the benchmark: base model, experts, recipes of the probes and settings, from a YAML file."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class RowCounts(_Section):
     """Rows of each part, over all files of a setting together.
 
     Attributes:
-        train: Rows that the delegation value is trained on, and the safety probe where it is refitted.
-        calibration: Rows behind the certificate.
-        test: Rows of the evaluation, at most.
+        train: Rows that train the delegation value, and a refitted safety probe.
+        calibration: Rows that certify.
+        test: Most rows of the evaluation.
     """
 
     train: _Count = 1500
@@ -46,12 +46,12 @@ class RowCounts(_Section):
 
 
 class SafetySource(_Section):
-    """Where the safety probe comes from: exactly one of three.
+    """Source of the safety probe: exactly one of three.
 
     Attributes:
-        data: Files of its own.
-        group: Rows of one group of the setting's files, which serve nothing else.
-        rows: As many rows of the setting's files, of their own, drawn anew for each seed.
+        data: Separate files.
+        group: Group of the setting's files whose rows train only the safety probe.
+        rows: Number of separate rows of the setting's files, drawn for each seed.
     """
 
     data: _Files | None = None
@@ -67,16 +67,16 @@ class SafetySource(_Section):
 
 
 class Setting(_Section):
-    """One situation.
+    """One setting of the benchmark.
 
     Attributes:
-        name: As the tables call it.
-        refit: Name of the same situation with the safety probe refitted on the training rows; None where the tables
-            show only the refitted probe, beside the others.
-        data: Labelled files; several make one mixture, in equal shares.
-        safety: Where the safety probe comes from.
+        name: Name in the tables.
+        refit: Name of the setting with the safety probe refitted on the training rows. None if the tables show only
+            the refitted probe and its CTD, beside the other methods.
+        data: Labelled files. Several files make one mixture, in equal shares.
+        safety: Source of the safety probe.
         rows: Sizes of the parts.
-        token_recipes: Recipes to run beside the others, of probes that read every token.
+        token_recipes: Additional recipes of probes that read every token.
     """
 
     name: _Name
@@ -93,10 +93,10 @@ class Plan(_Section):
     Attributes:
         base: Base model and layers.
         experts: By name, a column of recorded scores or a section ``expert`` as in CALIBRATE.yml.
-        recipes: By name, a section ``probes`` as in CALIBRATE.yml. The first is the one that the main tables show.
-            Those that read every token, which takes minutes a seed, run in the settings that name them.
-        seeds: Recipes that run over the first few seeds only: over how many.
-        settings: What is measured.
+        recipes: By name, a section ``probes`` as in CALIBRATE.yml. The main tables show the first. Recipes that read
+            every token take minutes a seed, and run only in the settings that name them.
+        seeds: Number of seeds, for recipes that run over the first few seeds only.
+        settings: Settings to measure.
         delta: Error probability of each certificate.
     """
 
@@ -135,7 +135,7 @@ class Plan(_Section):
 
     @property
     def ridge_layers(self) -> NDArray[np.int64]:
-        """Which of ``base.layers`` the paper's ridge reads: those of the first recipe, where it names them."""
+        """Places in ``base.layers`` that the paper's ridge reads: those of the first recipe, if it names layers."""
         named = next(iter(self.recipes.values())).layers
         return np.flatnonzero(np.isin(self.base.layers, named[0] if named else self.base.layers))
 
@@ -144,6 +144,6 @@ def load_plan(path: Path) -> Plan:
     """Read the file.
 
     Raises:
-        ConfigError: It is not YAML, or a key is unknown, missing, repeated or of a wrong value.
+        ConfigError: The file is not YAML, or a key is unknown, missing, repeated or has a wrong value.
     """
     return validate(Plan, load_yaml(path), file=path)

@@ -1,9 +1,9 @@
-"""Two protocols on the same trained probes: this package's, and the one of arXiv 2604.14251.
+"""Two protocols on the same trained probes: this package's, and that of arXiv 2604.14251.
 
-This package: every budget certified in closed form on all calibration rows. The paper (its section 4): the rows that
-did not train are halved into calibration and evaluation, the calibration rows split 30/70, a grid of 100 thresholds,
-the Pareto front of (rate, 1 - accuracy) on the first part and an exact binomial fixed-sequence test on the second;
-top-k baselines choose within batches of 32, 64 and 128.
+This package certifies every budget in closed form on all calibration rows. The paper (section 4) halves the rows that
+did not train into calibration and evaluation, and splits calibration 30 to 70. It takes a grid of 100 thresholds, the
+Pareto front of (rate, 1 - accuracy) on the first part, and an exact binomial fixed-sequence test on the second. Top-k
+baselines choose within batches of 32, 64 and 128.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OWN_METHODS: Final = (
     *("probe", "expert", "random", "uncertainty", "uncertainty_rank", "ridge"),
     *("ctd", "ctd_auroc", "ctd_accuracy", "ctd_brier", "oracle"),
 )
-"""As :class:`calibrate.evaluate.methods.Methods` calls them; ``ridge`` is ``ctd`` with the paper's delegation value."""
+"""Names of :class:`calibrate.evaluate.methods.Methods`. ``ridge`` is ``ctd`` with the paper's delegation value."""
 
 PAPER_ALPHAS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 TOP_SIGNALS: Final = ("uncertainty", "ridge", "oracle")
@@ -55,7 +55,7 @@ def own_protocol(
         test: Rows of the evaluation.
         ridge: The paper's delegation value of the calibration rows and of the test rows.
         delta: Error probability of each certificate.
-        seed: Of the random baseline.
+        seed: Seed of the random baseline.
     """
     ours = _methods(calibration, test, delta=delta, seed=seed)
     paper = _methods(replace(calibration, d=ridge[0]), replace(test, d=ridge[1]), delta=delta, seed=seed)
@@ -71,10 +71,10 @@ def paper_protocol(rows: ScoredRows, ridge: FloatArray, *, delta: float, seed: i
     """Return the figures of all methods at all budgets, shape [methods, alphas, figures].
 
     Args:
-        rows: All rows that nothing was trained on; half of them certify, half are evaluated.
+        rows: All rows that did not train. Half of them certify, half are evaluated.
         ridge: The paper's delegation value, shape [n].
         delta: Error probability of each certificate.
-        seed: Of the splits and of the order in which batches are filled.
+        seed: Seed of the splits and of the order of the batches.
     """
     halves = random_split(rows.label.size, share=0.5, seed=seed)
     held, shown = _take(rows, halves.optimisation), _take(rows, halves.testing)

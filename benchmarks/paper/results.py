@@ -1,4 +1,4 @@
-"""What all seeds of a setting show, as a file that tables and figures are made from."""
+"""Results of all seeds of a setting, and their file, from which tables and pictures are made."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Result:
     """One setting with one expert and one recipe.
 
     Attributes:
-        setting: Name of the setting; empty where the tables show only the probe, beside the others.
-        refit_of: Name of the setting whose probe this one refits; None where the probe comes from elsewhere.
+        setting: Name of the setting. Empty for a refit that the tables show beside the setting that it refits.
+        refit_of: Name of the setting whose probe is refitted; None if the probe has another source.
         expert: Name of the expert.
         recipe: Name of the recipe.
-        own: This package's protocol.
-        paper: The paper's protocol, where it was run.
+        own: Figures of this package's protocol.
+        paper: Figures of the paper's protocol; None if it was not run.
         spearman: Rank correlation with the true v on test rows, of d and of the paper's ridge, shape [seeds, 2].
-        splits: Random calibration splits of all seeds: the share in which the rate exceeded alpha, what theory
-            expects, and the mean rate, shape [3, alphas].
-        splits_count: How many there were.
+        splits: Random calibration splits of all seeds: the share in which the rate exceeded alpha, the expected
+            share, and the mean rate, shape [3, alphas].
+        splits_count: Number of splits.
     """
 
     setting: str
@@ -52,7 +52,7 @@ class Result:
 
     @property
     def family(self) -> str:
-        """First word of the setting's name: settings of one family differ in their data."""
+        """First word of the setting's name. Settings of one family differ only in their data."""
         return self.setting.split()[0]
 
     @property
@@ -84,7 +84,7 @@ class Result:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-able values."""
+        """Return everything as values for JSON."""
         return {
             "setting": self.setting,
             "refit_of": self.refit_of,
@@ -127,18 +127,18 @@ class Index:
 
     @property
     def comparisons(self) -> list[list[str]]:
-        """Recipes that are compared with each other: those of every setting, and the first with those of some."""
+        """Groups of recipes to compare: those of every setting, and the first with those of some settings."""
         groups = [list(self.recipes), [self.recipes[0], *self.token_recipes]]
         return [group for group in groups if len(group) > 1]
 
     def variants(self, result: Result) -> list[Result]:
-        """Return the results of the same setting and expert with every recipe that was run."""
+        """Return the results of the same setting and expert with every recipe."""
         same = [other for other in self.results if (other.setting, other.expert) == (result.setting, result.expert)]
         order = [*self.recipes, *self.token_recipes]
         return sorted(same, key=lambda other: order.index(other.recipe))
 
     def refitted(self, result: Result) -> Result:
-        """Return the result whose probe is refitted on the training rows: itself, where it is."""
+        """Return the result with the refitted probe: the given one if its probe is refitted."""
         if result.refit_of is not None:
             return result
         key = (result.setting, result.expert, result.recipe)

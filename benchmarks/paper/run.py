@@ -65,8 +65,8 @@ def run_setting(
 ) -> Iterator[list[Result]]:
     """Yield results for every expert and recipe, and for the first recipe with a refitted safety probe.
 
-    They come after each seed, of all seeds so far, so that a run that is stopped has not run for nothing. A recipe runs
-    over all seeds, or over as many as the plan says.
+    Results of all seeds so far come after each seed, so that a stopped run keeps them. A recipe runs over all seeds, or
+    over the number in the plan.
     """
     first, *others = plan.mean_recipes
     variants = [(first, False), (first, True), *((recipe, False) for recipe in (*others, *setting.token_recipes))]
@@ -107,9 +107,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmarks.paper.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file of base model, experts and settings")
-    parser.add_argument("--data", type=Path, default=Path(), metavar="FOLDER", help="where relative paths start")
-    parser.add_argument("--to", type=Path, required=True, metavar="OUT", help="folder of the figures, a file a setting")
-    parser.add_argument("--settings", nargs="+", metavar="NAME", help="run these only")
+    parser.add_argument("--data", type=Path, default=Path(), metavar="FOLDER", help="folder of relative paths")
+    parser.add_argument(
+        "--to", type=Path, required=True, metavar="OUT", help="folder of the results, one file a setting"
+    )
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="run only these")
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="0: only write CSV files and pictures")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ctd-guardrail"), help="folder for activations")
     parser.add_argument("--docs", type=Path, metavar="FOLDER", help="write CSV files and pictures below this folder")

@@ -1,7 +1,7 @@
-"""Equal fits computed once.
+"""Computes equal fits once.
 
-With several experts and recipes on the same rows, training repeats the same regressions, which take most of its
-time: many read activations and labels, and no expert. Settings whose safety probe has the same source share it too.
+With several experts and recipes on the same rows, training repeats regressions, which take most of its time. Many of
+them read activations and labels, but no expert scores. Settings whose safety probe has the same source share its fit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["shared_fits"]
 
 Result = TypeVar("Result")
 
-# Where training looks the functions up.
+# Names under which training calls the functions.
 _USES: Final[dict[str, Callable[..., Any]]] = {
     "calibrate.train.linear.fit_logistic": fit_logistic,
     "calibrate.train.linear.fit_ridge": fit_ridge,
@@ -36,14 +36,14 @@ _USES: Final[dict[str, Callable[..., Any]]] = {
     "calibrate.train.learner.fit_tokens": fit_tokens,
     "benchmarks.paper.trial.fit_logistic": fit_logistic,
 }
-# Results that are remembered: a tenth of a megabyte each, but a fit to tokens holds on to them.
+# Number of results in memory. Each takes a tenth of a megabyte, but a fit to tokens keeps its tokens.
 _KEPT: Final = 4096
 _KEPT_TOKENS: Final = 8
 
 
 @contextmanager
 def shared_fits() -> Iterator[None]:
-    """Remember the last fits of training by their arguments; results do not change."""
+    """Remember the last fits of training by their arguments. Results do not change."""
     shared = {
         function: _remember(function, _KEPT_TOKENS if function is fit_tokens else _KEPT)
         for function in set(_USES.values())
@@ -78,7 +78,7 @@ def _digest(values: Any) -> bytes:
             case PooledRows():
                 digest.update(_digest([value.values, value.lengths, value.windows]))
             case TrainingRows():
-                # Experts' scores are not among what a fit reads of its rows: they come as targets.
+                # A fit does not read the experts' scores of its rows, which come as targets.
                 digest.update(_digest([value.pooled, value.labels, value.clusters]))
                 digest.update(_digest([row.values.numpy() for row in value.tokens or ()]))
             case Target():

@@ -1,4 +1,4 @@
-"""One seed of one setting: train both probes, score the rows that were not trained on, run both protocols."""
+"""One seed of one setting: train both probes, score the other rows, and run both protocols."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 SPLITS: Final = 25
-"""Random calibration splits of each seed, in which realised rates are counted."""
+"""Number of random calibration splits of each seed, in which realised rates are counted."""
 
-# arXiv 2604.14251, section 4: on activations as they are, neither standardised nor cross-validated.
+# arXiv 2604.14251, section 4: raw activations, neither standardised nor cross-validated.
 _RIDGE_PENALTY: Final = 1.0
 _COLUMNS: Final = ("p", "d", "expert", "label")
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Everybody's scores of the rows that were not trained on.
+    """Scores of the rows that did not train.
 
     Attributes:
         calibration: Rows that certify.
         test: Rows of the evaluation.
-        ridge: The paper's delegation value of both.
+        ridge: The paper's delegation values of both parts.
     """
 
     calibration: ScoredRows
@@ -54,14 +54,14 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one seed shows.
+    """Results of one seed.
 
     Attributes:
-        own: This package's protocol, shape [methods, alphas, figures].
-        paper: The paper's protocol, likewise.
+        own: Figures of this package's protocol, shape [methods, alphas, figures].
+        paper: Figures of the paper's protocol in the same shape; None if it was not run.
         spearman: Rank correlation with the true v on the test rows: of d, and of the paper's ridge.
         splits: Over :data:`SPLITS` random calibration splits, the share in which the realised rate of CTD exceeded
-            alpha, what theory expects, and the mean rate, shape [3, alphas].
+            alpha, the expected share, and the mean rate, shape [3, alphas].
     """
 
     own: FloatArray
@@ -84,10 +84,10 @@ def train_and_score(
     Args:
         material: All rows.
         expert: Expert scores, shape [n].
-        drawn: Which rows do what.
-        options: How the probes are trained.
-        refit: Whether the training rows serve the safety probe too, instead of rows of another source.
-        seed: Of the training.
+        drawn: Rows of each part.
+        options: Options of the training.
+        refit: Whether the training rows also train the safety probe, instead of rows of another source.
+        seed: Seed of the training.
     """
     rows = drawn.train
     pooled, labels, clusters = material.pooled.take(rows), material.labels[rows], material.clusters[rows]
@@ -106,7 +106,7 @@ def train_and_score(
     parts = (drawn.calibration, drawn.test)
     scored = [_scored_rows(trained, material, expert, part) for part in parts]
     if refit:
-        # In-sample scores would show the ridge a probe that is better than it will be.
+        # In-sample scores would be better than the probe's scores on new rows.
         p = expit(fit_logistic(material.means[rows].astype(np.float64), labels, clusters, seed=seed).out_of_fold)
     else:
         p = _scored_rows(trained, material, expert, rows).p

@@ -1,4 +1,4 @@
-"""Eighteen ways to write a text so that a person still reads it and a classifier may not."""
+"""Eighteen disguises of a text that a person can still read and a classifier may not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _translate(table: Mapping[int, str] | Mapping[int, int]) -> Disguise:
 
 
 def _behind(text: str, first: int) -> str:
-    """Hide the ASCII of a text behind a harmless one."""
+    """Hide the ASCII characters of a text behind a harmless greeting."""
     return "Hello!" + "".join(chr(first + ord(letter)) for letter in text if letter.isascii())
 
 

@@ -1,14 +1,13 @@
-"""What disguised text does to the probe and to the cascade, with and without the normaliser.
+"""Share of disguised texts that probe and cascade block, with and without the normaliser.
 
-Base model MiniLM, layer 4. A safety probe and a delegation value are trained, a threshold is certified, and an expert,
-TF-IDF and logistic regression on rows that nobody else sees, is asked live: it reads disguised texts itself. All of it
-is done twice, on texts as they are and on their normal forms. Then 300 unsafe and 300 safe test rows are disguised in
-eighteen ways. What a disguise does to safe texts counts as much: a guard that blocks all that it cannot read has a
-recall of 1.
+The base model is MiniLM, layer 4. The run trains a safety probe and a delegation value and certifies a threshold. The
+expert is TF-IDF with logistic regression, trained on separate rows; it reads the disguised texts itself. The whole
+guard is built twice, on texts as they are and on their normal forms. Then 300 unsafe and 300 safe test rows are
+disguised in 18 ways. Safe texts count too, because a guard that blocks every unreadable text has a recall of 1.
 
-    python -m benchmarks.robustness.run ../shared/data/edos.jsonl.gz ../shared/data/diasafety.jsonl.gz   # or no file
+    python -m benchmarks.robustness.run DATA/edos.jsonl.gz DATA/diasafety.jsonl.gz
 
-Without a file it takes the demonstration's generated prompts.
+Without files, it uses the generated prompts of the demonstration.
 """
 
 from __future__ import annotations
@@ -60,14 +59,14 @@ COLUMNS: Final = ("disguise", "guard", "normaliser", "unsafe_blocked", "safe_blo
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of some texts: safety probe, and the cascade, each of shape [texts]."""
+    """Scores of texts by the safety probe and by the cascade, each of shape [texts]."""
 
     p: FloatArray
     cascade: FloatArray
 
 
 class Pool:
-    """Mean activations of texts, computed once for each text that differs.
+    """Mean activations of texts, computed once for each different text.
 
     Args:
         engine: Base model.
@@ -78,9 +77,9 @@ class Pool:
         self._known: dict[str, NDArray[np.float32]] = {}
 
     def __call__(self, texts: Sequence[str]) -> PooledRows:
-        """Return the activations of texts as they stand."""
+        """Return the activations of texts without normalisation."""
         new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        # The constructor takes a text as it is; only from_text and from_messages normalise.
+        # The constructor does not normalise; from_text and from_messages do.
         units = [Conversation((Message("user", text),)) for text in new]
         for start in track(range(0, len(new), 500), console=Console(stderr=True), description="activations"):
             rows = self._engine.run_many(units[start : start + 500], segment_mean)
@@ -91,15 +90,15 @@ class Pool:
 
 
 class Guard:
-    """Probe, threshold and expert, made from texts in one form.
+    """Probe, threshold and expert for texts in one form.
 
     Args:
-        pool: Gives the mean activation of texts.
+        pool: Mean activations of texts.
         texts: All rows.
         labels: 1 = unsafe, shape [rows].
-        clusters: Near-duplicates share one, shape [rows].
+        clusters: Number of the cluster of near-duplicates of each row, shape [rows].
         parts: Rows for training, calibration and the expert.
-        form: What the guard makes of a text before anything reads it.
+        form: Function that is applied to a text first.
         alpha: Budget.
     """
 
@@ -129,7 +128,7 @@ class Guard:
         self._threshold = certify(d, alpha, 0.1).threshold
 
     def __call__(self, texts: Sequence[str]) -> Scores:
-        """Return the scores of texts as they arrive."""
+        """Return the scores of texts."""
         p, d = self._probes.score(self._read(texts)).T
         delegated = d > self._threshold
         cascade = np.where(delegated, self._ask(texts), p)
@@ -143,7 +142,7 @@ class Guard:
 
 
 def read(files: Sequence[Path]) -> Dataset:
-    """Return the rows of the files, or the demonstration's."""
+    """Return the rows of the files, or those of the demonstration."""
     if files:
         return read_dataset(files)
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +151,7 @@ def read(files: Sequence[Path]) -> Dataset:
 
 
 def deal(clusters: IntArray, rng: np.random.Generator) -> dict[str, IntArray]:
-    """Return rows for each purpose; near-duplicates stay together."""
+    """Return rows for each purpose. Near-duplicates stay together."""
     order = rng.permutation(np.unique(clusters))
     place = np.argsort(order)[np.searchsorted(np.unique(clusters), clusters)]
     rows = np.argsort(place, kind="stable")
@@ -233,7 +232,7 @@ def _disguise(name: str, text: str, rng: random.Random) -> str:
 
 
 def _raw_texts(files: Sequence[Path], dataset: Dataset) -> list[str]:
-    """Return the rows' texts as they stand in the files; generated prompts have normal form already."""
+    """Return the texts of the rows without normalisation. Generated prompts are already in normal form."""
     if not files:
         return [conversation.plain_text() for conversation in dataset.conversations]
     texts: list[str] = []
