@@ -6,7 +6,7 @@ from benchmarks.paper.plan import load_plan
 from ctd_guardrail.config.experts import LocalExpertConfig
 from ctd_guardrail.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_plan_of_the_page_loads() -> None:

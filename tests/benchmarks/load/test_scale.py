@@ -14,7 +14,7 @@ from benchmarks.load.scale import (
     replicas,
 )
 
-PAGE = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)

@@ -17,7 +17,7 @@ from benchmarks.paper.run import main
 from benchmarks.paper.tables import TABLES
 from ctd_guardrail.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
 WORDS = ["the", "a", "plain", "odd", "question", "about", "cooking", "trains", "music", "code", "money", "weather"]
 

@@ -18,7 +18,7 @@ from benchmarks.paper.tables import TABLES
 from benchmarks.table import Table
 from calibrate.evaluate import ALPHAS
 
-PUBLISHED = Path(__file__).parents[2] / "docs" / "benchmarks"
+PUBLISHED = Path(__file__).parents[3] / "docs" / "benchmarks"
 FIRST, OTHER, TOKENS = "probe on layer 4", "the same, Platt-scaled", "attention"
 NUMBER = re.compile(r"-?\d+\.\d")
 

@@ -124,7 +124,7 @@ def test_more_replicas_wait_less_and_the_table_says_so() -> None:
 
 @pytest.mark.slow
 def test_the_page_on_scaling_shows_what_the_simulation_says() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\| \d+ \| [\d,.]+ \| [\d,.]+ \| [\d,]+ \|$", page, flags=re.MULTILINE))
     printed = []
     for replicas, batch_s, token_s in (((18, 20, 24, 32, 48), 4e-3, 17.6e-6), ((5, 6, 8, 12), 2e-3, 2.47e-6)):
