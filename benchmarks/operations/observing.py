@@ -30,10 +30,10 @@ from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
+from ctd_guardrail.observability.queue import QUEUE
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.policy.rule import ThresholdRule
-from ctd_guardrail.runtime.relay import RELAY
 from ctd_guardrail.text.conversation import Conversation
 
 _CHECKS = 1_000
@@ -68,7 +68,7 @@ def _cascade(watch: Watch | None) -> Cascade:
         scorer=_Engine(),
         probes=None,  # type: ignore[arg-type]
         expert=_Judge(),
-        tally=Tally(None if watch is None else watch.observer(is_configured=True)),
+        emit=QUEUE.emitter(at_once=[Tally()], later=() if watch is None else watch.sinks),
     )
 
 
@@ -103,7 +103,7 @@ def main() -> None:
             for name, cascade in variants.items():
                 start = time.process_time()
                 on_request[name].append(asyncio.run(_microseconds(cascade)))
-                RELAY.flush()
+                QUEUE.flush()
                 whole = 1e6 * (time.process_time() - start) / _CHECKS
                 beside[name].append(whole - on_request[name][-1])
     print("| | request's thread, us a decision | beyond not observed | all else, us a decision |\n|---|---|---|---|")

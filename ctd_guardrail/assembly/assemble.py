@@ -21,8 +21,8 @@ from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.errors import OverrideError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.build import build_expert
+from ctd_guardrail.observability.events import Emit, Origin
 from ctd_guardrail.observability.facts import Facts
-from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.match import check_expert, check_fingerprint
@@ -165,7 +165,7 @@ def _load(
         planned.expected_rate,
     )
 
-    def build(settings: CtdConfig, expert: BoundedExpert, tally: Tally) -> Cascade:
+    def build(settings: CtdConfig, expert: BoundedExpert, emit: Emit) -> Cascade:
         rollout = settings.rollout
         rule = planned.rule if settings is config else _rule_of_request(settings, config, planned, bounds)
         judgement_key = _hash(manifest, expert, rule, settings)
@@ -195,10 +195,8 @@ def _load(
             refusals=refusals,
             receipts=None if keys.receipts is None else Receipts(keys.receipts, judgement_key),
             judgement_key=judgement_key,
-            # Requests that ask for another budget say nothing about this one.
-            tally=tally
-            if watch is None or rule == planned.rule
-            else tally.told_to(watch.observer(is_configured=False)),
+            emit=emit,
+            origin=Origin.CONFIGURED if rule == planned.rule else Origin.OTHER_BUDGET,
         )
 
     return Guard(config, experts, build, bounds=bounds, watch=watch)

@@ -22,6 +22,9 @@ from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, OverrideError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
+from ctd_guardrail.observability.events import Decided, Emit, UnscreenedCall
+from ctd_guardrail.observability.queue import QUEUE
+from ctd_guardrail.observability.request import REQUEST_ID
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.policy.guarantees import Guarantee
@@ -107,11 +110,12 @@ class Guard:
             what requests make of it on a thread of its own.
         bounds: How far a request may move a setting.
         capacity: Cascades that are kept.
-        watch: Is told of every decision; None: nobody is.
+        watch: The sinks of its events; None: only the tally counts them.
 
     Attributes:
         watch: As given.
         tally: Counts of all decisions, whatever their settings.
+        emit: Reports events.
         experts: As given.
 
     Raises:
@@ -122,20 +126,21 @@ class Guard:
         self,
         config: CtdConfig,
         experts: Mapping[str | None, BoundedExpert],
-        build: Callable[[CtdConfig, BoundedExpert, Tally], Cascade],
+        build: Callable[[CtdConfig, BoundedExpert, Emit], Cascade],
         *,
         bounds: Bounds,
         capacity: int = _MAX_CASCADES,
         watch: Watch | None = None,
     ) -> None:
-        self.tally = Tally(None if watch is None else watch.observer(is_configured=True))
+        self.tally = Tally()
+        self.emit = QUEUE.emitter(at_once=[self.tally], later=() if watch is None else watch.sinks)
         self.watch = watch
         self._config = config
         self._bounds = bounds
         self.experts = experts
         self._build = build
         self._capacity = capacity
-        self._cascade = build(config, experts[None], self.tally)
+        self._cascade = build(config, experts[None], self.emit)
         self._overridden: OrderedDict[Overrides, Cascade] = OrderedDict()
         self._lock = threading.Lock()  # requests come from several event loops
 
@@ -181,16 +186,16 @@ class Guard:
         return await cascade.check(messages, principal=known, asides=asides)
 
     def count_unscreened_call(self, door: str) -> None:
-        """Count a call of the main LLM without a verdict; see :meth:`Tally.count_unscreened_call`."""
-        self.tally.count_unscreened_call(door)
+        """Report a call of the main LLM without a verdict."""
+        self.emit(UnscreenedCall(door))
 
     def note_answer(self, answer: str | Mapping[str, Any]) -> None:
         """Note an answer of the main LLM; see :meth:`Cascade.note_answer`."""
         self._cascade.note_answer(answer)
 
-    async def check_anew(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
-        """Decide as configured, whatever the process remembers of judgements; see :meth:`Cascade.check`."""
-        return await self._cascade.forgetful().check(messages)
+    async def check_for_self_test(self, messages: Iterable[Mapping[str, Any]]) -> Decision:
+        """Decide as configured, without remembered decisions; see :meth:`Cascade.for_self_test`."""
+        return await self._cascade.for_self_test().check(messages)
 
     async def aclose(self) -> None:
         """Release the experts and write what is known. The base model belongs to the process and stays."""
@@ -203,7 +208,7 @@ class Guard:
         """Block: the failure policy is for a guard that broke, not for a caller that asks for what it may not have."""
         log.warning("request refused: %s (%s)", reason, type(error).__name__)
         decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=reason, mode=self._config.mode)
-        self.tally.count(decision)
+        self.emit(Decided(decision, request_id=REQUEST_ID.get()))
         return decision
 
     async def _get(self, raw: object) -> Cascade:
@@ -223,7 +228,7 @@ class Guard:
     def _make(self, settings: Overrides) -> Cascade:
         changes = settings.model_dump(exclude={"expert"}, exclude_none=True)
         config = self._config.model_copy(update=changes)
-        cascade = self._build(config, self.experts[settings.expert], self.tally)
+        cascade = self._build(config, self.experts[settings.expert], self.emit)
         with self._lock:
             self._overridden[settings] = cascade
             if len(self._overridden) > self._capacity:

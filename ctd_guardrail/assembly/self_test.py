@@ -9,7 +9,6 @@ from typing import Final
 from ctd_guardrail.assembly.overrides import Guard
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import Decision, Reason, Verdict
-from ctd_guardrail.observability.request import REQUEST_ID, SELF_TEST
 
 __all__ = ["SelfTestResult", "self_test"]
 
@@ -51,24 +50,20 @@ class SelfTestResult:
 
 
 async def self_test(cascade: Guard, config: CtdConfig) -> list[SelfTestResult]:
-    """Screen the built-in inputs and the operator's. The tally counts them like any other; for observers they are none.
+    """Screen the built-in inputs and the operator's. The tally counts them; they are no traffic for any other sink.
 
     Args:
         cascade: The guard.
         config: Holds the operator's inputs, ``self_test``.
     """
-    token = REQUEST_ID.set(SELF_TEST)
-    try:
-        return await _screen(cascade, config)
-    finally:
-        REQUEST_ID.reset(token)
-
-
-async def _screen(cascade: Guard, config: CtdConfig) -> list[SelfTestResult]:
     return [
-        SelfTestResult(name, expected, is_required, await cascade.check_anew([{"role": "user", "content": text}]))
+        SelfTestResult(name, expected, is_required, await cascade.check_for_self_test(_user(text)))
         for name, expected, is_required, text in _inputs(config)
     ]
+
+
+def _user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def _inputs(config: CtdConfig) -> Iterator[tuple[str, Verdict, bool, str]]:

@@ -1,8 +1,8 @@
-"""What of one request is judged, in which order, and what earlier requests have decided about it.
+"""From a request to its units: what is judged, in which order, and what earlier requests have decided about it.
 
-The guard gives a verdict on all text of others that the call to the main LLM will carry:
+The guard gives a verdict on all text of others that the call of the main LLM will carry:
 
-- texts that stand beside the conversation, each as a unit of its own, before everything else;
+- texts beside the conversation, each as a unit of its own, before everything else;
 - every turn of the user, with the context that the policy was calibrated with;
 - the assistant's messages that no unit shows, each as a unit of its own: a client may have written them.
 """
@@ -12,38 +12,55 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.decision import Decision, Mode, OnHistory, RefusedTurns, Timings, Verdict
 from ctd_guardrail.errors import InputError, NonTextError, OverlongError
-from ctd_guardrail.observability.tally import Tally
+from ctd_guardrail.observability.events import Emit, Origin, Recalled
 from ctd_guardrail.runtime.decision_cache import JUDGED, SAID
 from ctd_guardrail.text.conversation import Context, Conversation, History, Message, Turn
 from ctd_guardrail.text.refusals import Receipts, Refusals
 
-__all__ = ["Decide", "Dialogue", "note_answer"]
+__all__ = ["Decide", "Dialogue", "Unit", "note_answer"]
 
-Decide = Callable[[Conversation, str, InputError | None], Awaitable[Decision]]
-"""Judges a unit. It gets the unit, its digest, and why the base model cannot read it, where that is known before."""
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is judged at once.
+
+    Attributes:
+        conversation: The text.
+        digest: Its digest.
+        obstacle: Why the base model cannot read it, if that is known before it tries; None elsewhere.
+    """
+
+    conversation: Conversation
+    digest: str
+    obstacle: InputError | None
+
+
+Decide = Callable[[Unit], Awaitable[Decision]]
+"""Decides about a unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """How the parts of a request are judged.
+    """Judges the parts of a request.
 
     Attributes:
-        context: What a unit shows beside the user's turn.
+        settings: The settings of the cascade.
         refusals: The answers by which the app refuses.
         judgement_key: Hash of everything that judgements depend on beside the unit; None: nothing is remembered.
-        history: Whether the assistant's messages are judged that no unit shows.
-        refused_turns: Whether a refusal of this guard lets a conversation go on.
         receipts: Signs refusals; None: only the memory of the process proves one.
     """
 
-    context: Context
+    settings: CascadeSettings
     refusals: Refusals
     judgement_key: str | None
-    history: OnHistory = OnHistory.SCREEN
-    refused_turns: RefusedTurns = RefusedTurns.FORGIVE
-    receipts: Receipts | None = None
+    receipts: Receipts | None
+
+    def without_memory(self) -> Dialogue:
+        """Return a dialogue that neither remembers nor recalls a decision."""
+        return replace(self, judgement_key=None, receipts=None)
 
     async def judge(
         self,
@@ -52,7 +69,8 @@ class Dialogue:
         decide: Decide,
         *,
         mode: Mode,
-        tally: Tally,
+        emit: Emit,
+        origin: Origin,
         characters: int,
     ) -> Decision | None:
         """Judge what has not been judged before, up to the first part that stops the request.
@@ -60,17 +78,18 @@ class Dialogue:
         Args:
             conversation: The conversation.
             asides: The texts beside it, each a conversation of one user turn.
-            decide: Judges a unit.
+            decide: Decides about a unit.
             mode: Whether this request's verdict counts: in shadow mode the user is refused nothing.
-            tally: Counts what was judged before.
+            emit: Reports the turns that were judged before.
+            origin: The kind of request.
             characters: Characters that the units of this request may have together.
 
         Returns:
             The decision about the first part that stops the request, else about the last turn that was judged, else
-            about the last aside; None where there was nothing to judge. Its times are those of all units of this
+            about the last aside; None if there was nothing to judge. Its times are those of all units of this
             request.
         """
-        walk = _Walk(self, decide, mode, tally, characters)
+        walk = _Walk(self, decide, mode=mode, emit=emit, origin=origin, characters=characters)
         stop = last = await walk.asides(asides)
         if stop is None or stop.verdict is Verdict.ALLOW:
             last = await walk.turns(conversation) or last
@@ -80,7 +99,7 @@ class Dialogue:
 
 
 def note_answer(answer: Conversation) -> None:
-    """Note what the main LLM said, so that it is not judged apart when it comes back as history."""
+    """Note an answer of the main LLM, so that it is not judged apart when it comes back as history."""
     for message in answer.messages:
         SAID.add(_said(message))
 
@@ -93,12 +112,15 @@ def _said(message: Message) -> str:
 class _Walk:
     """The parts of one request, judged one after another."""
 
-    def __init__(self, dialogue: Dialogue, decide: Decide, mode: Mode, tally: Tally, characters: int) -> None:
+    def __init__(
+        self, dialogue: Dialogue, decide: Decide, *, mode: Mode, emit: Emit, origin: Origin, characters: int
+    ) -> None:
         self.timings: Timings | None = None
         self._dialogue = dialogue
         self._decide = decide
         self._mode = mode
-        self._tally = tally
+        self._emit = emit
+        self._origin = origin
         self._characters = characters
         self._passed: set[str] = set()
 
@@ -113,7 +135,7 @@ class _Walk:
 
     async def turns(self, conversation: Conversation) -> Decision | None:
         dialogue = self._dialogue
-        history = History(dialogue.context)
+        history = History(dialogue.settings.context)
         decision: Decision | None = None
         refused: Decision | None = None  # settled, and the user has said nothing since
         unshown: list[Message] = []
@@ -125,25 +147,25 @@ class _Walk:
                     decision = self._with_receipt(turn, digest, decision)
                     if not self._is_settled(turn, digest, decision, was_refused=was_refused):
                         return decision
-                    refused, decision = decision, None  # it does not speak for the turns after it
+                    refused, decision = decision, None  # it is no decision about the turns after it
                     continue
                 unshown.clear()
                 if turn.asks:
                     refused = None
             history.add(turn)
             answers = turn.answer
-            if dialogue.context is Context.CONVERSATION:
-                # A later unit shows them, but not what stands in the place of other content than text.
+            if dialogue.settings.context is Context.CONVERSATION:
+                # A later unit shows them, except the marks that replace content other than text.
                 unshown += [answer for answer in answers if answer.is_text]
                 answers = tuple(answer for answer in answers if not answer.is_text)
             stop = await self._judge_answers(answers)
             if stop is not None:
                 return stop
-        # The call would answer a refused turn itself.
+        # The call of the main LLM would answer a refused turn itself.
         return await self._judge_answers(unshown) or refused or decision
 
     def _ended(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        """Return the turns, the last one without refusals behind it: with them it would be another unit."""
+        """Return the turns, the last one without the refusals behind it: with them it would be another unit."""
         if all(message.role == "user" for message in turns[-1].question):
             return turns
         last = turns[-1].ended()
@@ -159,7 +181,7 @@ class _Walk:
         return known, known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
 
     async def _judge_answers(self, answers: Sequence[Message]) -> Decision | None:
-        """Judge answers that a client may have written, each by itself; return the decision that stops the request."""
+        """Judge answers that a client may have written, each by itself. Return the decision that stops the request."""
         for answer in filter(self._needs_verdict, answers):
             decision = await self._judge_apart(answer)
             if decision is not None and decision.verdict is Verdict.BLOCK:
@@ -167,7 +189,7 @@ class _Walk:
         return None
 
     async def _judge_apart(self, message: Message) -> Decision | None:
-        """Judge a text as one turn of a user; None where this request has done so."""
+        """Judge a text as one turn of a user. Return None if this request has done so."""
         unit = Conversation((replace(message, role="user"),))
         digest = unit.digest()
         if digest in self._passed:
@@ -180,7 +202,7 @@ class _Walk:
 
     async def _judge_now(self, unit: Conversation, digest: str, *, is_text: bool) -> Decision:
         self._characters -= unit.length
-        decision = await self._decide(unit, digest, _obstacle(self._characters, is_text=is_text))
+        decision = await self._decide(Unit(unit, digest, _obstacle(self._characters, is_text=is_text)))
         self.timings = decision.timings if self.timings is None else self.timings + decision.timings
         if is_text:
             self._remember(digest, decision)
@@ -193,12 +215,12 @@ class _Walk:
     def _recall(self, digest: str) -> Decision | None:
         decision = None if self._dialogue.judgement_key is None else JUDGED.get(self._dialogue.judgement_key, digest)
         if decision is not None:
-            self._tally.count_recalled()
+            self._emit(Recalled(self._origin))
         return decision
 
     def _needs_verdict(self, message: Message) -> bool:
-        """Return whether an assistant's message may be the words of a client."""
-        if self._dialogue.history is OnHistory.TRUST or not message.content.strip():
+        """Return whether a client may have written an assistant's message."""
+        if self._dialogue.settings.history is OnHistory.TRUST or not message.content.strip():
             return False
         if not message.is_text:
             return True
@@ -213,12 +235,12 @@ class _Walk:
         return replace(decision, receipt=receipts.sign(digest))
 
     def _is_settled(self, turn: Turn, digest: str, decision: Decision, *, was_refused: bool) -> bool:
-        """Return whether this guard refused the turn in an earlier request, and the refusal stands behind it.
+        """Return whether this guard refused the turn in an earlier request, and a refusal answers it.
 
-        What could not be read was not judged, and no answer settles it.
+        A turn that could not be read was not judged, and no answer settles it.
         """
         dialogue = self._dialogue
-        if dialogue.refused_turns is RefusedTurns.STRICT or decision.reason.is_failure or not turn.is_text:
+        if dialogue.settings.refused_turns is RefusedTurns.STRICT or decision.reason.is_failure or not turn.is_text:
             return False
         if not dialogue.refusals.answer(turn):
             return False
@@ -226,7 +248,7 @@ class _Walk:
 
 
 def _obstacle(characters: int, *, is_text: bool) -> InputError | None:
-    """Return why the base model cannot read a unit, as far as that is known before it tries."""
+    """Return why the base model cannot read a unit, if that is known before it tries."""
     if not is_text:
         return NonTextError("a message holds content that is not text")
     if characters < 0:

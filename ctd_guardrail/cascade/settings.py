@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ctd_guardrail.config.on_failure import OnFailureByCause
-from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, RefusedTurns, Verdict
+from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, Reason, RefusedTurns, Verdict
+from ctd_guardrail.errors import InputError, OverlongError
 from ctd_guardrail.policy.rollout import Rollout
 from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.probes.merge import Merge
@@ -51,3 +52,13 @@ class CascadeSettings:
     history: OnHistory = OnHistory.SCREEN
     refused_turns: RefusedTurns = RefusedTurns.FORGIVE
     audit_share: float = 0.0
+
+    def judge(self, score: float, safe: Reason, unsafe: Reason) -> tuple[Verdict, Reason]:
+        """Return the verdict on a score: by tau, or by ``on_abstain`` in the band around it."""
+        if abs(score - self.decision_threshold) < self.abstain_band:
+            return self.on_abstain, Reason.ABSTAINED
+        return (Verdict.BLOCK, unsafe) if score >= self.decision_threshold else (Verdict.ALLOW, safe)
+
+    def on_unreadable(self, error: InputError) -> OnUnreadable:
+        """Return what to do with a unit that the probes cannot read."""
+        return self.on_overlong if isinstance(error, OverlongError) else self.on_nontext

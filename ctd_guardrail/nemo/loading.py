@@ -14,6 +14,8 @@ from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.config.limits import PrincipalConfig
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import CtdError
+from ctd_guardrail.observability.events import Decided, UnscreenedCall
+from ctd_guardrail.observability.request import REQUEST_ID
 from ctd_guardrail.observability.tally import Tally
 
 __all__ = ["LoadingGuard"]
@@ -94,17 +96,18 @@ class LoadingGuard:
 
     def _refuse(self, reason: Reason) -> Decision:
         decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=reason, mode=self._mode)
-        self.tally.count(decision)
+        emit = self._loaded.result().emit if self._loaded.done() and not self.has_failed else self._unready
+        emit(Decided(decision, request_id=REQUEST_ID.get()))
         return decision
 
     def count_unscreened_call(self, door: str) -> None:
-        """Count a call of the main LLM without a verdict, once there is a guard to count it."""
+        """Report a call of the main LLM without a verdict, as soon as the guard is loaded."""
 
-        def count(loaded: Future[Guard]) -> None:
-            tally = self._unready if loaded.exception() is not None else loaded.result().tally
-            tally.count_unscreened_call(door)
+        def report(loaded: Future[Guard]) -> None:
+            emit = self._unready if loaded.exception() is not None else loaded.result().emit
+            emit(UnscreenedCall(door))
 
-        self._loaded.add_done_callback(count)
+        self._loaded.add_done_callback(report)
 
     def note_answer(self, answer: str | Mapping[str, Any]) -> None:
         """Note an answer of the main LLM; see :meth:`Cascade.note_answer`."""

@@ -18,7 +18,7 @@ from pydantic import SecretBytes
 
 from ctd_guardrail.decision import Decision, Verdict
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.observability.sink import Observation
+from ctd_guardrail.observability.events import Decided, Event, Origin
 
 __all__ = ["AuditLog"]
 
@@ -66,26 +66,22 @@ class AuditLog:
         """Number of lines that could not be written."""
         return self._file.lost
 
-    def decided(self, seen: Observation) -> None:
-        """Write a decision, where it is due."""
-        decision = seen.decision
+    def __call__(self, event: Event) -> None:
+        """Write a decision if its line is due. The inputs of a self-test are not written."""
+        if not isinstance(event, Decided) or event.origin is Origin.SELF_TEST:
+            return
+        decision = event.decision
         always = decision.verdict is Verdict.BLOCK or decision.reason.is_failure
         if always or secrets.randbelow(_SCALE) < self._sample * _SCALE:
-            line = self._line(seen, share=1.0 if always else self._sample)
+            line = self._line(event, share=1.0 if always else self._sample)
             self._file.handle(logging.makeLogRecord({"msg": json.dumps(line, allow_nan=False)}))
 
-    def asked(self, attempts: int, tokens: int | None) -> None:
-        """Write nothing: calls are counted elsewhere."""
-
-    def recalled(self) -> None:
-        """Write nothing: the turn has its line from when it was judged."""
-
-    def _line(self, seen: Observation, *, share: float) -> dict[str, Any]:
-        decision = seen.decision
+    def _line(self, event: Decided, *, share: float) -> dict[str, Any]:
+        decision = event.decision
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(seen.at, UTC).isoformat(timespec="milliseconds"),
-            "request": seen.request_id,
-            "unit": None if seen.unit is None else self._hash(seen.unit),
+            "time": datetime.fromtimestamp(event.at, UTC).isoformat(timespec="milliseconds"),
+            "request": event.request_id,
+            "unit": None if event.unit is None else self._hash(event.unit),
             "verdict": decision.verdict,
             "route": decision.route,
             "reason": decision.reason,

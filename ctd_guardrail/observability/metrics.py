@@ -15,7 +15,7 @@ from opentelemetry import metrics
 
 from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
-from ctd_guardrail.observability.sink import Observation
+from ctd_guardrail.observability.events import Decided, Event, ExpertCalled, Origin, Recalled, UnscreenedCall
 from ctd_guardrail.observability.totals import Totals
 
 __all__ = ["DOORS", "METER", "Metrics", "default_meter"]
@@ -102,30 +102,30 @@ class Metrics:
         for counter in (counters.recalled, counters.attempts, counters.tokens):
             counter.expect(self, [guard])
 
-    def decided(self, seen: Observation) -> None:
-        """Count and time a decision."""
-        decision, counters = seen.decision, self._instruments
+    def __call__(self, event: Event) -> None:
+        """Count and time an event. The inputs of a self-test are no traffic, but their calls of the expert are paid."""
+        match event:
+            case ExpertCalled(attempts, tokens):
+                self._instruments.attempts.add(attempts, *self._guard)
+                self._instruments.tokens.add(tokens, *self._guard)
+            case UnscreenedCall(door):
+                self._instruments.unscreened.add(1, *self._guard, door if door in DOORS else DOORS[-1])
+            case Decided(origin=Origin.SELF_TEST) | Recalled(origin=Origin.SELF_TEST):
+                pass
+            case Decided(decision):
+                self._count(decision)
+                self._time(decision)
+            case Recalled():
+                self._instruments.recalled.add(1, *self._guard)
+
+    def _count(self, decision: Decision) -> None:
+        counters = self._instruments
         verdict, route, reason, mode = decision.verdict, decision.route, decision.reason, decision.mode
         counters.decisions.add(1, *self._guard, verdict.value, route.value, reason.value, mode.value)
         if reason.is_failure:
             counters.failures.add(1, *self._guard, reason.value)
         if decision.is_bypass and decision.on_failure is not None:
             counters.bypasses.add(1, *self._guard, reason.value, decision.on_failure.value, verdict.value)
-        self._time(decision)
-
-    def asked(self, attempts: int, tokens: int | None) -> None:
-        """Count calls of the expert."""
-        self._instruments.attempts.add(attempts, *self._guard)
-        if tokens is not None:
-            self._instruments.tokens.add(tokens, *self._guard)
-
-    def recalled(self) -> None:
-        """Count a turn that had been judged before."""
-        self._instruments.recalled.add(1, *self._guard)
-
-    def unscreened(self, door: str) -> None:
-        """Count a call of the main LLM without a verdict. On any thread."""
-        self._instruments.unscreened.add(1, *self._guard, door if door in DOORS else DOORS[-1])
 
     def _time(self, decision: Decision) -> None:
         timings, instruments = decision.timings, self._instruments

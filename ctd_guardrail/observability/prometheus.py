@@ -9,7 +9,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.runtime.relay import RELAY
+from ctd_guardrail.observability.queue import QUEUE
 
 __all__ = ["CONTENT_TYPE", "Exposition"]
 
@@ -39,5 +39,5 @@ class Exposition:
 
     def text(self) -> bytes:
         """Return the exposition, with all that was decided so far."""
-        RELAY.flush()
+        QUEUE.flush()
         return generate_latest(self._registry)

@@ -1,14 +1,11 @@
-"""The id under which a door knows a request, for the audit log."""
+"""The id of a request at its door, for the audit log."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from typing import Final
 
-__all__ = ["REQUEST_ID", "SELF_TEST"]
+__all__ = ["REQUEST_ID"]
 
 REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("ctd_request_id", default=None)
-"""Set by the sidecar for the task of a request; a host may set it too."""
-
-SELF_TEST: Final = "self-test"
-"""The id of the rail's own inputs, which are no traffic: neither monitors nor metrics nor audit log see them."""
+"""Set by the sidecar for the task of a request. A host may set it too."""

@@ -29,10 +29,10 @@ def cascade_for(folder: Path) -> Guard:
 
 async def test_a_request_gets_the_threshold_of_its_own_budget(make_rail_folder: Callable[..., Path]) -> None:
     cascade = cascade_for(make_rail_folder(allow_overrides=EVERYTHING, override_bounds=WIDE))
-    thresholds = [(await cascade._get({"alpha": alpha}))._settings.rule.threshold for alpha in (0.05, 0.2, 0.5)]
+    thresholds = [(await cascade._get({"alpha": alpha})).settings.rule.threshold for alpha in (0.05, 0.2, 0.5)]
     assert thresholds == sorted(thresholds, reverse=True)
     assert len(set(thresholds)) == 3
-    assert thresholds[1] == cascade._cascade._rule.threshold
+    assert thresholds[1] == cascade._cascade.settings.rule.threshold
 
 
 async def test_a_budget_that_cannot_be_certified_blocks(make_rail_folder: Callable[..., Path], judge: Any) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import OnFailure, Reason, Route, Verdict
 from ctd_guardrail.errors import (
     ExpertTimeoutError,
@@ -22,7 +21,7 @@ from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.text.conversation import Conversation
-from tests.support.cascades import make_cascade
+from tests.support.cascades import CountedCascade, make_cascade
 
 CERTIFICATE = certify(np.linspace(-1.0, 1.0, 1001), 0.3, 0.1)
 ABOVE, BELOW = CERTIFICATE.threshold + 0.01, CERTIFICATE.threshold - 0.01
@@ -60,7 +59,7 @@ class Judge:
         return None
 
 
-def cascade(engine: Engine, judge: Judge, on_failure: OnFailure = OnFailure.BLOCK) -> Cascade:
+def cascade(engine: Engine, judge: Judge, on_failure: OnFailure = OnFailure.BLOCK) -> CountedCascade:
     return make_cascade(
         scorer=engine,
         probes=lambda ragged: ragged.values,

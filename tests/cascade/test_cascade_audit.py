@@ -12,10 +12,10 @@ from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import Decision, Reason, Route, Verdict
 from ctd_guardrail.errors import ExpertTimeoutError
 from ctd_guardrail.experts.protocol import ExpertScore
-from ctd_guardrail.observability.tally import Tally
+from ctd_guardrail.observability.events import Audited, Event, Routed
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Conversation
-from tests.support.cascades import make_cascade
+from tests.support.cascades import CountedCascade, make_cascade
 
 ALWAYS = 1.0 - 2.0**-53
 ABOVE, BELOW = 0.5, 0.0
@@ -50,34 +50,27 @@ class Judge:
 
 
 class Seen:
-    """Notes what the monitors would be told."""
+    """Notes what the monitors read."""
 
     def __init__(self) -> None:
         self.routed_to: list[tuple[float, bool, bool]] = []
         self.missed: list[bool] = []
 
-    def routed(self, d: float, *, delegated: bool, audited: bool) -> None:
-        self.routed_to.append((d, delegated, audited))
-
-    def audited(self, *, missed: bool) -> None:
-        self.missed.append(missed)
-
-    def decided(self, decision: Decision, unit: str | None) -> None: ...
-
-    def asked(self, attempts: int, tokens: int | None) -> None: ...
-
-    def recalled(self) -> None: ...
-
-    def unscreened(self, door: str) -> None: ...
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Routed(d, is_delegated, is_audited):
+                self.routed_to.append((d, is_delegated, is_audited))
+            case Audited(is_missed):
+                self.missed.append(is_missed)
 
 
-def guard(p: float, d: float, judge: Judge, seen: Seen, share: float = ALWAYS, **options: Any) -> Cascade:
+def guard(p: float, d: float, judge: Judge, seen: Seen, share: float = ALWAYS, **options: Any) -> CountedCascade:
     return make_cascade(
         scorer=Engine(p, d),
         rule=ThresholdRule(0.2),
         expert=judge,
         audit_share=share,
-        tally=Tally(seen),
+        emit=seen,
         **options,
     )
 

@@ -8,7 +8,6 @@ import pytest
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.config.on_failure import OnFailureByCause, on_failure_for
 from ctd_guardrail.config.section import CtdConfig, parse_section
 from ctd_guardrail.decision import OnFailure, Reason, Verdict
@@ -26,7 +25,7 @@ from ctd_guardrail.errors import (
 )
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.text.conversation import Conversation
-from tests.support.cascades import make_cascade
+from tests.support.cascades import CountedCascade, make_cascade
 
 SECTION = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
 EXPERT_CAUSES = {
@@ -73,7 +72,7 @@ class Judge:
         return None
 
 
-def cascade(cause: Reason, on_failure: OnFailure | OnFailureByCause, p: float = 0.1) -> Cascade:
+def cascade(cause: Reason, on_failure: OnFailure | OnFailureByCause, p: float = 0.1) -> CountedCascade:
     engine = Engine(p, OverloadedError("full") if cause is Reason.OVERLOADED else None)
     return make_cascade(
         scorer=engine,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
-from ctd_guardrail.cascade.screening import reason_of
+from ctd_guardrail.cascade.on_failure import reason_of
 from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.decision import Reason
 from ctd_guardrail.errors import ExpertError, ExpertUnavailableError, ExpertVerdictError

@@ -23,7 +23,6 @@ from ctd_guardrail.experts.bounded.buckets import MemoryStore
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
-from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.watch import Watch
 from tests.support.delegating import delegating, openai_expert
 from tests.support.faulty_expert import FAULTS, hang, running
@@ -49,9 +48,7 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
     audit_log = AuditLog(
         tmp_path / "audit.jsonl", key=SecretBytes(b"canary-secret-key"), sample=1.0, scores=True, labels=FACTS.labels
     )
-    watch = Watch(FACTS, audit_log=audit_log)
-    metrics = Metrics(FACTS.labels, meter=MeterProvider([reader]).get_meter("test"))
-    monkeypatch.setattr(watch, "_sinks", (metrics, audit_log))
+    watch = Watch(FACTS, audit_log=audit_log, meter=MeterProvider([reader]).get_meter("test"))
     total, said = trials(full=1000, reduced=100), []
     config = CtdConfig.model_validate(CONFIG | {"allow_overrides": ["alpha"]})
     with running(hang) as judge, caplog.at_level(logging.DEBUG):
@@ -72,7 +69,7 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
                 Guard(
                     config,
                     {None: expert},
-                    lambda *parts: delegating(parts[1], tally=parts[2]),
+                    lambda *parts: delegating(parts[1], emit=parts[2]),
                     bounds=BOUNDS,
                     watch=watch,
                 )

@@ -11,7 +11,7 @@ from pydantic import SecretBytes
 from ctd_guardrail.decision import Decision, Reason, Route, Verdict
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.observability.audit_log import AuditLog
-from ctd_guardrail.observability.sink import Observation
+from ctd_guardrail.observability.events import Decided, Origin
 
 KEY = b"a secret of the operator"
 ALLOWED = Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE, p=0.25, d=0.125)
@@ -25,7 +25,7 @@ def make(file: Path, **options: Any) -> AuditLog:
 
 def write(audit: AuditLog, decision: Decision, times: int = 1) -> None:
     for _ in range(times):
-        audit.decided(Observation(1e9, decision, "digest", "request-1"))
+        audit(Decided(decision, unit="digest", request_id="request-1", at=1e9))
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -63,6 +63,13 @@ def test_blocks_and_failures_are_always_written_and_the_rest_by_its_share(tmp_pa
     assert 130 < by_reason["probe_safe"] < 270
     assert {line["share"] for line in written if line["reason"] == "probe_safe"} == {0.1}
     assert audit.written == len(written)
+
+
+def test_a_self_test_is_not_written(tmp_path: Path) -> None:
+    audit = make(tmp_path / "audit.jsonl", sample=1.0)
+    for origin in Origin:
+        audit(Decided(BLOCKED, origin))
+    assert audit.written == len(Origin) - 1
 
 
 @pytest.mark.parametrize("sample", [0.0, 1.0])

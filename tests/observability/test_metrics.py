@@ -5,14 +5,10 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Timings, Verdict
+from ctd_guardrail.observability.events import Decided, ExpertCalled, Origin, Recalled, UnscreenedCall
 from ctd_guardrail.observability.metrics import DOORS, Metrics
-from ctd_guardrail.observability.sink import Observation
 
 LABELS = {"guard": "config", "policy": "0123456789ab"}
-
-
-def observation(decision: Decision) -> Observation:
-    return Observation(0.0, decision, None, None)
 
 
 def points(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
@@ -40,7 +36,7 @@ def test_decisions_are_counted_by_verdict_route_reason_and_mode(metrics: Metrics
     allowed = Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE, p=0.1, d=0.0)
     shadowed = Decision(Verdict.BLOCK, Route.EXPERT, Reason.EXPERT_UNSAFE, p=0.1, d=0.9, mode=Mode.SHADOW)
     for decision in (allowed, shadowed, allowed):
-        metrics.decided(observation(decision))
+        metrics(Decided(decision))
     found = points(reader)["ctd.decisions"]
     counted = {tuple(sorted(point.attributes.items())): point.value for point in found if point.value}
     words = ("mode", "reason", "route", "verdict")
@@ -60,7 +56,7 @@ def test_a_failure_whose_policy_is_another_than_block_is_a_bypass(
         (Verdict.BLOCK, OnFailure.PROBE),
         (Verdict.ALLOW, OnFailure.ALLOW),
     ):
-        metrics.decided(observation(Decision(verdict, Route.EXPERT, Reason.EXPERT_TIMEOUT, on_failure=policy)))
+        metrics(Decided(Decision(verdict, Route.EXPERT, Reason.EXPERT_TIMEOUT, on_failure=policy)))
     counted = {
         tuple(point.attributes[name] for name in ("reason", "on_failure", "verdict")): point.value
         for point in points(reader)["ctd.bypasses"]
@@ -73,8 +69,8 @@ def test_times_are_seconds_of_those_who_took_part(metrics: Metrics, reader: InMe
     timings = Timings(probe_ms=30.0, expert_ms=500.0, total_ms=530.0, queue_ms=10.0, forward_ms=20.0)
     asked = Decision(Verdict.ALLOW, Route.EXPERT, Reason.EXPERT_SAFE, p=0.1, d=0.9, timings=timings)
     unread = Decision(Verdict.BLOCK, Route.PROBE, Reason.OVERLONG, timings=Timings(total_ms=1.0))
-    metrics.decided(observation(asked))
-    metrics.decided(observation(unread))
+    metrics(Decided(asked))
+    metrics(Decided(unread))
     found = points(reader)
     sums = {
         name: sum(point.sum for point in found[f"ctd.{name}.duration"])
@@ -97,15 +93,19 @@ def test_calls_of_the_main_model_without_a_verdict_are_counted_from_zero(
         return {point.attributes["door"]: point.value for point in found}
 
     assert totals() == dict.fromkeys(DOORS, 0)
-    metrics.unscreened("unknown")
-    metrics.unscreened("a word of some caller")
+    metrics(UnscreenedCall("unknown"))
+    metrics(UnscreenedCall("a word of some caller"))
     assert totals() == {**dict.fromkeys(DOORS, 0), "unknown": 1, "other": 1}
 
 
 def test_calls_tokens_and_recalled_turns_are_counted(metrics: Metrics, reader: InMemoryMetricReader) -> None:
-    metrics.asked(2, 70)
-    metrics.asked(1, None)
-    metrics.recalled()
+    metrics(ExpertCalled(2, 70))
+    metrics(Recalled())
+    # A self-test is no traffic, but its calls are paid.
+    metrics(ExpertCalled(1, 0, Origin.SELF_TEST))
+    metrics(Recalled(Origin.SELF_TEST))
+    metrics(Decided(Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE), Origin.SELF_TEST))
     found = points(reader)
     values = {name: found[name][0].value for name in ("ctd.expert.attempts", "ctd.expert.tokens", "ctd.recalled")}
     assert values == {"ctd.expert.attempts": 3, "ctd.expert.tokens": 70, "ctd.recalled": 1}
+    assert not any(point.value for point in found["ctd.decisions"])

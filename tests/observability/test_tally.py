@@ -1,59 +1,41 @@
-from typing import Any
-
-from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
+from ctd_guardrail.observability.events import (
+    Audited,
+    Decided,
+    ExpertCalled,
+    Origin,
+    Recalled,
+    Routed,
+    UnscreenedCall,
+)
 from ctd_guardrail.observability.tally import Tally
 
-
-class Recorder:
-    def __init__(self) -> None:
-        self.seen: list[tuple[Any, ...]] = []
-
-    def decided(self, decision: Decision, unit: str | None) -> None:
-        self.seen.append((decision, unit))
-
-    def routed(self, d: float, *, delegated: bool, audited: bool) -> None:
-        self.seen.append((d, delegated, audited))
-
-    def audited(self, *, missed: bool) -> None:
-        self.seen.append((missed,))
-
-    def asked(self, attempts: int, tokens: int | None) -> None:
-        self.seen.append((attempts, tokens))
-
-    def recalled(self) -> None:
-        self.seen.append(())
-
-    def unscreened(self, door: str) -> None:
-        self.seen.append((door,))
+SAFE = Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE)
 
 
-def test_an_observer_is_told_of_all_that_is_counted() -> None:
-    recorder = Recorder()
-    tally = Tally(recorder)
-    decision = Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE)
-    tally.count(decision, "digest")
-    tally.count(decision)
-    tally.count_routed(0.5, delegated=True, audited=False)
-    tally.count_audit(missed=True)
-    tally.count_expert_attempts(2, 30)
-    tally.count_recalled()
-    tally.count_unscreened_call("unknown")
-    assert recorder.seen == [
-        (decision, "digest"),
-        (decision, None),
-        (0.5, True, False),
-        (True,),
-        (2, 30),
-        (),
-        ("unknown",),
-    ]
+def test_every_event_is_counted_whatever_its_origin() -> None:
+    tally = Tally()
+    bypassed = Decision(
+        Verdict.ALLOW, Route.EXPERT, Reason.EXPERT_TIMEOUT, mode=Mode.SHADOW, on_failure=OnFailure.ALLOW
+    )
+    for event in (
+        Decided(SAFE),
+        Decided(SAFE, Origin.SELF_TEST),
+        Decided(bypassed, Origin.OTHER_BUDGET),
+        Routed(0.5, is_delegated=True, is_audited=False),
+        Audited(is_missed=True),
+        ExpertCalled(2, 30),
+        ExpertCalled(1, 10, Origin.SELF_TEST),
+        Recalled(),
+        UnscreenedCall("unknown"),
+    ):
+        tally(event)
     counts = tally.snapshot()
-    assert (counts.total, counts.expert_attempts, counts.recalled, counts.unscreened_calls) == (2, 2, 1, 1)
-
-
-def test_a_tally_that_tells_somebody_else_adds_to_the_same_counters() -> None:
-    first, second = Recorder(), Recorder()
-    tally = Tally(first)
-    tally.told_to(second).count(Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE, mode=Mode.SHADOW))
-    assert (len(first.seen), len(second.seen)) == (0, 1)
-    assert (tally.snapshot().total, tally.snapshot().shadow) == (1, 1)
+    assert counts.decisions == {
+        (Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE): 2,
+        (Verdict.ALLOW, Route.EXPERT, Reason.EXPERT_TIMEOUT): 1,
+    }
+    assert counts.bypasses == {(Reason.EXPERT_TIMEOUT, OnFailure.ALLOW, Verdict.ALLOW): 1}
+    assert (counts.total, counts.delegated, counts.failures, counts.shadow) == (3, 1, 1, 1)
+    assert (counts.expert_attempts, counts.expert_tokens) == (3, 40)
+    assert (counts.recalled, counts.unscreened_calls) == (1, 1)

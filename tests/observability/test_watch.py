@@ -20,9 +20,9 @@ from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.monitors.audit_floor import budget_beside_audit
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.metrics import DOORS, Metrics
+from ctd_guardrail.observability.queue import QUEUE
 from ctd_guardrail.policy.plan import plan
 from ctd_guardrail.runtime.decision_cache import JUDGED
-from ctd_guardrail.runtime.relay import RELAY
 
 KEYS = {"CTD_TEST_KEY": "a secret of the operator"}
 MONITOR = {"state": "state", "save_every_s": 3600}
@@ -96,7 +96,7 @@ def test_self_tests_and_trials_are_no_traffic(make_rail_folder: Callable[..., Pa
     )
     guard = load_guard(folder, in_service=True)
     asyncio.run(self_test(guard.cascade, guard.rail.config))
-    RELAY.flush()
+    QUEUE.flush()
     assert guard.cascade.watch is not None
     assert guard.cascade.watch.count.inputs == 0
     trial = load_guard(folder)
@@ -184,8 +184,10 @@ def test_a_call_without_a_verdict_reaches_the_metrics_of_its_guard(make_rail_fol
     guard = load_guard(make_rail_folder(), in_service=True)
     watch = guard.cascade.watch
     assert watch is not None
-    watch._metrics = Metrics(watch.facts.labels, meter=MeterProvider([reader := InMemoryMetricReader()]).get_meter("t"))
-    guard.cascade.tally.count_unscreened_call("unknown")
+    metered = Metrics(watch.facts.labels, meter=MeterProvider([reader := InMemoryMetricReader()]).get_meter("t"))
+    guard.cascade.emit = QUEUE.emitter(at_once=[guard.cascade.tally], later=[metered])
+    guard.cascade.count_unscreened_call("unknown")
+    QUEUE.flush()
     data = reader.get_metrics_data()
     assert data is not None
     metrics: Any = data.resource_metrics[0].scope_metrics[0].metrics

@@ -18,10 +18,10 @@ from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability import service_metrics
 from ctd_guardrail.observability.audit_log import AuditLog
+from ctd_guardrail.observability.events import Audited, Decided, Event, Routed
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.metrics import Metrics
-from ctd_guardrail.observability.sink import Observation
 from ctd_guardrail.observability.watch import Watch, shared_watch
 from ctd_guardrail.sidecar.service import Service, Status
 from tests.operations.translators import Key, Series, by_otlp, by_python, collector_name, prometheus_name
@@ -61,9 +61,9 @@ class Station:
         blocks = reason in {Reason.PROBE_UNSAFE, Reason.EXPERT_UNSAFE} or (reason.is_failure and policy != "allow")
         verdict = Verdict.BLOCK if blocks else Verdict.ALLOW
         route = Route.EXPERT if reason.value.startswith("expert") else Route.PROBE
-        seen = Observation(0.0, Decision(verdict, route, reason, **fields), None, None)
+        seen = Decided(Decision(verdict, route, reason, **fields))
         for _ in range(count):
-            self.metrics.decided(seen)
+            self.metrics(seen)
 
     def bypass(self) -> None:
         """Let one input pass unchecked."""
@@ -76,22 +76,26 @@ class Station:
     def note(self) -> None:
         """Have a line written to the audit log."""
         decision = Decision(Verdict.BLOCK, Route.PROBE, Reason.PROBE_UNSAFE)
-        self._audit.decided(Observation(0.0, decision, None, None))
+        self._audit(Decided(decision))
 
     def delegate(self) -> None:
         """Have far more delegated than the budget allows, at scores as in calibration."""
         for d in np.random.default_rng(0).permutation(_CALIBRATION):
-            self.watch.take_score(float(d), delegated=True, audited=False)
+            self._watch(Routed(float(d), is_delegated=True, is_audited=False))
 
     def drift(self) -> None:
         """Have scores that the calibration has not seen, within the budget."""
         for _ in range(100):
-            self.watch.take_score(1.5, delegated=False, audited=False)
+            self._watch(Routed(1.5, is_delegated=False, is_audited=False))
 
     def miss(self) -> None:
         """Have audits find harm that passed."""
         for _ in range(100):
-            self.watch.take_audit(missed=True)
+            self._watch(Audited(is_missed=True))
+
+    def _watch(self, event: Event) -> None:
+        for sink in self.watch.sinks:
+            sink(event)
 
     def export(self) -> dict[str, Series]:
         """Return what Prometheus would know now, by each way."""

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from ctd_guardrail.decision import Reason
-from ctd_guardrail.runtime.relay import RELAY
+from ctd_guardrail.observability.events import UnscreenedCall
+from ctd_guardrail.observability.queue import QUEUE
 from ctd_guardrail.sidecar.service import Status
 from tests.operations.station import WAYS, Station
 from tests.operations.translators import Key, Series
@@ -58,14 +59,14 @@ def lose_audit_lines(station: Station) -> None:
 
 
 def drop_an_observation(_: Station) -> None:
-    RELAY.dropped += 1
+    QUEUE.dropped += 1
 
 
 SCENES: Final[dict[str, tuple[set[str], Event]]] = {
     "calm": (set(), lambda *_: None),
     "not ready": ({"CtdNotReady"}, once(become_unready)),
     "bypass": ({"CtdBypass"}, once(Station.bypass)),
-    "unscreened call": ({"CtdUnscreenedCall"}, once(lambda station: station.metrics.unscreened("unknown"))),
+    "unscreened call": ({"CtdUnscreenedCall"}, once(lambda station: station.metrics(UnscreenedCall("unknown")))),
     "rate": ({"CtdRateAlarm"}, once(Station.delegate)),
     "drift": ({"CtdScoreDrift"}, once(Station.drift)),
     "missed harm": ({"CtdMissedHarm"}, once(Station.miss)),

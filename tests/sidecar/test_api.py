@@ -191,7 +191,7 @@ def test_stats_count_decisions_and_show_no_threshold(
         httpx.post(f"{sidecar.url}/v1/check", json={"text": text})
     for _ in range(3):
         httpx.post(f"{sidecar.url}/v1/check", json={"txt": "a plain question"})
-    sidecar.service._guard.cascade.tally.count_unscreened_call("sidecar")
+    sidecar.service._guard.cascade.count_unscreened_call("sidecar")
     after = httpx.get(f"{sidecar.url}/v1/stats").json()
     assert (before["unscreened_calls"], after["unscreened_calls"]) == (0, 1)
     assert after["refused"] == {"422": 3}

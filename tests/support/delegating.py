@@ -8,13 +8,12 @@ import numpy as np
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import OverlongError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.text.conversation import Conversation
-from tests.support.cascades import make_cascade
+from tests.support.cascades import CountedCascade, make_cascade
 
 __all__ = ["FixedEngine", "delegating", "openai_expert"]
 
@@ -36,7 +35,7 @@ def openai_expert(base_url: str, **settings: Any) -> OpenAIExpert:
     return OpenAIExpert(OpenAIExpertConfig(type="openai", base_url=base_url, model="judge", **settings))
 
 
-def delegating(expert: Any, **settings: Any) -> Cascade:
+def delegating(expert: Any, **settings: Any) -> CountedCascade:
     """Return a cascade that asks the expert about all but `plain` inputs; keyword arguments are of `make_cascade`."""
     return make_cascade(
         **{

@@ -8,11 +8,10 @@ import numpy as np
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.cascade.cascade import Cascade
 from ctd_guardrail.decision import OnUnreadable
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.text.conversation import Context, Conversation
-from tests.support.cascades import make_cascade
+from tests.support.cascades import CountedCascade, make_cascade
 
 __all__ = ["WordJudge", "WordReader", "word_guard"]
 
@@ -57,7 +56,7 @@ def word_guard(
     judge: WordJudge | None = None,
     reader: WordReader | None = None,
     **settings: Any,
-) -> Cascade:
+) -> CountedCascade:
     """Return a guard of these parts. One whose `judgement_key` has a name remembers what it judged."""
     return make_cascade(
         scorer=reader or WordReader(),

@@ -1,0 +1,140 @@
+"""The events of a guard. A cascade emits them and knows nothing of who reads them.
+
+A new thing to observe is one class here and one ``case`` in each sink that reads it. A new sink is one function.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ctd_guardrail.decision import Decision
+
+__all__ = [
+    "Audited",
+    "Decided",
+    "Emit",
+    "Event",
+    "ExpertCalled",
+    "Origin",
+    "Recalled",
+    "Routed",
+    "Sink",
+    "UnscreenedCall",
+    "discard",
+]
+
+
+class Origin(StrEnum):
+    """The kind of request that an event comes from.
+
+    ``other_budget`` is a request under another budget than the configured one: it carries no information about the
+    configured rate. ``self_test`` is one of the guard's own inputs, which are no traffic.
+    """
+
+    CONFIGURED = "configured"
+    OTHER_BUDGET = "other_budget"
+    SELF_TEST = "self_test"
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A decision was made.
+
+    Attributes:
+        decision: The decision.
+        origin: The kind of request.
+        unit: Digest of what was judged; None if it could not be read.
+        request_id: The id of the request at the door; None if the door has none.
+        at: Seconds since 1970.
+    """
+
+    decision: Decision
+    origin: Origin = Origin.CONFIGURED
+    unit: str | None = None
+    request_id: str | None = None
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """The probes scored an input, and the rule assigned it to the probe or the expert.
+
+    The event precedes the expert's answer. Its place in the order of events therefore does not depend on the scores.
+
+    Attributes:
+        d: Delegation value.
+        is_delegated: Whether the input goes to the expert, by the rule or by the audit's coin.
+        is_audited: Whether the audit's coin fell on it; an :class:`Audited` follows, however the request ends.
+        origin: The kind of request.
+    """
+
+    d: float
+    is_delegated: bool
+    is_audited: bool
+    origin: Origin = Origin.CONFIGURED
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """An audit ended.
+
+    Attributes:
+        is_missed: Whether the cascade alone allows the input, and the expert calls it unsafe or gives no answer.
+        origin: The kind of request.
+    """
+
+    is_missed: bool
+    origin: Origin = Origin.CONFIGURED
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCalled:
+    """The expert was called, whether or not it answered.
+
+    Attributes:
+        attempts: Number of calls.
+        tokens: Tokens billed for them, estimated from the text if the expert does not report them.
+        origin: The kind of request.
+    """
+
+    attempts: int
+    tokens: int
+    origin: Origin = Origin.CONFIGURED
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A turn had been judged before and was not judged again.
+
+    Attributes:
+        origin: The kind of request.
+    """
+
+    origin: Origin = Origin.CONFIGURED
+
+
+@dataclass(frozen=True, slots=True)
+class UnscreenedCall:
+    """The main LLM was called without a verdict of the guard.
+
+    Attributes:
+        door: How the call was made: a word of :data:`ctd_guardrail.observability.metrics.DOORS`.
+    """
+
+    door: str
+
+
+Event = Decided | Routed | Audited | ExpertCalled | Recalled | UnscreenedCall
+
+Emit = Callable[[Event], None]
+"""Reports an event. It is called on the thread of the request; it returns at once and raises nothing."""
+
+Sink = Callable[[Event], None]
+"""Reads events, one at a time, in the order in which they were emitted."""
+
+
+def discard(event: Event) -> None:
+    """Ignore an event."""
