@@ -18,11 +18,14 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from ctd_guardrail.runtime.runtime import Runtime
 
 # Before anything imports torch or transformers.
 os.environ.update(HF_HUB_OFFLINE="1", DO_NOT_TRACK="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -39,12 +42,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_judged_before() -> None:
-    # What one test has judged must not answer for another.
-    from ctd_guardrail.runtime.decision_cache import JUDGED, SAID
+def runtime() -> Iterator[Runtime]:
+    """A fresh runtime for each test: what one test has decided must not answer for another."""
+    from ctd_guardrail.runtime.runtime import Runtime
 
-    JUDGED.clear()
-    SAID.clear()
+    for earlier in Runtime.all():  # those of fixtures with a wider scope
+        earlier.decisions.clear()
+        earlier.answers.clear()
+    with Runtime().as_default() as fresh:
+        yield fresh
+    fresh.close()
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
-from ctd_guardrail.observability.queue import QUEUE
+from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.policy.rule import ThresholdRule
@@ -68,7 +68,7 @@ def _cascade(watch: Watch | None) -> Cascade:
         scorer=_Engine(),
         probes=None,  # type: ignore[arg-type]
         expert=_Judge(),
-        emit=QUEUE.emitter(at_once=[Tally()], later=() if watch is None else watch.sinks),
+        emit=event_queue().emitter(at_once=[Tally()], later=() if watch is None else watch.sinks),
     )
 
 
@@ -103,7 +103,7 @@ def main() -> None:
             for name, cascade in variants.items():
                 start = time.process_time()
                 on_request[name].append(asyncio.run(_microseconds(cascade)))
-                QUEUE.flush()
+                event_queue().flush()
                 whole = 1e6 * (time.process_time() - start) / _CHECKS
                 beside[name].append(whole - on_request[name][-1])
     print("| | request's thread, us a decision | beyond not observed | all else, us a decision |\n|---|---|---|---|")

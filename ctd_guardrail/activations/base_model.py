@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from ctd_guardrail.activations.source import ActivationSource
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.activations.tokens import tokenize
 from ctd_guardrail.probes.ragged import Ragged
+from ctd_guardrail.runtime.runtime import Runtime
+from ctd_guardrail.runtime.shared import Shared
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["BatchedBaseModel", "Head", "load_base_model"]
@@ -59,7 +60,7 @@ class BatchedBaseModel:
 
     def __init__(self, source: ActivationSource, *, max_batch_tokens: int = 2048, max_queue: int = 1024) -> None:
         self._source = source
-        # The device thread knows the source, not the engine: an engine that nobody uses any more ends it.
+        # The device thread holds the source and not this object, so it ends when this object is collected.
         self._batcher: MicroBatcher[_Item, _Done] = MicroBatcher(
             partial(_time_batch, source),
             cost=lambda item: len(item.window),
@@ -179,39 +180,29 @@ def _values(tokens: Ragged) -> torch.Tensor:
     return tokens.values
 
 
-class _Registry:
-    """The base models of this process, one engine for each spec and device, as long as somebody uses it."""
+def load_base_model(spec: ActivationSpec, *, device: str = "auto", runtime: Runtime | None = None) -> BatchedBaseModel:
+    """Return the base model of a spec. It is loaded and warmed up if the runtime does not hold it.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._engines: weakref.WeakValueDictionary[tuple[ActivationSpec, str], BatchedBaseModel] = (
-            weakref.WeakValueDictionary()
-        )
+    All callers with the same spec and device share it. When the last of them drops it, the model is freed and its
+    device thread ends.
 
-    def get(self, spec: ActivationSpec, device: str) -> BatchedBaseModel:
-        key = (spec, pick_device(device))
-        # Held while loading: a second caller waits for the first instead of loading the model twice.
-        with self._lock:
-            engine = self._engines.get(key)
-            if engine is None:
-                engine = BatchedBaseModel(HuggingFaceSource(spec, device=key[1]))
-                # The first pass is slow: libraries choose their kernels. No user shall wait for it.
-                engine.tokens_of([Conversation.from_text("warm-up")])
-                self._engines[key] = engine
-            return engine
-
-
-_REGISTRY = _Registry()
-
-
-def load_base_model(spec: ActivationSpec, *, device: str = "auto") -> BatchedBaseModel:
-    """Return the process-wide engine for a spec, loading and warming up the base model on first use.
-
-    It is shared as long as somebody holds it; when the last user lets go of it, model and device thread end.
+    Args:
+        spec: What to read.
+        device: Torch device, several with commas between them, or ``auto``.
+        runtime: Shares loaded models; None: the runtime of the process.
 
     Raises:
         ActivationError: The model cannot be found or loaded.
         ConfigError: A layer or the site does not exist in this model.
         DependencyError: ``package:NAME`` is not installed.
     """
-    return _REGISTRY.get(spec, device)
+    models: Shared[tuple[ActivationSpec, str], BatchedBaseModel] = (runtime or Runtime.default()).shared("base models")
+    key = (spec, pick_device(device))
+    return models.get(key, lambda: _load(*key))
+
+
+def _load(spec: ActivationSpec, device: str) -> BatchedBaseModel:
+    model = BatchedBaseModel(HuggingFaceSource(spec, device=device))
+    # The first pass is slow, because libraries choose their kernels. No user shall wait for it.
+    model.tokens_of([Conversation.from_text("warm-up")])
+    return model

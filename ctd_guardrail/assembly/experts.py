@@ -1,13 +1,11 @@
-"""From the settings around an expert to the expert behind them."""
+"""From the configuration to the experts and what bounds their use."""
 
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
@@ -19,23 +17,53 @@ from ctd_guardrail.experts.bounded.breaker import CircuitBreaker
 from ctd_guardrail.experts.bounded.buckets import BucketStore, MemoryStore
 from ctd_guardrail.experts.bounded.bulkhead import Bulkhead
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
+from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.policy.manifest import Manifest
+from ctd_guardrail.policy.match import check_expert
+from ctd_guardrail.runtime.runtime import Runtime
+from ctd_guardrail.runtime.shared import Shared
 
-__all__ = ["bounded", "shared_caps"]
+if TYPE_CHECKING:
+    from ctd_guardrail.experts.rail.expert import RailCollaborators
+
+__all__ = ["build_experts"]
 
 
-def bounded(expert: Expert, section: ExpertConfig, config: CtdConfig, caps: SpendCaps | None) -> BoundedExpert:
-    """Put an expert behind what the configuration bounds it with.
+def build_experts(
+    config: CtdConfig,
+    manifest: Manifest,
+    folder: Path,
+    rail_collaborators: RailCollaborators | None,
+    runtime: Runtime,
+) -> dict[str | None, BoundedExpert]:
+    """Return the experts by name; None names the configured one. They share one cap.
 
     Args:
-        expert: The expert.
-        section: Its own section.
-        config: The section around it.
-        caps: What all experts of the configuration may spend together.
+        config: The user's section.
+        manifest: The policy. Every expert must be the one that it was calibrated with.
+        folder: Folder that relative paths start from.
+        rail_collaborators: The host's models and prompts, for an expert of type ``rail``.
+        runtime: Runs calls, and shares models and caps.
+
+    Raises:
+        PolicyMismatchError: The policy was calibrated with another expert.
+        ConfigError: An expert's section is wrong, or a secret is missing.
+        DependencyError: An extra is not installed.
     """
+    caps = _shared_caps(config, folder, runtime)
+    experts: dict[str | None, BoundedExpert] = {}
+    for name, section in ((None, config.expert), *config.experts.items()):
+        expert = build_expert(section, rail_collaborators=rail_collaborators, base_dir=folder, runtime=runtime)
+        check_expert(manifest, expert.identity)
+        experts[name] = _bounded(expert, section, config, caps)
+    return experts
+
+
+def _bounded(expert: Expert, section: ExpertConfig, config: CtdConfig, caps: SpendCaps | None) -> BoundedExpert:
     breaker = None if config.breaker is None else CircuitBreaker(**config.breaker.model_dump(), health=health_of)
     if isinstance(section, LocalExpertConfig):
-        # It has a queue of its own, and needs company in it to make batches.
+        # A local expert has its own queue, and needs several inputs in it to form batches.
         bulkhead, timeout_s = None, None
     else:
         bulkhead, timeout_s = Bulkhead(section.max_concurrency, section.max_waiting), section.timeout_s
@@ -50,39 +78,19 @@ def bounded(expert: Expert, section: ExpertConfig, config: CtdConfig, caps: Spen
     )
 
 
-class _Registry:
-    """The caps of this process. A host may build one guard for each model that requests name; they share them."""
+def _shared_caps(config: CtdConfig, folder: Path, runtime: Runtime) -> SpendCaps | None:
+    """Return the spend caps of a configuration. A host may build one guard for each model name: they share the caps."""
+    if not config.cap:
+        return None
+    parts = {"cap", "cap_store", "principal"}
+    key = (str(folder.resolve()), config.model_dump_json(include=parts), *_url(config))
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._caps: weakref.WeakValueDictionary[tuple[str, ...], SpendCaps] = weakref.WeakValueDictionary()
+    def make() -> SpendCaps:
+        most = 1 if config.principal is None else config.principal.most
+        return SpendCaps(tuple(_caps(config)), _store(config, runtime), max_principals=most)
 
-    def get(self, config: CtdConfig, folder: Path) -> SpendCaps:
-        parts = {"cap", "cap_store", "principal"}
-        key = (str(folder.resolve()), config.model_dump_json(include=parts), *_url(config))
-        with self._lock:
-            caps = self._caps.get(key)
-            if caps is None:
-                most = 1 if config.principal is None else config.principal.most
-                caps = self._caps[key] = SpendCaps(tuple(_caps(config)), _store(config), max_principals=most)
-            return caps
-
-
-_REGISTRY: Final = _Registry()
-
-
-def shared_caps(config: CtdConfig, folder: Path) -> SpendCaps | None:
-    """Return what the configuration's experts may spend together; the same object as long as somebody holds it.
-
-    Args:
-        config: The section.
-        folder: The configuration's folder, which tells one configuration from another.
-
-    Raises:
-        ConfigError: The environment variable of ``cap_store`` does not hold an address.
-        DependencyError: ``cap_store`` needs the extra ``redis``.
-    """
-    return _REGISTRY.get(config, folder) if config.cap else None
+    shared: Shared[tuple[str, ...], SpendCaps] = runtime.shared("spend caps")
+    return shared.get(key, make)
 
 
 def _caps(config: CtdConfig) -> Iterator[Cap]:
@@ -98,7 +106,7 @@ def _url(config: CtdConfig) -> list[str]:
     return [] if config.cap_store is None else [os.environ.get(config.cap_store.url_env, "").strip()]
 
 
-def _store(config: CtdConfig) -> BucketStore:
+def _store(config: CtdConfig, runtime: Runtime) -> BucketStore:
     if config.cap_store is None:
         return MemoryStore()
     from ctd_guardrail.experts.bounded.redis_store import RedisStore  # noqa: PLC0415  # an extra
@@ -110,4 +118,5 @@ def _store(config: CtdConfig) -> BucketStore:
             key=f"{SECTION}.cap_store.url_env",
             hint="Export the address of the server under this name, for example redis://127.0.0.1:6379/0",
         )
-    return RedisStore(SecretStr(url), name=config.cap_store.name, timeout_s=config.cap_store.timeout_s)
+    store = config.cap_store
+    return RedisStore(SecretStr(url), name=store.name, timeout_s=store.timeout_s, runtime=runtime)

@@ -1,4 +1,4 @@
-"""From the configuration to what watches a guard in service."""
+"""From the configuration to the observers of a guard in service: monitors, metrics and audit log."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.watch import Watch, shared_watch
+from ctd_guardrail.policy.plan import Plan
+from ctd_guardrail.policy.store import Policy
+from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["Keys", "build_watch"]
 
@@ -29,12 +32,12 @@ _LONGEST_KEY = 64
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The secrets that a guard in service needs beside its expert's.
+    """The secrets of a guard, apart from those of its expert.
 
     Attributes:
-        audit_log: Hashes conversations in the audit log; None: there is no log.
-        rollout: Draws who is enforced; None: everybody is.
-        receipts: Signs refusals; None: none is signed.
+        audit_log: Hashes conversations in the audit log; None: no log is kept.
+        rollout: Draws the conversations that are enforced; None: all are.
+        receipts: Signs refusals; None: they are not signed.
     """
 
     audit_log: SecretBytes | None
@@ -43,10 +46,10 @@ class Keys:
 
     @classmethod
     def of(cls, config: CtdConfig) -> Self:
-        """Read them from the environment.
+        """Read the secrets from the environment.
 
         Raises:
-            ConfigError: One is not set, too short or too long.
+            ConfigError: A secret is not set, too short or too long.
         """
 
         def read(name: str, section: AuditLogConfig | RolloutConfig | None) -> SecretBytes | None:
@@ -61,45 +64,47 @@ class Keys:
 
 
 def build_watch(
-    facts: Facts,
-    *,
-    scores: NDArray[np.float64],
-    folder: Path,
-    monitor: MonitorConfig | None,
-    audit_log: AuditLogConfig | None,
-    audit_key: SecretBytes | None,
-    load_s: float,
+    config: CtdConfig, policy: Policy, running: Plan, folder: Path, keys: Keys, *, load_s: float, runtime: Runtime
 ) -> Watch:
-    """Return the watch of a configuration, the one that its other guards in this process have where there is one.
+    """Return the watch of a configuration. All guards of one configuration share it.
 
     Args:
-        facts: Policy and budget.
-        scores: Delegation values of the calibration inputs, shape [n].
+        config: The user's section.
+        policy: The policy that runs.
+        running: The threshold that runs.
         folder: Folder that relative paths start from.
-        monitor: What to watch.
-        audit_log: Which audit log to keep.
-        audit_key: Its secret.
+        keys: Secrets.
         load_s: Seconds that loading took.
+        runtime: Holds the watches.
 
     Raises:
         ConfigError: The audit log cannot be written.
     """
     register_gauges()
+    facts = Facts(
+        guard=folder.resolve().name,
+        policy=policy.manifest.tensors_sha256[:12],
+        alpha=running.alpha,
+        delta=running.certificate.delta,
+        threshold=running.rule.threshold,
+        expected_rate=running.expected_rate,
+    )
+    monitor, audit_log = config.monitor, config.audit_log
 
     def make() -> Watch:
-        kept = None if monitor is None else _keep(facts, scores, folder, monitor)
+        kept = None if monitor is None else _keep(facts, policy.scores, folder, monitor)
         written = None
-        if audit_log is not None and audit_key is not None:
+        if audit_log is not None and keys.audit_log is not None:
             written = AuditLog(
                 folder / audit_log.path,
-                key=audit_key,
+                key=keys.audit_log,
                 sample=audit_log.sample,
                 scores=audit_log.scores,
                 labels=facts.labels,
             )
-        return Watch(facts, load_s=load_s, kept=kept, audit_log=written)
+        return Watch(facts, load_s=load_s, kept=kept, audit_log=written, runtime=runtime)
 
-    return shared_watch((str(folder.resolve()), facts, monitor, audit_log), make)
+    return shared_watch((str(folder.resolve()), facts, monitor, audit_log), make, runtime=runtime)
 
 
 def _keep(facts: Facts, scores: NDArray[np.float64], folder: Path, monitor: MonitorConfig) -> KeptMonitors:

@@ -30,8 +30,8 @@ from ctd_guardrail.observability.events import Audited, Decided, Emit, ExpertCal
 from ctd_guardrail.observability.request import REQUEST_ID
 from ctd_guardrail.observability.tracing import check_span, describe, expert_span
 from ctd_guardrail.probes.windows import over_windows
+from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.text.conversation import Conversation, NonText
-from ctd_guardrail.text.message_text import size_of
 from ctd_guardrail.text.refusals import Receipts, Refusals
 
 if TYPE_CHECKING:  # torch stays out of the import of the package
@@ -48,9 +48,6 @@ _CHARACTERS_PER_TOKEN: Final = 32
 
 _COIN: Final = 1 << 53
 
-# Above this many characters, reading an answer takes too long for an event loop.
-_LONGEST_NOTED: Final = 16_384
-
 
 class Cascade:
     """The guard: probe, threshold, expert.
@@ -66,6 +63,7 @@ class Cascade:
             the process; None: each turn is judged at each request.
         emit: Reports events.
         origin: The kind of request that this cascade decides about, for its events.
+        runtime: Remembers decisions and answers; None: the runtime of the process.
 
     Attributes:
         settings: As given.
@@ -83,13 +81,17 @@ class Cascade:
         judgement_key: str | None = None,
         emit: Emit = discard,
         origin: Origin = Origin.CONFIGURED,
+        runtime: Runtime | None = None,
     ) -> None:
+        runtime = runtime or Runtime.default()
         self.settings = settings
         self._scorer = scorer
         self._probes = probes
         self._expert = expert if isinstance(expert, BoundedExpert) else BoundedExpert(expert)
         self._take: Callable[[], bool] = unlimited
-        self._dialogue = Dialogue(settings, refusals or Refusals(), judgement_key, receipts)
+        self._dialogue = Dialogue(
+            settings, refusals or Refusals(), judgement_key, receipts, runtime.decisions, runtime.answers
+        )
         self._emit = emit
         self._origin = origin
 
@@ -116,24 +118,12 @@ class Cascade:
             describe(span, decision)
         return decision
 
-    @staticmethod
-    def note_answer(answer: str | Mapping[str, Any]) -> None:
-        """Note an answer of the main LLM, so that it is not judged apart when a client sends it back as history.
-
-        Only a hash is kept, for the process. An answer of more than 16,384 characters is not noted.
-
-        Args:
-            answer: Its text, or the whole message if it has tool calls.
-
-        Raises:
-            InputError: The message holds content that is not text.
-        """
-        message = {"content": answer} if isinstance(answer, str) else answer
-        if size_of(message) <= _LONGEST_NOTED:
-            note_answer(Conversation.from_messages([{**message, "role": "assistant"}]))
+    def note_answer(self, answer: str | Mapping[str, Any]) -> None:
+        """Remember an answer of the main LLM; see :func:`ctd_guardrail.cascade.dialogue.note_answer`."""
+        note_answer(answer, self._dialogue.answers)
 
     async def aclose(self) -> None:
-        """Release the expert. The base model belongs to the process and stays."""
+        """Release the expert. The base model belongs to the runtime and stays."""
         await self._expert.aclose()
 
     def limited(self, calls: int) -> Cascade:

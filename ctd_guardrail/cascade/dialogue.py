@@ -9,18 +9,23 @@ The guard gives a verdict on all text of others that the call of the main LLM wi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.decision import Decision, Mode, OnHistory, RefusedTurns, Timings, Verdict
 from ctd_guardrail.errors import InputError, NonTextError, OverlongError
 from ctd_guardrail.observability.events import Emit, Origin, Recalled
-from ctd_guardrail.runtime.decision_cache import JUDGED, SAID
+from ctd_guardrail.runtime.decision_cache import AnswerCache, DecisionCache
 from ctd_guardrail.text.conversation import Context, Conversation, History, Message, Turn
+from ctd_guardrail.text.message_text import size_of
 from ctd_guardrail.text.refusals import Receipts, Refusals
 
 __all__ = ["Decide", "Dialogue", "Unit", "note_answer"]
+
+# Above this many characters, reading an answer takes too long for an event loop.
+_LONGEST_NOTED: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +55,17 @@ class Dialogue:
         settings: The settings of the cascade.
         refusals: The answers by which the app refuses.
         judgement_key: Hash of everything that judgements depend on beside the unit; None: nothing is remembered.
-        receipts: Signs refusals; None: only the memory of the process proves one.
+        receipts: Signs refusals; None: only a remembered decision proves one.
+        decisions: Remembers decisions.
+        answers: Remembers the answers of the main LLM.
     """
 
     settings: CascadeSettings
     refusals: Refusals
     judgement_key: str | None
     receipts: Receipts | None
+    decisions: DecisionCache
+    answers: AnswerCache
 
     def without_memory(self) -> Dialogue:
         """Return a dialogue that neither remembers nor recalls a decision."""
@@ -98,10 +107,22 @@ class Dialogue:
         return replace(last, timings=walk.timings or Timings())
 
 
-def note_answer(answer: Conversation) -> None:
-    """Note an answer of the main LLM, so that it is not judged apart when it comes back as history."""
-    for message in answer.messages:
-        SAID.add(_said(message))
+def note_answer(answer: str | Mapping[str, Any], answers: AnswerCache) -> None:
+    """Remember an answer of the main LLM, so that it is not judged when a client sends it back as history.
+
+    Only its hash is kept. An answer of more than 16,384 characters is not remembered.
+
+    Args:
+        answer: Its text, or the whole message if it has tool calls.
+        answers: Remembers it.
+
+    Raises:
+        InputError: The message holds content that is not text.
+    """
+    message = {"content": answer} if isinstance(answer, str) else answer
+    if size_of(message) <= _LONGEST_NOTED:
+        for each in Conversation.from_messages([{**message, "role": "assistant"}]).messages:
+            answers.add(_said(each))
 
 
 def _said(message: Message) -> str:
@@ -210,10 +231,11 @@ class _Walk:
 
     def _remember(self, digest: str, decision: Decision) -> None:
         if self._dialogue.judgement_key is not None:
-            JUDGED.put(self._dialogue.judgement_key, digest, decision)
+            self._dialogue.decisions.put(self._dialogue.judgement_key, digest, decision)
 
     def _recall(self, digest: str) -> Decision | None:
-        decision = None if self._dialogue.judgement_key is None else JUDGED.get(self._dialogue.judgement_key, digest)
+        dialogue = self._dialogue
+        decision = None if dialogue.judgement_key is None else dialogue.decisions.get(dialogue.judgement_key, digest)
         if decision is not None:
             self._emit(Recalled(self._origin))
         return decision
@@ -224,7 +246,8 @@ class _Walk:
             return False
         if not message.is_text:
             return True
-        was_said = len(SAID) > 0 and _said(message) in SAID
+        answers = self._dialogue.answers
+        was_said = len(answers) > 0 and _said(message) in answers
         return not (was_said or self._dialogue.refusals.has_words_of(message))
 
     def _with_receipt(self, turn: Turn, digest: str, decision: Decision) -> Decision:

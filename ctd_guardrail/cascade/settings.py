@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, field
+from typing import Any, Final
 
 from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, Reason, RefusedTurns, Verdict
@@ -12,7 +13,19 @@ from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.text.conversation import Context
 
-__all__ = ["CascadeSettings"]
+__all__ = ["CascadeSettings", "is_judgement"]
+
+_CHANGES_NO_JUDGEMENT: Final = "changes_no_judgement"
+
+
+def _outside(reason: str) -> dict[str, str]:
+    """Mark a field that cannot change the judgement of a unit, with the reason. All others are part of its key."""
+    return {_CHANGES_NO_JUDGEMENT: reason}
+
+
+def is_judgement(setting: Field[Any]) -> bool:
+    """Return whether a field of the settings can change the judgement of a unit."""
+    return _CHANGES_NO_JUDGEMENT not in setting.metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +57,24 @@ class CascadeSettings:
     on_abstain: Verdict = Verdict.BLOCK
     on_nontext: OnUnreadable = OnUnreadable.BLOCK
     on_overlong: OnUnreadable = OnUnreadable.BLOCK
-    on_failure: OnFailure | OnFailureByCause
-    deadline_s: float | None = None
-    mode: Mode = Mode.ENFORCE
-    rollout: Rollout | None = None
+    on_failure: OnFailure | OnFailureByCause = field(
+        metadata=_outside("it decides about units that could not be judged, and those are not remembered")
+    )
+    deadline_s: float | None = field(
+        default=None, metadata=_outside("a unit that misses it is not judged, and is not remembered")
+    )
+    mode: Mode = field(default=Mode.ENFORCE, metadata=_outside("it decides whether a verdict counts, not the verdict"))
+    rollout: Rollout | None = field(
+        default=None, metadata=_outside("it decides whether a verdict counts, not the verdict")
+    )
     context: Context = Context.CONVERSATION
-    history: OnHistory = OnHistory.SCREEN
-    refused_turns: RefusedTurns = RefusedTurns.FORGIVE
+    history: OnHistory = field(
+        default=OnHistory.SCREEN, metadata=_outside("it decides which units are judged, not the verdict on one")
+    )
+    refused_turns: RefusedTurns = field(
+        default=RefusedTurns.FORGIVE,
+        metadata=_outside("it decides what follows from the verdict on an earlier turn, not the verdict"),
+    )
     audit_share: float = 0.0
 
     def judge(self, score: float, safe: Reason, unsafe: Reason) -> tuple[Verdict, Reason]:

@@ -15,13 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ctd_guardrail.assembly.overrides import Guard
-from ctd_guardrail.assembly.standalone import load_guard
+from ctd_guardrail.assembly.guard import Guard
+from ctd_guardrail.assembly.prepared import load_guard
 from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.cli.inputs import InputFormat, InputRow, read_inputs
 from ctd_guardrail.decision import Decision, Verdict
 from ctd_guardrail.errors import DataError
-from ctd_guardrail.policy.plan import Plan
 
 __all__ = ["check"]
 
@@ -48,20 +47,20 @@ def check(
         report = _JsonReport(scores=scores) if as_json else _ScreenReport(Console(), scores=scores)
         with _open(file) as stream:
             rows = read_inputs(stream, form=form, file=file or "standard input")
-            asyncio.run(_check_all(guard.cascade, rows, report, concurrency))
-    _print_summary(screen, guard.cascade, guard.planned)
+            asyncio.run(_check_all(guard, rows, report, concurrency))
+    _print_summary(screen, guard)
 
 
 async def _check_all(
-    cascade: Guard, rows: Iterator[InputRow], report: _JsonReport | _ScreenReport, concurrency: int
+    guard: Guard, rows: Iterator[InputRow], report: _JsonReport | _ScreenReport, concurrency: int
 ) -> None:
     try:
         while batch := [row for _, row in zip(range(concurrency), rows, strict=False)]:
-            decisions = await asyncio.gather(*(cascade.check(row.messages) for row in batch))
+            decisions = await asyncio.gather(*(guard.check(row.messages) for row in batch))
             for row, decision in zip(batch, decisions, strict=True):
                 report.add(row, decision)
     finally:
-        await cascade.aclose()
+        await guard.aclose()
 
 
 class _JsonReport:
@@ -113,12 +112,12 @@ class _ScreenReport:
         self._console.print(table)
 
 
-def _print_summary(console: Console, cascade: Guard, planned: Plan) -> None:
-    counts = cascade.tally.snapshot()
+def _print_summary(console: Console, guard: Guard) -> None:
+    counts = guard.tally.snapshot()
     share = counts.delegated / counts.total if counts.total else 0.0
     console.print(
         f"\n{counts.total} inputs, {counts.delegated} to the expert ({share:.1%}); "
-        f"budget alpha = {planned.alpha:.1%}, {planned.expected_rate:.1%} expected",
+        f"budget alpha = {guard.plan.alpha:.1%}, {guard.plan.expected_rate:.1%} expected",
         soft_wrap=True,
     )
     if counts.failures:

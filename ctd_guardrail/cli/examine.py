@@ -11,8 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from ctd_guardrail.assembly.folder import RailFolder, read_folder
+from ctd_guardrail.assembly.guard import Guard
+from ctd_guardrail.assembly.prepared import prepare_folder
 from ctd_guardrail.assembly.self_test import SelfTestResult, self_test
-from ctd_guardrail.assembly.standalone import StandaloneGuard, load_guard
 from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import Mode, OnFailure
@@ -65,20 +67,21 @@ async def examine(folder: Path, *, engine: Engine = Engine.AUTO, deadline_s: flo
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
     """
-    guard = await asyncio.to_thread(load_guard, folder)
+    rail = read_folder(folder)
+    guard = await asyncio.to_thread(prepare_folder(rail).load)
     try:
         return [
             *_versions(),
-            _wiring(guard, engine),
+            _wiring(rail, engine),
             *_doors(),
             *_budget(guard),
             *_base_model(guard),
             *_settings(guard),
-            *[await _expert(name, expert, deadline_s) for name, expert in guard.cascade.experts.items()],
-            *[_tested(result) for result in await self_test(guard.cascade, guard.rail.config)],
+            *[await _expert(name, expert, deadline_s) for name, expert in guard.experts.items()],
+            *[_tested(result) for result in await self_test(guard)],
         ]
     finally:
-        await guard.cascade.aclose()
+        await guard.aclose()
 
 
 def _versions() -> Iterator[Finding]:
@@ -96,31 +99,31 @@ def _doors() -> Iterator[Finding]:
         yield Finding(Outcome.INFO, f"door: {door}", text)
 
 
-def _wiring(guard: StandaloneGuard, engine: Engine) -> Finding:
+def _wiring(rail: RailFolder, engine: Engine) -> Finding:
     try:
-        check_wiring(guard.rail, engine=engine)
+        check_wiring(rail, engine=engine)
     except ConfigError as error:
         # The sidecar needs no wiring, so this alone does not keep the guard from its work.
         return Finding(Outcome.WARNING, "wiring in NeMo", str(error))
     return Finding(Outcome.OK, "wiring in NeMo", "the rail is found and called")
 
 
-def _budget(guard: StandaloneGuard) -> Iterator[Finding]:
-    certificate = guard.planned.certificate
+def _budget(guard: Guard) -> Iterator[Finding]:
+    certificate = guard.plan.certificate
     yield Finding(
         Outcome.OK,
         "budget",
-        f"at most {guard.planned.alpha:.1%} of the inputs reach the expert, with confidence "
+        f"at most {guard.plan.alpha:.1%} of the inputs reach the expert, with confidence "
         f"{1 - certificate.delta:.1%} ({certificate.guarantee}, {certificate.n} calibration rows); "
-        f"{guard.planned.expected_rate:.1%} expected",
+        f"{guard.plan.expected_rate:.1%} expected",
     )
     yield Finding(Outcome.INFO, "smallest alpha", f"{certificate.alpha_min:.4f} with these rows at this delta")
 
 
-def _base_model(guard: StandaloneGuard) -> Iterator[Finding]:
-    manifest = guard.planned.policy.manifest
+def _base_model(guard: Guard) -> Iterator[Finding]:
+    manifest = guard.policy.manifest
     fingerprint = manifest.fingerprint
-    source = guard.rail.config.source
+    source = guard.config.source
     if source is not None:
         # Whether the engine is there, and serves it, shows in the inputs below: each waits until it has proven itself.
         yield Finding(Outcome.INFO, "base model", f"{manifest.activations.model}, served as {source.model!r} by vLLM")
@@ -128,17 +131,17 @@ def _base_model(guard: StandaloneGuard) -> Iterator[Finding]:
     yield Finding(
         Outcome.OK,
         "base model",
-        f"{guard.rail.config.base_model or manifest.activations.model}, layers "
+        f"{guard.config.base_model or manifest.activations.model}, layers "
         f"{', '.join(map(str, manifest.activations.layers))}: its fingerprint is the policy's "
         f"({fingerprint.weights_sha256[:12]})",
     )
     from ctd_guardrail.activations.huggingface import pick_device  # noqa: PLC0415  # torch
 
-    yield Finding(Outcome.INFO, "device", str(pick_device(guard.rail.config.device)))
+    yield Finding(Outcome.INFO, "device", str(pick_device(guard.config.device)))
 
 
-def _settings(guard: StandaloneGuard) -> Iterator[Finding]:
-    config = guard.rail.config
+def _settings(guard: Guard) -> Iterator[Finding]:
+    config = guard.config
     if config.mode is Mode.SHADOW:
         yield Finding(Outcome.WARNING, "mode", "shadow: everything is let through")
     else:

@@ -14,10 +14,8 @@ import typer
 from pydantic import SecretStr
 from rich.console import Console
 
-from ctd_guardrail.assembly.folder import read_folder
 from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.errors import ConfigError, DependencyError
-from ctd_guardrail.policy.plan import plan
 from ctd_guardrail.sidecar.settings import Limits, ServeSettings
 
 __all__ = ["serve"]
@@ -115,8 +113,6 @@ def serve(
         )
         if metrics:
             settings = _with_metrics(settings)
-        rail = read_folder(config)
-        plan(rail.config, folder=rail.path)  # what is wrong on paper is said at once
 
         from ctd_guardrail.sidecar import server  # noqa: PLC0415  # an extra
 

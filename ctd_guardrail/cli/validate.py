@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.assembly.prepared import prepare_folder
 from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.cli.wiring import Engine, check_wiring, notes
 from ctd_guardrail.nemo.root import configurations_of, guarded_configurations, has_server_init
-from ctd_guardrail.policy.plan import plan
 
 __all__ = ["validate"]
 
@@ -55,7 +55,7 @@ def _validate(folder: Path, engine: Engine, console: Console) -> None:
     """Check one configuration, and say what holds in it."""
     rail = read_folder(folder)
     check_wiring(rail, engine=engine)
-    planned = plan(rail.config, folder=rail.path)
+    planned = prepare_folder(rail).plan
     certificate = planned.certificate
     console.print(
         f"[green]ok[/] {rail.file}: at most {planned.alpha:.1%} of the inputs reach the expert, "

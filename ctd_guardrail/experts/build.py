@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.protocol import Expert
+from ctd_guardrail.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from ctd_guardrail.experts.rail.expert import RailCollaborators
@@ -16,7 +17,11 @@ __all__ = ["build_expert"]
 
 
 def build_expert(
-    config: ExpertConfig, *, rail_collaborators: RailCollaborators | None = None, base_dir: Path | None = None
+    config: ExpertConfig,
+    *,
+    rail_collaborators: RailCollaborators | None = None,
+    base_dir: Path | None = None,
+    runtime: Runtime | None = None,
 ) -> Expert:
     """Build the expert that a configuration names. A local one is loaded, which blocks.
 
@@ -26,6 +31,7 @@ def build_expert(
         config: The ``expert`` section.
         rail_collaborators: Models and prompts of the host, for a ``rail`` that names no folder of its own.
         base_dir: Folder that relative paths start from; None: the current one.
+        runtime: Runs calls and shares models; None: the runtime of the process.
 
     Raises:
         ConfigError: A value is wrong, or something that it names is not there.
@@ -36,12 +42,14 @@ def build_expert(
         case OpenAIExpertConfig():
             from ctd_guardrail.experts.openai.expert import OpenAIExpert  # noqa: PLC0415  # see above
 
-            return OpenAIExpert(config)
+            return OpenAIExpert(config, runtime=runtime)
         case LocalExpertConfig():
             from ctd_guardrail.experts.local.expert import LocalExpert  # noqa: PLC0415  # see above
 
             path = folder / config.model
-            return LocalExpert(config.model_copy(update={"model": str(path)}) if path.is_dir() else config)
+            return LocalExpert(
+                config.model_copy(update={"model": str(path)}) if path.is_dir() else config, runtime=runtime
+            )
         case RailExpertConfig():
             return _build_rail(config, rail_collaborators, folder)
 

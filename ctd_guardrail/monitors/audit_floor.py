@@ -11,35 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, xlog1py
 
-from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.monitors.state import SavedState, State
 from ctd_guardrail.policy.guarantees import check_share
 
-__all__ = ["AuditFloor", "budget_beside_audit"]
+__all__ = ["AuditFloor"]
 
 # One bet per scale: 1 + z multiplies the capital at each miss found. Halving from bold to timid covers a handful of
 # misses as well as 1e5 of them. z = -1 is the bet that no miss is ever found.
 _RISES: Final = np.exp2(np.arange(3.0, -9.0, -1.0))
 _FALLS: Final = -np.exp2(np.arange(0.0, -9.0, -1.0))
-
-
-def budget_beside_audit(alpha: float, share: float) -> float:
-    """Return the budget to certify the threshold at when a share of all inputs is delegated by a coin besides.
-
-    (alpha - share) / (1 - share): an input is delegated by the coin, or else by d > lambda.
-
-    Args:
-        alpha: The whole budget, in (0, 1).
-        share: The audited share, in (0, alpha).
-
-    Raises:
-        ConfigError: A value lies outside its range.
-    """
-    for name, value in (("alpha", alpha), ("share", share)):
-        check_share(name, value)
-    if share >= alpha:
-        raise ConfigError(f"{share!r} is not below alpha = {alpha!r}", key="share", hint="Audit less, or raise alpha")
-    return (alpha - share) / (1.0 - share)
 
 
 class AuditFloor:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.monitors.monitors import Monitors, MonitorSettings
-from ctd_guardrail.monitors.state import fingerprint
+from ctd_guardrail.monitors.state import fingerprint, read_state, write_state
 from ctd_guardrail.policy.budget import sort_scores
-from ctd_guardrail.runtime.files import read_state, write_state, write_whole
+from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["KeptMonitors"]
 
@@ -73,7 +73,7 @@ class KeptMonitors:
         self._writer: FileLock | None = None
         if folder is not None:
             self._writer = FileLock(folder / f"monitors-{key}.lock", blocking=False, thread_local=False)
-            weakref.finalize(self, self._writer.release, force=True)
+            self._release = weakref.finalize(self, self._writer.release, force=True)
         self._has_said_that_another_writes = False
         self._said: set[str] = set()
         self._is_saved = False
@@ -123,6 +123,12 @@ class KeptMonitors:
                 log.error("the monitors' state could not be saved to %s: %s", self.state_file, error.strerror)  # noqa: TRY400
                 return
             self._is_saved, self._has_changed = True, False
+
+    def close(self) -> None:
+        """Save, and let another process write the folder."""
+        self.save()
+        if self._writer is not None:
+            self._release()
 
     def _may_write(self) -> bool:
         if self._writer is None or self._writer.is_locked:

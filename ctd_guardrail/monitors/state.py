@@ -1,18 +1,21 @@
-"""Saved states of the monitors: plain dictionaries that survive JSON, checked when they come back."""
+"""Saved states of the monitors: plain dictionaries in JSON files, checked when they are read."""
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctd_guardrail.errors import DataError
+from ctd_guardrail.runtime.files import write_whole
 
-__all__ = ["SavedState", "State", "fingerprint"]
+__all__ = ["SavedState", "State", "fingerprint", "read_state", "write_state"]
 
 State = dict[str, Any]
 
@@ -93,3 +96,26 @@ class SavedState:
 
     def _error(self, problem: str) -> DataError:
         return DataError(f"saved state of the {self._monitor} {problem}", hint="Start the monitor anew")
+
+
+def write_state(file: Path, state: State) -> None:
+    """Write a monitor's state; see :func:`write_whole`."""
+    write_whole(file, json.dumps(state, allow_nan=False))
+
+
+def read_state(file: Path) -> State | None:
+    """Return a monitor's state, or None if there is no file.
+
+    Raises:
+        DataError: The file is not a state.
+        OSError: It cannot be read.
+    """
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError("is not JSON", file=file, hint="Remove it: the monitors then start again") from error
+    if not isinstance(state, dict):
+        raise DataError("is not a JSON object", file=file, hint="Remove it: the monitors then start again")
+    return state

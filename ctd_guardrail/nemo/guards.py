@@ -1,25 +1,26 @@
-"""From a NeMo Guardrails configuration to its guard, which configurations of like content share."""
+"""From a NeMo Guardrails configuration to its guard, which configurations with the same content share."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
-import weakref
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ctd_guardrail.assembly.assemble import prepare
 from ctd_guardrail.assembly.folder import holds_section
+from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.judge_prompt import with_judge_prompt
-from ctd_guardrail.assembly.overrides import Guard
+from ctd_guardrail.assembly.prepared import Prepared, prepare
 from ctd_guardrail.config.experts import RailExpertConfig
 from ctd_guardrail.config.section import SECTION, CtdConfig, parse_section
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.nemo.loading import LoadingGuard
-from ctd_guardrail.policy.store import MANIFEST_FILE
+from ctd_guardrail.policy.manifest import Manifest
+from ctd_guardrail.policy.store import read_manifest
+from ctd_guardrail.runtime.runtime import Runtime
+from ctd_guardrail.runtime.shared import Shared
 
 if TYPE_CHECKING:
     from nemoguardrails import RailsConfig
@@ -35,19 +36,17 @@ _Key = tuple[str, str, str, tuple[str, ...]]
 _BOT_MESSAGES: Final = ("refuse to respond", "inform guard unavailable")
 _SAID: Final = re.compile(r'bot say "([^"]+)"')
 
-# NeMo builds an app for every model that requests name, and IORails an engine for every synchronous call.
-_SHARED: Final[weakref.WeakValueDictionary[_Key, LoadableGuard]] = weakref.WeakValueDictionary()
-
 
 def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> LoadableGuard:
-    """Return the guard of a configuration, building it where no app has one of like content.
+    """Return the guard of a configuration. Apps with the same content share one.
 
-    It is shared as long as some app holds it. A guard whose expert is a rail belongs to one app: it asks that app's
-    models. A policy that has changed on disk makes another guard.
+    NeMo builds an app for every model name in requests, and IORails an engine for every synchronous call. A guard
+    whose expert is a rail belongs to one app, because it calls the models of that app. A policy that has changed on
+    disk makes another guard.
 
-    What is wrong in the configuration is said at once. The models are loaded at once as well, and refuse to start if
-    they are not those of the policy; but on a running event loop they are loaded beside it: inputs wait until they
-    are there, and are blocked if they cannot be.
+    An error in the configuration is raised at once. Without a running event loop the models are loaded at once too,
+    and a mismatch with the policy refuses to start. On a running event loop they are loaded on a thread: inputs wait
+    for them, and are blocked if they cannot be loaded.
 
     Args:
         config: What NeMo has read.
@@ -56,31 +55,50 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Loadable
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
     """
-    section = section_of(config)
-    folder = config_folder(config)
+    runtime, folder, section = Runtime.default(), config_folder(config), section_of(config)
     refusals = tuple(chain.from_iterable(refusals_of(config)))
+
+    def start(prepared: Prepared) -> LoadableGuard:
+        load = prepared.loader(in_service=True, rail_collaborators=collaborators, refusals=refusals, runtime=runtime)
+        return _start(load, section, runtime)
+
+    def key(manifest: Manifest) -> _Key:
+        return str(folder.resolve()), section.model_dump_json(), manifest.model_dump_json(), refusals
+
     if any(isinstance(expert, RailExpertConfig) for expert in (section.expert, *section.experts.values())):
-        return _start(prepare(section, folder=folder, rail_collaborators=collaborators, refusals=refusals), section)
-    key = (str(folder.resolve()), section.model_dump_json(), _policy_digest(folder / section.policy), refusals)
-    guard = _SHARED.get(key)
-    if guard is None or (isinstance(guard, LoadingGuard) and guard.has_failed):
-        guard = _SHARED[key] = _start(prepare(section, folder=folder, refusals=refusals), section)
+        return start(prepare(section, folder=folder))
+    guards: Shared[_Key, LoadableGuard] = runtime.shared("guards")
+    # Cheap, for IORails asks at every synchronous call.
+    guard = guards.find(key(read_manifest(folder / section.policy)))
+    if guard is None or _has_failed(guard):
+        prepared = prepare(section, folder=folder)
+        # By the policy that was read just now, in one piece: it may have been replaced since the look above.
+        read = key(prepared.policy.manifest)
+        if (found := guards.find(read)) is not None and _has_failed(found):
+            guards.forget(read)
+        guard = guards.get(read, lambda: start(prepared))
     return guard
 
 
-def _start(load: Callable[[], Guard], section: CtdConfig) -> LoadableGuard:
-    """Load at once where nothing else waits, and beside the event loop where one runs."""
+def _has_failed(guard: LoadableGuard) -> bool:
+    return isinstance(guard, LoadingGuard) and guard.has_failed
+
+
+def _start(load: Callable[[], Guard], section: CtdConfig, runtime: Runtime) -> LoadableGuard:
+    """Load at once, or on a thread if an event loop runs."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return load()
-    return LoadingGuard(load, mode=section.mode, principal=section.principal, deadline_s=section.deadline_s)
+    return LoadingGuard(
+        load, mode=section.mode, principal=section.principal, deadline_s=section.deadline_s, runtime=runtime
+    )
 
 
 def config_folder(config: RailsConfig) -> Path:
-    """Return the folder that relative paths start from: the configuration's, or the current one.
+    """Return the folder that relative paths start from: the folder of the configuration, or the current one.
 
-    A request to NeMo's server may join several configurations. Then it is the one whose YAML holds the section.
+    A request to NeMo's server may join several configurations. The folder is then that of the one with the section.
 
     Raises:
         ConfigError: None of several configurations holds the section, or more than one does.
@@ -119,17 +137,9 @@ def section_of(config: RailsConfig) -> CtdConfig:
 
 
 def refusals_of(config: RailsConfig) -> tuple[tuple[str, ...], ...]:
-    """Return what the app's bot says where this rail blocks: where it refuses, and where the guard is unavailable."""
+    """Return the messages of the app's bot for a refusal, and for a guard that is unavailable."""
     if config.colang_version == "1.0":
         return tuple(tuple(config.bot_messages.get(name, ())) for name in _BOT_MESSAGES)
     # Colang 2.x keeps its messages in flows.
     sources = {getattr(flow, "name", ""): getattr(flow, "source_code", "") for flow in config.flows}
     return tuple(tuple(_SAID.findall(sources.get(f"bot {name}") or "")) for name in _BOT_MESSAGES)
-
-
-def _policy_digest(policy: Path) -> str:
-    """Return a hash of the policy's manifest, which holds the hash of all else; empty where it cannot be read."""
-    try:
-        return hashlib.sha256((policy / MANIFEST_FILE).read_bytes()).hexdigest()
-    except OSError:
-        return ""

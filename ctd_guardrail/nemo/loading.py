@@ -1,4 +1,4 @@
-"""A guard whose models load on a thread of their own, while the host's event loop goes on."""
+"""A guard whose models load on a thread, while the event loop of the host goes on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from ctd_guardrail.assembly.overrides import Guard
-from ctd_guardrail.cascade.cascade import Cascade
+from ctd_guardrail.assembly.guard import Guard
+from ctd_guardrail.cascade.dialogue import note_answer
 from ctd_guardrail.config.limits import PrincipalConfig
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import CtdError
 from ctd_guardrail.observability.events import Decided, UnscreenedCall
 from ctd_guardrail.observability.request import REQUEST_ID
 from ctd_guardrail.observability.tally import Tally
+from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["LoadingGuard"]
 
@@ -24,16 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class LoadingGuard:
-    """Makes the first inputs wait for the models, and blocks every input where they cannot be loaded.
+    """Lets the first inputs wait for the models, and blocks every input if they cannot be loaded.
 
-    An input that waits longer than its deadline is blocked, whatever the failure policy says: nothing has read it.
+    An input that waits longer than its deadline is blocked, whatever the failure policy is: nothing has read it.
 
     Args:
         load: Loads the models; called on a thread.
         mode: Whether the block counts.
-        principal: Where a request says on whose behalf it is made.
-        deadline_s: Seconds in which a request gets its decision, the wait for the models included; None: as long as
-            it takes.
+        principal: Where a request names its principal.
+        deadline_s: Seconds until a request has its decision, including the wait for the models; None: no deadline.
+        runtime: Remembers the answers of the main LLM; None: the runtime of the process.
     """
 
     def __init__(
@@ -43,15 +44,18 @@ class LoadingGuard:
         mode: Mode = Mode.ENFORCE,
         principal: PrincipalConfig | None = None,
         deadline_s: float | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         self._mode = mode
         self.principal = principal
         self._deadline_s = deadline_s
+        self._answers = (runtime or Runtime.default()).answers
         self._unready = Tally()
         self._loaded: Future[Guard] = Future()
-        # From now on nobody who waits for it can cancel it.
+        # A running future cannot be cancelled by an input that waits for it.
         self._loaded.set_running_or_notify_cancel()
-        threading.Thread(target=_run, args=(load, self._loaded), name="ctd-loading", daemon=True).start()
+        self._thread = threading.Thread(target=_run, args=(load, self._loaded), name="ctd-loading", daemon=True)
+        self._thread.start()
 
     @property
     def has_failed(self) -> bool:
@@ -60,7 +64,7 @@ class LoadingGuard:
 
     @property
     def tally(self) -> Tally:
-        """Counts of all decisions; before the models are loaded, of those that say so."""
+        """Counts of all decisions; before the models are loaded, of the blocks for that reason."""
         return self._loaded.result().tally if self._loaded.done() and not self.has_failed else self._unready
 
     async def check(
@@ -72,7 +76,7 @@ class LoadingGuard:
         asides: Iterable[str] = (),
     ) -> Decision:
         """Decide about a conversation as soon as the models are loaded; see :meth:`Guard.check`."""
-        # A guard that is loaded keeps the deadline itself, and its failure policy says what happens then.
+        # A loaded guard keeps the deadline itself, under its own failure policy.
         deadline = asyncio.timeout(None if self._loaded.done() else self._deadline_s)
         try:
             async with deadline:
@@ -86,7 +90,7 @@ class LoadingGuard:
             return self._refuse(Reason.DEADLINE)
 
     async def _wait(self) -> Guard | None:
-        """Return the guard once it is loaded; None where it cannot be, which was logged when it happened."""
+        """Return the guard once it is loaded; None if loading failed, which was logged then."""
         try:
             if not self._loaded.done():
                 await asyncio.wrap_future(self._loaded)
@@ -110,15 +114,19 @@ class LoadingGuard:
         self._loaded.add_done_callback(report)
 
     def note_answer(self, answer: str | Mapping[str, Any]) -> None:
-        """Note an answer of the main LLM; see :meth:`Cascade.note_answer`."""
-        Cascade.note_answer(answer)
+        """Remember an answer of the main LLM; see :func:`ctd_guardrail.cascade.dialogue.note_answer`."""
+        note_answer(answer, self._answers)
+
+    def close(self) -> None:
+        """Wait until loading has ended. Runs when the runtime is closed."""
+        self._thread.join()
 
 
 def _run(load: Callable[[], Guard], loaded: Future[Guard]) -> None:
-    # It holds the future and not the guard: one that nobody waits for any more may go.
+    # The thread holds the future and not the guard, so that an unused guard can be collected.
     try:
         loaded.set_result(load())
-    except BaseException as error:  # noqa: BLE001  # whatever happens here, no input may wait for ever
+    except BaseException as error:  # noqa: BLE001  # no input may wait for ever
         log.error("the guard could not be loaded and blocks every input: %s", _cause(error))  # noqa: TRY400  # no text
         loaded.set_exception(error)
 

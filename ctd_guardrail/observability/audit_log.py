@@ -54,7 +54,7 @@ class AuditLog:
         self._scores = scores
         self._labels = dict(labels)
         self._file = _File(file)
-        weakref.finalize(self, self._file.close)
+        self.close = weakref.finalize(self, self._file.close)
 
     @property
     def written(self) -> int:

@@ -9,8 +9,9 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter
 
 from ctd_guardrail.observability.metrics import default_meter
-from ctd_guardrail.observability.queue import QUEUE
+from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.observability.watch import Watch, watches
+from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["register_gauges"]
 
@@ -31,7 +32,7 @@ def register_gauges(meter: Meter | None = None) -> None:
         meter.create_observable_counter(name, [partial(_observe, read)], description=description)
     meter.create_observable_counter(
         "ctd.observations.dropped",
-        [lambda _: [metrics.Observation(QUEUE.dropped)]],
+        [lambda _: [metrics.Observation(sum(event_queue(runtime).dropped for runtime in Runtime.all()))]],
         description="Decisions that monitors, metrics and audit log did not get to see.",
     )
 

@@ -9,7 +9,8 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.observability.queue import QUEUE
+from ctd_guardrail.observability.queue import event_queue
+from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["CONTENT_TYPE", "Exposition"]
 
@@ -39,5 +40,6 @@ class Exposition:
 
     def text(self) -> bytes:
         """Return the exposition, with all that was decided so far."""
-        QUEUE.flush()
+        for runtime in Runtime.all():
+            event_queue(runtime).flush()
         return generate_latest(self._registry)

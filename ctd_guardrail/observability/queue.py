@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 import time
@@ -12,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from ctd_guardrail.observability.events import Emit, Event, Sink, UnscreenedCall
+from ctd_guardrail.runtime.runtime import Runtime
 
-__all__ = ["QUEUE", "EventQueue", "Periodic"]
+__all__ = ["EventQueue", "Periodic", "event_queue"]
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Periodic(Protocol):
         """Do the work that is due. Called after each batch, several times a second.
 
         Args:
-            is_last: Whether the process ends.
+            is_last: Whether the queue is closed.
         """
         ...
 
@@ -59,6 +59,7 @@ class EventQueue:
         self._order = threading.Lock()  # makes sinks on both sides see one order
         self._batch = threading.Lock()  # one batch at a time, on any thread
         self._starting = threading.Lock()
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def emitter(self, *, at_once: Sequence[Sink] = (), later: Sequence[Sink] = ()) -> Emit:
@@ -90,7 +91,7 @@ class EventQueue:
         """Hand all events that wait now to their sinks, on the calling thread.
 
         Args:
-            is_last: Whether the process ends.
+            is_last: Whether the queue is closed.
         """
         with self._batch:
             offered = time.perf_counter()
@@ -104,6 +105,15 @@ class EventQueue:
                     offered = time.perf_counter()
             for periodic in list(self._periodic):
                 self._run(periodic.tick, is_last=is_last)
+
+    def close(self) -> None:
+        """Hand over all events that wait, and end the thread. Later events reach the sinks at a :meth:`flush` only."""
+        with self._starting:
+            self._closing.set()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+        self.flush(is_last=True)
 
     def _put(self, sinks: Sequence[Sink], event: Event) -> None:
         if len(self._waiting) >= self._capacity and not isinstance(event, UnscreenedCall):
@@ -124,14 +134,12 @@ class EventQueue:
 
     def _start(self) -> None:
         with self._starting:
-            if self._thread is None:
-                atexit.register(self.flush, is_last=True)
+            if self._thread is None and not self._closing.is_set():
                 self._thread = threading.Thread(target=self._loop, name="ctd-observe", daemon=True)
                 self._thread.start()
 
     def _loop(self) -> None:
-        while True:
-            time.sleep(self._every_s)
+        while not self._closing.wait(self._every_s):
             self.flush()
 
 
@@ -139,5 +147,10 @@ def _name(call: Callable[..., None]) -> str:
     return str(getattr(call, "__qualname__", type(call).__qualname__))
 
 
-QUEUE: Final = EventQueue()
-"""The queue of this process. Guards of several policies may share a file, which then has one thread to write it."""
+def event_queue(runtime: Runtime | None = None) -> EventQueue:
+    """Return the queue of a runtime. Guards of several policies may share a file, which then has one writing thread.
+
+    Args:
+        runtime: Owns the queue; None: the runtime of the process.
+    """
+    return (runtime or Runtime.default()).own("event queue", EventQueue)

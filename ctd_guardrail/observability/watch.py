@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
@@ -16,7 +14,9 @@ from ctd_guardrail.observability.events import Sink
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.monitor_sink import MonitorSink
-from ctd_guardrail.observability.queue import QUEUE
+from ctd_guardrail.observability.queue import event_queue
+from ctd_guardrail.runtime.runtime import Runtime
+from ctd_guardrail.runtime.shared import Shared
 
 __all__ = ["Watch", "shared_watch", "watches"]
 
@@ -32,6 +32,7 @@ class Watch:
         kept: The monitors; None: only the delegated share is counted.
         audit_log: The audit log; None: there is none.
         meter: Where the metrics' instruments are made; None: in the process's meter provider.
+        runtime: Owns the queue of events; None: the runtime of the process.
 
     Attributes:
         facts: As given.
@@ -49,7 +50,9 @@ class Watch:
         kept: KeptMonitors | None = None,
         audit_log: AuditLog | None = None,
         meter: Meter | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
+        self._queue = event_queue(runtime)
         self.facts = facts
         self.load_s = load_s
         self.kept = kept
@@ -60,7 +63,7 @@ class Watch:
             *([] if audit_log is None else [audit_log]),
             self._monitor_sink,
         )
-        QUEUE.attend(self._monitor_sink)
+        self._queue.attend(self._monitor_sink)
 
     @property
     def count(self) -> DelegationCount:
@@ -77,45 +80,36 @@ class Watch:
         """For each alarm, the number of the input at which it was raised, or None."""
         return {} if self.kept is None else self.kept.monitors.alarms()
 
-    def close(self) -> None:
+    def save(self) -> None:
         """Hand over all waiting events and save the monitors now."""
-        QUEUE.flush()
+        self._queue.flush()
         if self.kept is not None:
             self.kept.save()
 
-
-class _Registry:
-    """The watches of this process. A host may build one guard for each model that requests name; they share one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._watches: weakref.WeakValueDictionary[Hashable, Watch] = weakref.WeakValueDictionary()
-
-    def get(self, key: Hashable, make: Callable[[], Watch]) -> Watch:
-        with self._lock:
-            watch = self._watches.get(key)
-            if watch is None:
-                watch = self._watches[key] = make()
-            return watch
-
-    def __iter__(self) -> Iterator[Watch]:
-        with self._lock:
-            return iter(list(self._watches.values()))
+    def close(self) -> None:
+        """Save, and close the files. Runs when the runtime is closed."""
+        self.save()
+        if self.audit_log is not None:
+            self.audit_log.close()
+        if self.kept is not None:
+            self.kept.close()
 
 
-_REGISTRY: Final = _Registry()
-
-
-def shared_watch(key: Hashable, make: Callable[[], Watch]) -> Watch:
-    """Return the process-wide watch of a key; the same one as long as somebody holds it.
+def shared_watch(key: Hashable, make: Callable[[], Watch], *, runtime: Runtime | None = None) -> Watch:
+    """Return the watch of a key. All guards of one configuration share it.
 
     Args:
         key: Whose decisions are watched together: the folder, the policy and all settings that bear on watching.
-        make: Makes it where there is none.
+        make: Makes it if there is none.
+        runtime: Holds the watches; None: the runtime of the process.
     """
-    return _REGISTRY.get(key, make)
+    return _watches(runtime or Runtime.default()).get(key, make)
 
 
 def watches() -> Iterator[Watch]:
     """Return all watches of this process."""
-    return iter(_REGISTRY)
+    return (watch for runtime in Runtime.all() if not runtime.is_closed for watch in _watches(runtime))
+
+
+def _watches(runtime: Runtime) -> Shared[Hashable, Watch]:
+    return runtime.shared("watches")

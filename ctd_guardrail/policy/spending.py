@@ -1,4 +1,4 @@
-"""What looking again costs.
+"""What audits and repeated recalibrations take out of a budget.
 
 A certificate at delta is for one look at one set of scores. Recalibrating until the result pleases, at delta each
 time, ends in a false certificate far more often than delta (19% instead of 5% after 38 looks). So the i-th
@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 
+from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.guarantees import check_share
 
-__all__ = ["spent_delta"]
+__all__ = ["budget_beside_audit", "spent_delta"]
 
 
 def spent_delta(delta: float, looks: int) -> float:
@@ -32,3 +33,22 @@ def spent_delta(delta: float, looks: int) -> float:
     """
     check_share("delta", delta)
     return delta if looks == 0 else 6.0 * delta / (math.pi * looks) ** 2
+
+
+def budget_beside_audit(alpha: float, share: float) -> float:
+    """Return the budget to certify the threshold at when a share of all inputs is audited by a coin.
+
+    (alpha - share) / (1 - share): an input is delegated by the coin, or else by d > lambda.
+
+    Args:
+        alpha: The whole budget, in (0, 1).
+        share: The audited share, in (0, alpha).
+
+    Raises:
+        ConfigError: A value lies outside its range.
+    """
+    for name, value in (("alpha", alpha), ("share", share)):
+        check_share(name, value)
+    if share >= alpha:
+        raise ConfigError(f"{share!r} is not below alpha = {alpha!r}", key="share", hint="Audit less, or raise alpha")
+    return (alpha - share) / (1.0 - share)

@@ -33,6 +33,7 @@ __all__ = [
     "CalibrationScores",
     "Policy",
     "finish_write",
+    "read_manifest",
     "read_policy",
     "write_policy",
 ]
@@ -165,6 +166,33 @@ def read_policy(folder: Path) -> Policy:
         PolicyFormatError: The folder, a file, a field or a tensor is missing or malformed.
         PolicyIntegrityError: The tensors, or what decisions depend on, are not those that it was written with.
     """
+    manifest = read_manifest(folder)
+    blob = read_tensors(folder, sha256=manifest.tensors_sha256)
+    try:
+        tensors = load(blob)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise PolicyFormatError(f"{folder / TENSORS_FILE} is not a safetensors file") from error
+    traffic, used_rows = tensors.pop(_TRAFFIC, None), tensors.pop(_USED_ROWS, None)
+    probe = {name.removeprefix(_PROBE): array for name, array in tensors.items() if name.startswith(_PROBE)}
+    columns = {
+        name.removeprefix(_CALIBRATION): array for name, array in tensors.items() if name.startswith(_CALIBRATION)
+    }
+    if len(probe) + len(columns) != len(tensors):
+        raise PolicyFormatError(f"{folder / TENSORS_FILE} holds tensors that do not belong to a policy")
+    _check_probe(folder, manifest, probe)
+    _check_traffic(folder, manifest, traffic)
+    if used_rows is not None and (used_rows.ndim != 1 or used_rows.dtype != np.uint64):
+        raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_USED_ROWS} are not 64-bit digests")
+    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), traffic, used_rows)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a policy folder and no tensors.
+
+    Raises:
+        PolicyFormatError: The folder, the file or a field is missing or malformed.
+        PolicyIntegrityError: A field that decisions depend on has changed since calibration.
+    """
     try:
         manifest = Manifest.model_validate(read_json(folder / MANIFEST_FILE))
     except ValidationError as error:
@@ -186,23 +214,7 @@ def read_policy(folder: Path) -> Policy:
             f"{', '.join(sorted(DESCRIBES))} may be edited",
             hint="Copy the policy again, or calibrate one with these settings",
         )
-    blob = read_tensors(folder, sha256=manifest.tensors_sha256)
-    try:
-        tensors = load(blob)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise PolicyFormatError(f"{folder / TENSORS_FILE} is not a safetensors file") from error
-    traffic, used_rows = tensors.pop(_TRAFFIC, None), tensors.pop(_USED_ROWS, None)
-    probe = {name.removeprefix(_PROBE): array for name, array in tensors.items() if name.startswith(_PROBE)}
-    columns = {
-        name.removeprefix(_CALIBRATION): array for name, array in tensors.items() if name.startswith(_CALIBRATION)
-    }
-    if len(probe) + len(columns) != len(tensors):
-        raise PolicyFormatError(f"{folder / TENSORS_FILE} holds tensors that do not belong to a policy")
-    _check_probe(folder, manifest, probe)
-    _check_traffic(folder, manifest, traffic)
-    if used_rows is not None and (used_rows.ndim != 1 or used_rows.dtype != np.uint64):
-        raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_USED_ROWS} are not 64-bit digests")
-    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), traffic, used_rows)
+    return manifest
 
 
 def _check_probe(folder: Path, manifest: Manifest, probe: Mapping[str, NDArray[Any]]) -> None:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import functools
 import os
 import ssl
-import weakref
 
 import httpx
 from pydantic import SecretStr
 
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.runtime.io_thread import IO_THREAD
 
-__all__ = ["authorization", "close_with", "open_client", "read_key"]
+__all__ = ["authorization", "open_client", "read_key"]
 
 
 def open_client(*, keepalive: int) -> httpx.AsyncClient:
-    """Return a client for the loop of :data:`IO_THREAD`.
+    """Return a client for the loop of an :class:`~ctd_guardrail.runtime.io_thread.IoThread`.
 
-    Proxies and ``.netrc`` from the environment are not used: the configuration alone says where conversations and keys
-    go. There are no time limits of single steps: the caller has one deadline for the whole call.
+    It ignores proxies and ``.netrc`` of the environment: only the configuration decides where conversations and keys
+    go. Single steps have no time limit: the caller has one deadline for the whole call.
 
     Args:
         keepalive: Idle connections to keep.
@@ -36,19 +34,12 @@ def open_client(*, keepalive: int) -> httpx.AsyncClient:
     )
 
 
-def close_with(owner: object, client: httpx.AsyncClient) -> weakref.finalize[[httpx.AsyncClient], object]:
-    """Close a client when its owner goes: hosts drop guards without closing them."""
-    finalizer = weakref.finalize(owner, _close, client)
-    finalizer.atexit = False
-    return finalizer
-
-
 def read_key(variable: str, *, setting: str) -> SecretStr:
     """Return the key that an environment variable holds.
 
     Args:
         variable: Its name.
-        setting: Dotted path of the key of the configuration that names it.
+        setting: Dotted path of the setting that names it.
 
     Raises:
         ConfigError: It is not set, or does not hold a key.
@@ -58,7 +49,7 @@ def read_key(variable: str, *, setting: str) -> SecretStr:
         raise ConfigError(
             f"environment variable {variable} is not set",
             key=setting,
-            hint="Export the key under this name, or leave api_key_env out where no key is needed",
+            hint="Export the key under this name, or leave api_key_env out if no key is needed",
         )
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(f"environment variable {variable} does not hold a key", key=setting)
@@ -72,14 +63,8 @@ def authorization(key: SecretStr | None) -> dict[str, str]:
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """Return the one TLS context of all clients: it takes a while to load.
+    """Return the TLS context that all clients share, because it takes a while to load.
 
-    Private certificate authorities are found by ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
+    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` add private certificate authorities.
     """
     return httpx.create_ssl_context()
-
-
-def _close(client: httpx.AsyncClient) -> None:
-    # What still holds a client when the interpreter ends lets go of it after the loop.
-    if not IO_THREAD.has_ended:
-        IO_THREAD.submit(client.aclose())

@@ -1,54 +1,109 @@
-"""The event loop on which calls to remote experts and serving engines run.
+"""The event loop that runs calls to remote experts, serving engines and stores.
 
-Guardrail hosts make event loops as they need them, one for each synchronous call, while a pooled connection belongs to
-the loop that opened it. One loop on a thread of its own outlives them all, so connections are reused whoever calls.
+Guardrail hosts create event loops as they need them, one for each synchronous call. A pooled connection, however,
+belongs to the loop that opened it. One loop on its own thread outlives the loops of the host, so its connections are
+reused by every caller.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
+import contextlib
 import threading
+import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-__all__ = ["IO_THREAD", "IoThread"]
+__all__ = ["AsyncClosable", "IoThread"]
 
 T = TypeVar("T")
 
+_CLOSE_S: Final = 1.0
+
+
+class AsyncClosable(Protocol):
+    """A client with connections."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
+
 
 class IoThread:
-    """A daemon thread with a running event loop, started when it is first needed."""
+    """A daemon thread with a running event loop. It starts at the first call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the interpreter is on its way out, and the loop gone."""
-        return self._loop is not None and self._loop.is_closed()
+        self._thread: threading.Thread | None = None
+        self._clients: weakref.WeakSet[AsyncClosable] = weakref.WeakSet()
+        self._is_closed = False
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine on the thread's loop. Cancelling the future cancels the coroutine."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        """Run a coroutine on the thread's loop. Cancelling the future cancels the coroutine.
+
+        Raises:
+            RuntimeError: The thread is closed.
+        """
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        except RuntimeError:
+            coroutine.close()
+            raise
+
+    def close_with(self, owner: object, client: AsyncClosable) -> weakref.finalize[[AsyncClosable], object]:
+        """Close a client's connections when its owner is collected, or with the thread: hosts drop guards unclosed.
+
+        Args:
+            owner: The object that uses the client.
+            client: The client; its connections belong to this thread's loop.
+
+        Returns:
+            The finalizer; detach it to close the client before.
+        """
+        with self._lock:
+            self._clients.add(client)
+        finalizer = weakref.finalize(owner, self._close_client, client)
+        finalizer.atexit = False
+        return finalizer
+
+    def close(self) -> None:
+        """Close all clients and stop the thread. Calls in progress are cancelled. Closing again changes nothing."""
+        with self._lock:
+            self._is_closed = True
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+            clients = list(self._clients)
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(_close_all(clients), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def _close_client(self, client: AsyncClosable) -> None:
+        with contextlib.suppress(RuntimeError):  # the thread is closed, and its clients with it
+            self.submit(client.aclose())
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
+            if self._is_closed:
+                raise RuntimeError("the I/O thread is closed")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=self._loop.run_forever, name="ctd-io", daemon=True)
-                thread.start()
-                atexit.register(_stop, self._loop, thread)
+                self._thread = threading.Thread(target=self._loop.run_forever, name="ctd-io", daemon=True)
+                self._thread.start()
             return self._loop
 
 
-def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
-
-
-IO_THREAD = IoThread()
-"""The one thread of this process: hosts have no shutdown hook by which threads of single clients could end."""
+async def _close_all(clients: list[AsyncClosable]) -> None:
+    """Cancel what still runs on the loop, then close the clients."""
+    pending = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in pending:
+        task.cancel()
+    pending |= {asyncio.ensure_future(client.aclose()) for client in clients}
+    if pending:
+        done, _ = await asyncio.wait(pending, timeout=_CLOSE_S)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # of no interest any more

@@ -11,7 +11,8 @@ import stamina
 
 from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.errors import ActivationError, ActivationUnavailableError, OverloadedError
-from ctd_guardrail.runtime.http_client import authorization, close_with, open_client, read_key
+from ctd_guardrail.runtime.http_client import authorization, open_client, read_key
+from ctd_guardrail.runtime.io_thread import IoThread
 
 __all__ = ["EngineClient"]
 
@@ -33,16 +34,17 @@ _HINTS: Final = {
 
 
 class EngineClient:
-    """Calls one engine. Its coroutines run on the loop of :data:`~ctd_guardrail.runtime.io_thread.IO_THREAD`.
+    """Calls one engine. Its coroutines run on the loop of an I/O thread.
 
     Args:
         config: Address, key, deadline and bounds.
+        io: The thread.
 
     Raises:
         ConfigError: The environment variable of the key is not set, or does not hold a key.
     """
 
-    def __init__(self, config: VllmSourceConfig) -> None:
+    def __init__(self, config: VllmSourceConfig, io: IoThread) -> None:
         self._base_url = config.base_url
         self._key = None if config.api_key_env is None else read_key(config.api_key_env, setting="source.api_key_env")
         self._under_way, self._most = 0, config.max_concurrency + _MAX_WAITING
@@ -51,7 +53,7 @@ class EngineClient:
         self._slots: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
         for start in range(0, config.max_concurrency, _CONNECTIONS):
             client = open_client(keepalive=_CONNECTIONS)
-            close_with(self, client)
+            io.close_with(self, client)
             for _ in range(min(_CONNECTIONS, config.max_concurrency - start)):
                 self._slots.put_nowait(client)
 

@@ -28,7 +28,7 @@ from ctd_guardrail.errors import ActivationError, ActivationUnavailableError, Ov
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.match import check_fingerprint
 from ctd_guardrail.probes.probes import Probes
-from ctd_guardrail.runtime.io_thread import IO_THREAD
+from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.serving.engine_client import EngineClient
 from ctd_guardrail.serving.pooling import answer_size, read_answer, request_body
 from ctd_guardrail.serving.record import ExportRecord, check_projection, check_record, read_record
@@ -44,7 +44,9 @@ _VERIFIED_FOR_S: Final = 60.0
 _INLINE_TOKENS: Final = 4096
 
 
-def open_scorer(config: VllmSourceConfig, manifest: Manifest, probes: Probes, *, folder: Path) -> VllmReader:
+def open_scorer(
+    config: VllmSourceConfig, manifest: Manifest, probes: Probes, *, folder: Path, runtime: Runtime | None = None
+) -> VllmReader:
     """Open the engine that serves a policy's base model. Blocks while the engine is asked to prove itself.
 
     An engine that cannot be reached is no error here: inputs fail until it can, and it has to prove itself then.
@@ -54,6 +56,7 @@ def open_scorer(config: VllmSourceConfig, manifest: Manifest, probes: Probes, *,
         manifest: The policy.
         probes: The policy's.
         folder: Folder that relative paths start from.
+        runtime: Runs the requests; None: the runtime of the process.
 
     Raises:
         PolicyFormatError: The export's record cannot be read.
@@ -65,7 +68,7 @@ def open_scorer(config: VllmSourceConfig, manifest: Manifest, probes: Probes, *,
     record = read_record(export)
     check_record(record, manifest, folder=export)
     check_projection(record, probes.projection, folder=export)
-    reader = VllmReader(config, record, _open_tokenizer(export, manifest), spec=manifest.activations)
+    reader = VllmReader(config, record, _open_tokenizer(export, manifest), spec=manifest.activations, runtime=runtime)
     try:
         reader.verify()
     except (ActivationUnavailableError, OverloadedError) as error:
@@ -97,19 +100,27 @@ class VllmReader:
         record: What it must serve.
         tokenizer: The base model's.
         spec: Where the policy reads activations.
+        runtime: Runs the requests; None: the runtime of the process.
 
     Raises:
         ConfigError: The environment variable of the key is not set, or does not hold a key.
     """
 
     def __init__(
-        self, config: VllmSourceConfig, record: ExportRecord, tokenizer: ConversationTokenizer, *, spec: ActivationSpec
+        self,
+        config: VllmSourceConfig,
+        record: ExportRecord,
+        tokenizer: ConversationTokenizer,
+        *,
+        spec: ActivationSpec,
+        runtime: Runtime | None = None,
     ) -> None:
         self._config = config
         self._record = record
         self._tokenizer = tokenizer
         self._spec = spec
-        self._client = EngineClient(config)
+        self._io = (runtime or Runtime.default()).io
+        self._client = EngineClient(config, self._io)
         self._verifying: asyncio.Task[None] | None = None
         # On the clock of the I/O thread's loop.
         self._verified_until: float | None = None
@@ -131,7 +142,7 @@ class VllmReader:
         """
         windows = await tokenize(self._tokenizer, conversation)
         submitted = perf_counter()
-        columns, started = await asyncio.wrap_future(IO_THREAD.submit(self._read(windows)))
+        columns, started = await asyncio.wrap_future(self._io.submit(self._read(windows)))
         ended = perf_counter()
         if len(columns) <= _INLINE_TOKENS:
             rows = _reduce(head, columns, windows)
@@ -145,7 +156,7 @@ class VllmReader:
         Raises:
             OverloadedError, ActivationUnavailableError, ActivationError, PolicyMismatchError: As :meth:`run` does.
         """
-        IO_THREAD.submit(self._be_sure()).result()
+        self._io.submit(self._be_sure()).result()
 
     async def _read(self, windows: Windows) -> tuple[NDArray[np.float32], float]:
         """Return the columns of all tokens, and when the request got its slot. Runs on the I/O thread."""

@@ -1,4 +1,4 @@
-"""The process around the service: socket, signals, and its end."""
+"""The process around the service: socket, signals and shutdown."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Final
 
 import uvicorn
 
+from ctd_guardrail.assembly.prepared import read
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.sidecar.api import create_api
 from ctd_guardrail.sidecar.connections import Connections, Listener, fit_to_descriptors
@@ -35,18 +36,19 @@ _KEEP_ALIVE_S: Final = 30
 async def serve(folder: Path, settings: ServeSettings, *, on_listening: Callable[[str], None] = log.info) -> None:
     """Serve a configuration folder until the process is asked to end.
 
-    SIGTERM drains: ``/health/ready`` says no at once, requests that still come are answered for
-    ``settings.drain_delay_s``, and then those under way get ``settings.drain_deadline_s`` to end. SIGINT, or a second
-    SIGTERM, leaves out the delay. SIGHUP reads the configuration again.
+    SIGTERM drains: ``/health/ready`` fails at once, new requests are answered for ``settings.drain_delay_s``, and the
+    requests then in progress get ``settings.drain_deadline_s`` to end. SIGINT, or a second SIGTERM, skips the delay.
+    SIGHUP reads the configuration again.
 
     Args:
         folder: NeMo Guardrails configuration folder.
-        settings: Everything that is not about the guard.
-        on_listening: Called with the address once connections are taken; the guard is still loading then.
+        settings: Settings of the service itself.
+        on_listening: Called with the address once connections are accepted. The guard is still loading then.
 
     Raises:
-        CtdError: The address cannot be listened on, or the guard cannot be loaded.
+        CtdError: The configuration is wrong, the address is not available, or the guard cannot be loaded.
     """
+    prepared = await asyncio.to_thread(read, folder)
     service = Service(folder)
     with _listen(settings) as listener:
         server = _Server(_uvicorn_config(service, settings), service, settings.drain_delay_s)
@@ -54,7 +56,7 @@ async def serve(folder: Path, settings: ServeSettings, *, on_listening: Callable
         background: set[asyncio.Task[bool]] = set()
 
         async def replace() -> bool:
-            gc.unfreeze()  # what is replaced has to go
+            gc.unfreeze()  # the replaced guard has to be collected
             try:
                 return await service.reload()
             finally:
@@ -65,7 +67,8 @@ async def serve(folder: Path, settings: ServeSettings, *, on_listening: Callable
             background.add(task)
             task.add_done_callback(background.discard)
 
-        starting = loop.create_task(service.start())
+        starting = loop.create_task(service.start(prepared))
+        del prepared  # a reload shall free its policy
         starting.add_done_callback(server.end_if_failed)
         starting.add_done_callback(lambda _: _settle())
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or Windows
@@ -84,7 +87,7 @@ async def serve(folder: Path, settings: ServeSettings, *, on_listening: Callable
 
 
 def _settle() -> None:
-    """Leave what has been loaded out of garbage collections: a look at all of it held requests up for .3 s."""
+    """Exclude loaded objects from garbage collection: one pass over them delayed requests by 0.3 s."""
     gc.collect()
     gc.freeze()
 
@@ -133,25 +136,25 @@ class _Server(uvicorn.Server):
         self._is_draining = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take connections."""
+        """Start to accept connections."""
         for listener in sockets or ():
             if isinstance(listener, Listener):
                 listener.connections = self._connections
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End; the log says what it has not said yet."""
+        """Shut down, and log the closed connections that were not logged yet."""
         await super().shutdown(sockets)
         self._connections.report()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
-        """Begin to drain, or, where the user or the platform insists, end."""
+        """Start to drain; at a second signal, shut down."""
         delay = self._drain_delay_s if sig == signal.SIGTERM and not self._is_draining else 0.0
         self._is_draining = True
         self._loop.call_soon_threadsafe(self._drain, delay)
 
     def end_if_failed(self, starting: asyncio.Task[None]) -> None:
-        """End where the guard could not be loaded: whoever restarts the process sees it, and reads why."""
+        """Shut down if the guard could not be loaded, so that a supervisor sees the failure and its reason."""
         if not starting.cancelled() and starting.exception() is not None:
             self.should_exit = True
 

@@ -1,4 +1,4 @@
-"""The guard's life in a service: loaded, tested, ready, replaced, drained."""
+"""The life of a guard in a service: loaded, tested, ready, replaced, drained."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from ctd_guardrail.assembly.guard import Guard
+from ctd_guardrail.assembly.prepared import Prepared, read
 from ctd_guardrail.assembly.self_test import self_test
-from ctd_guardrail.assembly.standalone import StandaloneGuard, has_base_model_of, load_guard
 from ctd_guardrail.decision import Decision
 from ctd_guardrail.errors import CtdError, OverloadedError
 from ctd_guardrail.observability.service_metrics import show_service
@@ -27,7 +28,7 @@ _SUPERSEDED_S: Final = 60.0
 
 
 class Status(StrEnum):
-    """Where the service is in its life."""
+    """State of the service."""
 
     LOADING = "loading"
     FAILED = "failed"
@@ -37,11 +38,10 @@ class Status(StrEnum):
 
 
 class _InService:
-    """A guard and how many requests it is working on."""
+    """A guard and its number of requests in progress."""
 
-    def __init__(self, guard: StandaloneGuard) -> None:
-        self.loaded = guard
-        self.cascade = guard.cascade
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
         self.running = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -50,19 +50,19 @@ class _InService:
         self.running += 1
         self.idle.clear()
         try:
-            return await self.cascade.check(messages, overrides, principal=principal)
+            return await self.guard.check(messages, overrides, principal=principal)
         finally:
             self.running -= 1
             if not self.running:
                 self.idle.set()
 
     async def retire(self) -> None:
-        """Let running requests end, then release the expert."""
+        """Wait for the requests in progress, then release the experts."""
         try:
             await asyncio.wait_for(self.idle.wait(), _SUPERSEDED_S)
         except TimeoutError:
-            log.warning("a replaced guard still had %d requests under way", self.running)
-        await self.cascade.aclose()
+            log.warning("a replaced guard still had %d requests in progress", self.running)
+        await self.guard.aclose()
 
 
 class Service:
@@ -70,13 +70,13 @@ class Service:
 
     Args:
         folder: NeMo Guardrails configuration folder.
-        test_again_s: Seconds between self-tests as long as they fail.
+        test_again_s: Seconds between self-tests while they fail.
 
     Attributes:
-        status: Where the service is in its life.
+        status: State of the service.
         reloads: Number of reloads that took effect.
         refused: Number of answers without a verdict since the start, by HTTP status.
-        connections: What is open, and what was closed since the start.
+        connections: Connections that are open, and those that were closed since the start.
     """
 
     def __init__(self, folder: Path, *, test_again_s: float = _TEST_AGAIN_S) -> None:
@@ -86,7 +86,7 @@ class Service:
         self.connections = ConnectionCounts()
         self._folder = folder
         self._test_again_s = test_again_s
-        self._guard: _InService | None = None
+        self._current: _InService | None = None
         self._drains_in_service = False
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -105,41 +105,46 @@ class Service:
     @property
     def alarms(self) -> list[str]:
         """Names of the alarms that are raised."""
-        watch = None if self._guard is None else self._guard.cascade.watch
+        watch = None if self._current is None else self._current.guard.watch
         return [] if watch is None else [name for name, raised_at in watch.alarms.items() if raised_at is not None]
 
     @property
     def running(self) -> int:
-        """Requests under way."""
-        return 0 if self._guard is None else self._guard.running
+        """Requests in progress."""
+        return 0 if self._current is None else self._current.running
 
     @property
     def _asks_to_stop_at_alarms(self) -> bool:
-        monitor = None if self._guard is None else self._guard.loaded.rail.config.monitor
+        monitor = None if self._current is None else self._current.guard.config.monitor
         return monitor is not None and monitor.on_alarm == "not_ready"
 
     @property
     def is_serving(self) -> bool:
-        """Whether requests are answered: also while draining, by a guard that was ready before."""
+        """Whether requests are answered. A guard that was ready answers while draining, too."""
         is_in_service = self.status is Status.READY or (self.status is Status.DRAINING and self._drains_in_service)
-        return self._guard is not None and is_in_service
+        return self._current is not None and is_in_service
 
-    async def start(self) -> None:
+    async def start(self, prepared: Prepared | None = None) -> None:
         """Load the guard and test it until it passes.
+
+        Args:
+            prepared: The folder as it was read; None: it is read now.
 
         Raises:
             CtdError: The configuration, the policy, the base model or the expert is not usable.
         """
         async with self._reloading:
-            self._guard = _InService(await asyncio.to_thread(load_guard, self._folder, in_service=True))
+            if prepared is None:
+                prepared = await asyncio.to_thread(read, self._folder)
+            self._current = await _load(prepared)
         await self._until_ready()
 
     async def _until_ready(self) -> None:
-        """Test the guard in place until it passes, or until a reload has put another one in its place."""
-        guard = self._guard
+        """Test the current guard until it passes, or until a reload replaces it."""
+        guard = self._current
         while guard is not None and self.status not in {Status.READY, Status.DRAINING}:
             has_passed = await self._passes(guard)
-            if self._guard is not guard:
+            if self._current is not guard:
                 return
             self._become(Status.READY if has_passed else Status.FAILING_SELF_TEST)
             if not has_passed:
@@ -147,8 +152,8 @@ class Service:
 
     @property
     def principal_header(self) -> str | None:
-        """Header in which a request names its principal; None: nobody asks."""
-        where = None if self._guard is None else self._guard.cascade.principal
+        """Header in which a request names its principal; None: principals are not used."""
+        where = None if self._current is None else self._current.guard.principal
         return None if where is None else where.header
 
     async def check(
@@ -159,60 +164,61 @@ class Service:
         Raises:
             OverloadedError: There is no guard yet.
         """
-        if self._guard is None:
+        if self._current is None:
             raise OverloadedError("the guard is not loaded yet")
-        return await self._guard.check(messages, overrides, principal)
+        return await self._current.check(messages, overrides, principal)
 
     async def reload(self) -> bool:
-        """Read the configuration again and, where it is sound and passes its self-test, put it in place.
+        """Read the configuration again and put it in place, if it is sound and passes its self-test.
 
-        Requests that are under way end with the guard that they began with. A base model that both configurations
-        name is shared. Another one is loaded when the old one has gone, so that two are never in memory; meanwhile,
-        and where it cannot be loaded, there is no guard and no verdict.
+        Requests in progress end with the guard that they began with. If both configurations name the same base model,
+        they share it. Otherwise the old one is freed first, so that two are never in memory. Until the new one is
+        loaded, and if it cannot be loaded, there is no guard and no verdict.
 
         Returns:
-            Whether the new configuration is in place; the reason is logged where it is not.
+            Whether the new configuration is in place; if not, the reason is logged.
         """
         async with self._reloading:
             try:
-                guard = self._guard
-                if guard is not None and await asyncio.to_thread(has_base_model_of, self._folder, guard.loaded):
-                    reloaded = await self._replace(guard)
+                prepared = await asyncio.to_thread(read, self._folder)
+                guard = self._current
+                if guard is not None and prepared.has_base_model_of(guard.guard):
+                    reloaded = await self._replace(guard, prepared)
                 else:
                     del guard
-                    reloaded = await self._restart()
+                    reloaded = await self._restart(prepared)
             except CtdError as error:
                 log.error("reload refused, the old configuration stays: %s", error)  # noqa: TRY400  # says it all
                 return False
-        # Not while others are kept from reloading: a self-test that fails may need another configuration to pass.
+        # Outside of the lock: a self-test that fails may need another reload to pass.
         await self._until_ready()
         if reloaded:
             self.reloads += 1
             log.info("configuration reloaded")
         return reloaded
 
-    async def _replace(self, old: _InService) -> bool:
-        new = _InService(await asyncio.to_thread(load_guard, self._folder, in_service=True))
+    async def _replace(self, old: _InService, prepared: Prepared) -> bool:
+        new = await _load(prepared)
         if not await self._passes(new):
             log.error("reload refused, the old configuration stays: the new one fails its self-test")
-            await new.cascade.aclose()
+            await new.guard.aclose()
             return False
-        self._guard = new
+        self._current = new
         self._become(Status.READY)
         task = asyncio.create_task(old.retire())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
         return True
 
-    async def _restart(self) -> bool:
-        """Let go of the old base model, then load the new one."""
+    async def _restart(self, prepared: Prepared) -> bool:
+        """Free the old base model, then load the new one."""
         self._become(Status.LOADING)
-        if self._guard is not None:
-            await self._guard.retire()
-            self._guard = None
+        if self._current is not None:
+            await self._current.retire()
+            self._current = None
         await asyncio.to_thread(gc.collect)  # its memory is free before the next one is loaded
         try:
-            self._guard = _InService(await asyncio.to_thread(load_guard, self._folder, in_service=True))
+            self._current = await _load(prepared)
         except CtdError as error:
             self._become(Status.FAILED)
             log.error("there is no guard: %s", error)  # noqa: TRY400  # says it all
@@ -220,28 +226,28 @@ class Service:
         return True
 
     def drain(self) -> None:
-        """Ask for no more traffic; what still comes is answered where it was before."""
+        """Ask for no more traffic. Requests that still come are answered as before."""
         self._drains_in_service |= self.status is Status.READY
         self._become(Status.DRAINING)
 
     async def aclose(self) -> None:
-        """Release the expert."""
+        """Release the experts."""
         self._become(Status.DRAINING)
         await asyncio.gather(*self._retiring)
-        if self._guard is not None:
-            await self._guard.cascade.aclose()
+        if self._current is not None:
+            await self._current.guard.aclose()
 
     def stats(self) -> dict[str, Any]:
-        """Return counts since the start, or since the last reload, and the budget that they are measured by."""
+        """Return counts since the start or the last reload, and the budget that applies to them."""
         connections = {
             "open": self.connections.open,
             "most": self.connections.most,
             "closed": dict(sorted(self.connections.closed.items())),
         }
-        if self._guard is None:
+        if self._current is None:
             return {"status": self.status, "connections": connections}
-        counts = self._guard.cascade.tally.snapshot()
-        planned = self._guard.loaded.planned
+        guard = self._current.guard
+        counts, running = guard.tally.snapshot(), guard.plan
         return {
             "status": self.status,
             "total": counts.total,
@@ -257,9 +263,9 @@ class Service:
             "running": self.running,
             "reloads": self.reloads,
             "shadow": counts.shadow,
-            "alpha": planned.alpha,
-            "delta": planned.certificate.delta,
-            "expected_rate": planned.expected_rate,
+            "alpha": running.alpha,
+            "delta": running.certificate.delta,
+            "expected_rate": running.expected_rate,
             "alarms": self.alarms,
             "experts": {
                 name or "default": {
@@ -267,7 +273,7 @@ class Service:
                     "breaker": None if expert.breaker is None else expert.breaker.state,
                     "waiting": None if expert.bulkhead is None else expert.bulkhead.waiting,
                 }
-                for name, expert in self._guard.cascade.experts.items()
+                for name, expert in guard.experts.items()
             },
             "bypasses": [
                 {"reason": reason, "on_failure": policy, "verdict": verdict, "count": count}
@@ -285,7 +291,7 @@ class Service:
             self.status = status
 
     async def _passes(self, guard: _InService) -> bool:
-        results = await self_test(guard.cascade, guard.loaded.rail.config)
+        results = await self_test(guard.guard)
         failed = [result for result in results if not result.has_passed]
         for result in failed:
             log.error(
@@ -296,3 +302,7 @@ class Service:
                 result.decision.reason,
             )
         return not failed
+
+
+async def _load(prepared: Prepared) -> _InService:
+    return _InService(await asyncio.to_thread(prepared.load, in_service=True))

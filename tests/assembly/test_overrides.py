@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from ctd_guardrail.assembly.assemble import assemble
 from ctd_guardrail.assembly.folder import read_folder
-from ctd_guardrail.assembly.overrides import Guard, read_overrides
+from ctd_guardrail.assembly.guard import Guard
+from ctd_guardrail.assembly.overrides import read_overrides
+from ctd_guardrail.assembly.prepared import load_guard
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.decision import Mode, OnFailure, Reason, Verdict
 from ctd_guardrail.errors import ConfigError, OverrideError, PolicyMismatchError
@@ -23,8 +24,7 @@ BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=OnFailure.BL
 
 
 def cascade_for(folder: Path) -> Guard:
-    rail = read_folder(folder)
-    return assemble(rail.config, folder=rail.path)
+    return load_guard(folder)
 
 
 async def test_a_request_gets_the_threshold_of_its_own_budget(make_rail_folder: Callable[..., Path]) -> None:
@@ -81,7 +81,7 @@ def test_a_named_expert_must_be_the_one_that_was_calibrated(
         if "other" in identity:
             raise PolicyMismatchError("another expert")
 
-    monkeypatch.setattr("ctd_guardrail.assembly.assemble.check_expert", check_expert)
+    monkeypatch.setattr("ctd_guardrail.assembly.experts.check_expert", check_expert)
     other = {"type": "openai", "base_url": judge.base_url, "model": "other-judge"}
     with pytest.raises(PolicyMismatchError):
         cascade_for(make_rail_folder(experts={"other": other}, allow_overrides=["expert"]))
@@ -158,7 +158,7 @@ async def test_plans_are_kept_and_bounded(make_rail_folder: Callable[..., Path])
     for i in range(200):
         await cascade.check([], {"alpha": 0.1 + i / 2000})
     assert len(cascade._overridden) == 64
-    kept = cascade._kept(read_overrides({"alpha": 0.1 + 199 / 2000}, cascade._config, BOUNDS))
+    kept = cascade._overridden.get(read_overrides({"alpha": 0.1 + 199 / 2000}, cascade.config, BOUNDS))
     assert kept is await cascade._get({"alpha": 0.1 + 199 / 2000})
     assert cascade.tally.snapshot().total == 200
 

@@ -12,7 +12,8 @@ from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.decision import Decision, Mode, OnFailure, OnUnreadable, Reason, Route, Verdict
 from ctd_guardrail.errors import ExpertUnavailableError, OverlongError
 from ctd_guardrail.experts.protocol import ExpertScore
-from ctd_guardrail.runtime.decision_cache import JUDGED, Memory
+from ctd_guardrail.runtime.decision_cache import DecisionCache
+from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.text.conversation import Context, Conversation
 from ctd_guardrail.text.refusals import Refusals
 from tests.support.cascades import make_cascade
@@ -178,7 +179,7 @@ async def test_without_a_policy_nothing_is_remembered() -> None:
 
 
 async def test_the_memory_is_bounded_and_forgets_what_was_not_used() -> None:
-    memory = Memory(capacity=3)
+    memory = DecisionCache(capacity=3)
     decision = Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE)
     for unit in ("a", "b", "c"):
         memory.put("policy", unit, decision)
@@ -193,7 +194,7 @@ async def test_the_memory_is_bounded_and_forgets_what_was_not_used() -> None:
 
 async def test_nothing_but_hashes_is_remembered() -> None:
     await TurnGuard().check("canary")
-    assert "canary" not in repr(JUDGED._decisions._entries)
+    assert "canary" not in repr(Runtime.default().decisions._decisions._values)
 
 
 @pytest.mark.parametrize(

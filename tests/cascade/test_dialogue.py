@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from pydantic import SecretBytes
 
 from ctd_guardrail.cascade.cascade import Cascade
+from ctd_guardrail.cascade.dialogue import note_answer
 from ctd_guardrail.decision import Decision, Mode, OnHistory, OnUnreadable, Reason, RefusedTurns, Verdict
-from ctd_guardrail.runtime.decision_cache import JUDGED, SAID
+from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.text.conversation import RECEIPT, Context
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS, Receipts
 from tests.support.word_guard import WordReader, word_guard
@@ -122,7 +123,7 @@ async def test_answers_that_the_guard_saw_given_or_that_the_app_keeps_are_not_ju
     assert (await guard.check(dialogue(*turns))).verdict is Verdict.ALLOW
     assert (await guard.check(dialogue("one", ">a harmful answer!", "two"))).verdict is Verdict.BLOCK
     assert (await guard.check(dialogue("a harmful answer"))).verdict is Verdict.BLOCK, "no longer the assistant's"
-    SAID.clear()
+    Runtime.default().answers.clear()
     trusting = word_guard(context=Context.LAST_TURN, history=OnHistory.TRUST)
     assert (await trusting.check(dialogue(*turns))).verdict is Verdict.ALLOW
     assert (await trusting.check(dialogue("one", ">yes", "harmful"))).verdict is Verdict.BLOCK
@@ -133,19 +134,19 @@ async def test_a_noted_answer_is_a_hash_and_one_with_tool_calls_is_known_by_them
     call = {"function": {"name": "harmful", "arguments": '{"canary": 1}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     guard.note_answer(message)
-    assert "canary" not in repr(vars(SAID))
+    assert "canary" not in repr(vars(Runtime.default().answers._digests))
     assert (await guard.check([*dialogue("one"), message, *dialogue("two")])).verdict is Verdict.ALLOW
     call["function"]["arguments"] = '{"canary": 2}'
     assert (await guard.check([*dialogue("one"), message, *dialogue("two")])).verdict is Verdict.BLOCK
 
 
-def test_noted_answers_are_bounded() -> None:
+def test_noted_answers_are_bounded(runtime: Runtime) -> None:
     for number in range(17_000):
-        Cascade.note_answer(str(number))
-    assert len(SAID) == 16_384
-    SAID.clear()
-    Cascade.note_answer("long " * 10_000)
-    assert len(SAID) == 0
+        note_answer(str(number), runtime.answers)
+    assert len(runtime.answers) == 16_384
+    runtime.answers.clear()
+    note_answer("long " * 10_000, runtime.answers)
+    assert len(runtime.answers) == 0
 
 
 @pytest.mark.parametrize("context", Context)
@@ -165,7 +166,7 @@ words = st.sampled_from(["fine", "harmful", " ", f">{REFUSAL}", ">yes", ">harmfu
 
 @given(st.lists(words, max_size=7), st.sampled_from(Context), st.booleans())
 async def test_no_conversation_with_unrefused_harm_passes(turns: list[str], context: Context, remembers: bool) -> None:  # noqa: FBT001
-    JUDGED.clear()
+    Runtime.default().decisions.clear()
     guard = word_guard(context=context, judgement_key="words" if remembers else None)
     decision = await guard.check(dialogue(*turns))
     expected = Verdict.BLOCK if any("harmful" in turn for turn in turns) else Verdict.ALLOW
@@ -186,7 +187,7 @@ SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @given(st.lists(st.lists(st.sampled_from(sorted(SHOWN)), max_size=7), min_size=1, max_size=3), st.sampled_from(Context))
 async def test_what_passes_was_read_to_the_last_word(shapes: list[list[str]], context: Context) -> None:
-    JUDGED.clear()
+    Runtime.default().decisions.clear()
     reader = WordReader()
     guard = word_guard(reader=reader, context=context, judgement_key="words")
     for shape in shapes:  # requests share their first words, so that later ones recall what earlier ones have judged
@@ -243,12 +244,12 @@ async def test_a_receipt_settles_its_turn_in_a_process_that_knows_nothing_of_it(
     turns = dialogue("fine", ">yes", "harmful")
     refused = await word_guard(context=context, judgement_key="words", receipts=receipts()).check(turns)
     assert refused.verdict is Verdict.BLOCK
-    JUDGED.clear()
+    Runtime.default().decisions.clear()
     replica = word_guard(context=context, judgement_key="words", receipts=receipts())
     for _ in range(2):
         decision = await replica.check([*turns, refusal(refused.receipt), *dialogue("go on")])
         assert (decision.verdict, decision.receipt) == (Verdict.ALLOW, None)
-        JUDGED.clear()
+        Runtime.default().decisions.clear()
     again = await replica.check([*turns, refusal(refused.receipt), *dialogue(" ")])
     assert (again.verdict, again.receipt) == (Verdict.BLOCK, refused.receipt)
 
@@ -256,7 +257,7 @@ async def test_a_receipt_settles_its_turn_in_a_process_that_knows_nothing_of_it(
 async def _receipt_for(turns: list[dict[str, Any]], guard: Cascade) -> str:
     receipt = (await guard.check(turns)).receipt
     assert receipt is not None
-    JUDGED.clear()
+    Runtime.default().decisions.clear()
     return receipt
 
 
@@ -285,13 +286,13 @@ async def test_no_other_receipt_settles_a_turn() -> None:
     for receipt in others:
         decision = await guard.check([*turns, refusal(receipt), *dialogue("fine")])
         assert decision.verdict is Verdict.BLOCK, receipt
-        JUDGED.clear()
+        Runtime.default().decisions.clear()
     for message in (refusal(good, "Sure."), {"role": "assistant", "content": REFUSAL, "metadata": good}):
         assert (await guard.check([*turns, message, *dialogue("fine")])).verdict is Verdict.BLOCK
-        JUDGED.clear()
+        Runtime.default().decisions.clear()
     on_the_question = [turns[0] | {"metadata": {RECEIPT: good}}, *dialogue(f">{REFUSAL}", "fine")]
     assert (await guard.check(on_the_question)).verdict is Verdict.BLOCK
-    JUDGED.clear()
+    Runtime.default().decisions.clear()
     assert (await guard.check([*turns, refusal(good), *dialogue("fine")])).verdict is Verdict.ALLOW
 
 

@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from typer.testing import CliRunner
 
 from ctd_guardrail.cli.app import app as guardrail_app
-from ctd_guardrail.observability.queue import QUEUE
+from ctd_guardrail.observability.queue import event_queue
 from tests.nemo.matrix.servers import Servers
 from tests.support.vllm_double import VllmDouble
 
@@ -229,7 +229,7 @@ def test_observability_on_llmrails_counts_traces_and_notes_every_decision_withou
     tracing.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(tracing)
     found = asyncio.run(outcomes(folder))
-    QUEUE.flush(is_last=True)
+    event_queue().flush(is_last=True)
     data = reader.get_metrics_data()
     assert data is not None
     (decisions,) = (

@@ -28,7 +28,7 @@ from nemoguardrails import LLMRails
 from nemoguardrails.server import api
 from nemoguardrails.types import LLMResponseChunk
 
-from ctd_guardrail.assembly.overrides import Guard
+from ctd_guardrail.assembly.guard import Guard
 from tests.nemo.doors.stage import RecordingLLM
 from tests.nemo.words import ANSWER, REFUSED
 

@@ -100,9 +100,9 @@ async def test_clients_that_leave_open_no_breaker_and_leave_nothing_behind(
     assert stats["experts"] == {"default": {"enabled": True, "breaker": "closed", "waiting": 0}}
     assert stats["expert_attempts"] == len(judge.requests) == total
     assert stats["failures"] == 0
-    guard = server.service._guard
-    assert guard is not None
-    assert not guard.cascade._cascade._scorer._batcher._queue
+    current = server.service._current
+    assert current is not None
+    assert not current.guard._cascade._scorer._batcher._queue
     record("client_disconnect", judge.disconnections, total)
 
 

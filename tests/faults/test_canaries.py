@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import SecretBytes
 
-from ctd_guardrail.assembly.overrides import Guard
+from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import Mode, OnFailure

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ctd_guardrail.runtime.files import read_state
+from ctd_guardrail.monitors.state import read_state
 from tests.support.sidecar import SidecarProcess, sidecar_process
 
 CLIENTS = 8

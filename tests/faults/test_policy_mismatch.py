@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ctd_guardrail.assembly.assemble import assemble
-from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.assembly.prepared import load_guard
 from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import PolicyIntegrityError, PolicyMismatchError
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
@@ -100,8 +99,7 @@ def test_each_of_twelve_differences_between_calibration_and_deployment_stops_the
     record: Callable[..., None],
 ) -> None:
     def start(**changes: Any) -> None:
-        rail = read_folder(make_rail_folder(**({"policy": str(policy), "expert": EXPERT} | changes)))
-        assemble(rail.config, folder=rail.path)
+        load_guard(make_rail_folder(**({"policy": str(policy), "expert": EXPERT} | changes)))
 
     start()
     sound = shutil.copytree(policy, tmp_path / "sound")

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctd_guardrail.errors import ConfigError, DataError
-from ctd_guardrail.monitors.audit_floor import AuditFloor, budget_beside_audit
+from ctd_guardrail.monitors.audit_floor import AuditFloor
+from ctd_guardrail.policy.spending import budget_beside_audit
 
 
 def fed(share: float, inputs: int, audits: int, misses: int) -> AuditFloor:

@@ -16,7 +16,7 @@ from nemoguardrails.server import api
 from nemoguardrails.testing import FakeLLMModel
 from typer.testing import CliRunner
 
-from ctd_guardrail.assembly.overrides import Guard
+from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.cli.app import app as command
 from ctd_guardrail.nemo import init
 from tests.nemo.apps import gate_of, guard_of

@@ -13,7 +13,7 @@ from nemoguardrails import Guardrails, LLMRails, RailsConfig
 from nemoguardrails.rails.llm.options import GenerationResponse
 from nemoguardrails.testing import FakeLLMModel
 
-from ctd_guardrail.assembly.overrides import Guard
+from ctd_guardrail.assembly.guard import Guard
 from tests.nemo.hosts import refused_start
 from tests.nemo.words import ANSWER, REFUSED, UNAVAILABLE
 

@@ -14,8 +14,8 @@ import pytest
 from nemoguardrails import LLMRails, RailsConfig
 from nemoguardrails.testing import FakeLLMModel
 
-from ctd_guardrail.assembly import assemble
-from ctd_guardrail.assembly.overrides import Guard
+from ctd_guardrail.assembly import prepared
+from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import ActivationError, InfeasibleBudgetError
 from ctd_guardrail.nemo.loading import LoadingGuard
@@ -116,8 +116,8 @@ async def test_the_deadline_of_the_configuration_holds_while_the_models_load(
     make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    load = assemble._open_scorer
-    monkeypatch.setattr("ctd_guardrail.assembly.assemble._open_scorer", lambda *parts: (go.wait(60), load(*parts))[1])
+    load = prepared._open_scorer
+    monkeypatch.setattr("ctd_guardrail.assembly.prepared._open_scorer", lambda *parts: (go.wait(60), load(*parts))[1])
     expert = {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge", "timeout_s": 0.01}
     app = app_for(make_rail_folder(deadline_s=0.05, expert=expert, on_failure="allow"))
     reply = await app.generate_async(messages=user("a plain question"))

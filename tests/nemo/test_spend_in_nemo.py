@@ -10,14 +10,14 @@ from nemoguardrails.testing import FakeLLMModel
 
 from ctd_guardrail.assembly.folder import read_folder
 from ctd_guardrail.cli.wiring import ConfigError, Engine, check_wiring
-from ctd_guardrail.runtime.decision_cache import JUDGED
+from ctd_guardrail.runtime.runtime import Runtime
 from tests.nemo.words import ANSWER, UNAVAILABLE
 
 EACH = {"cap": {"calls": 2, "per_s": 3600, "per": "principal"}, "principal": {"variable": "tenant"}}
 
 
 async def told(app: LLMRails, tenant: object) -> str:
-    JUDGED.clear()  # what is remembered costs nothing
+    Runtime.default().decisions.clear()  # what is remembered costs nothing
     context = {} if tenant is None else {"tenant": tenant}
     messages = [{"role": "context", "content": context}, {"role": "user", "content": "an odd question"}]
     reply: Any = await app.generate_async(messages=messages)

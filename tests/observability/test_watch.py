@@ -12,17 +12,16 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from calibrate.cli.scores import read_column
-from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.assembly.guard import Guard
+from ctd_guardrail.assembly.prepared import load_guard, read
 from ctd_guardrail.assembly.self_test import self_test
-from ctd_guardrail.assembly.standalone import StandaloneGuard, load_guard
 from ctd_guardrail.decision import Mode, Route, Verdict
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.monitors.audit_floor import budget_beside_audit
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.metrics import DOORS, Metrics
-from ctd_guardrail.observability.queue import QUEUE
-from ctd_guardrail.policy.plan import plan
-from ctd_guardrail.runtime.decision_cache import JUDGED
+from ctd_guardrail.observability.queue import event_queue
+from ctd_guardrail.policy.spending import budget_beside_audit
+from ctd_guardrail.runtime.runtime import Runtime
 
 KEYS = {"CTD_TEST_KEY": "a secret of the operator"}
 MONITOR = {"state": "state", "save_every_s": 3600}
@@ -39,13 +38,13 @@ def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def ask(guard: StandaloneGuard, texts: list[str], overrides: Any = None) -> list[Any]:
+def ask(guard: Guard, texts: list[str], overrides: Any = None) -> list[Any]:
     async def run() -> list[Any]:
         decisions = []
         for text in texts:
-            JUDGED.clear()
-            decisions.append(await guard.cascade.check(user(text), overrides))
-        await guard.cascade.aclose()
+            Runtime.default().decisions.clear()
+            decisions.append(await guard.check(user(text), overrides))
+        await guard.aclose()
         return decisions
 
     return asyncio.run(run())
@@ -56,8 +55,8 @@ def test_the_rail_feeds_its_monitors_and_they_outlive_it(make_rail_folder: Calla
     ask(load_guard(folder, in_service=True), [SAFE, HARMFUL, THREAT])
     gc.collect()
     guard = load_guard(folder, in_service=True)
-    assert guard.cascade.watch is not None
-    assert (guard.cascade.watch.count.inputs, guard.cascade.watch.count.delegated) == (3, 1)
+    assert guard.watch is not None
+    assert (guard.watch.count.inputs, guard.watch.count.delegated) == (3, 1)
     (scores,) = (folder / "state").glob("scores-*.csv")
     # As `ctd-calibrate recalibrate` reads them.
     assert read_column(scores, "dv") == pytest.approx([0.0, 0.9, 0.0], abs=0.02)
@@ -68,9 +67,9 @@ def test_guards_of_one_configuration_share_their_monitors(make_rail_folder: Call
     guards = [load_guard(folder, in_service=True) for _ in range(2)]
     for guard in guards:
         ask(guard, [SAFE])
-    assert guards[0].cascade.watch is guards[1].cascade.watch
-    assert guards[0].cascade.watch is not None
-    assert guards[0].cascade.watch.count.inputs == 2
+    assert guards[0].watch is guards[1].watch
+    assert guards[0].watch is not None
+    assert guards[0].watch.count.inputs == 2
 
 
 def test_requests_with_a_budget_of_their_own_do_not_count_towards_the_rate(
@@ -82,12 +81,12 @@ def test_requests_with_a_budget_of_their_own_do_not_count_towards_the_rate(
     )
     ask(guard, [HARMFUL], {"alpha": 0.15})
     ask(guard, [HARMFUL], {"mode": "shadow"})
-    watch = guard.cascade.watch
+    watch = guard.watch
     assert watch is not None
     assert watch.kept is not None
     assert watch.count.inputs == 1
     assert len(watch.kept.monitors.recent) == 2
-    assert guard.cascade.tally.snapshot().total == 2
+    assert guard.tally.snapshot().total == 2
 
 
 def test_self_tests_and_trials_are_no_traffic(make_rail_folder: Callable[..., Path]) -> None:
@@ -95,13 +94,13 @@ def test_self_tests_and_trials_are_no_traffic(make_rail_folder: Callable[..., Pa
         monitor=MONITOR, audit_log={"path": "audit.jsonl", "key_env": "CTD_TEST_KEY", "sample": 1}
     )
     guard = load_guard(folder, in_service=True)
-    asyncio.run(self_test(guard.cascade, guard.rail.config))
-    QUEUE.flush()
-    assert guard.cascade.watch is not None
-    assert guard.cascade.watch.count.inputs == 0
+    asyncio.run(self_test(guard))
+    event_queue().flush()
+    assert guard.watch is not None
+    assert guard.watch.count.inputs == 0
     trial = load_guard(folder)
     ask(trial, [SAFE])
-    assert trial.cascade.watch is None
+    assert trial.watch is None
     assert (folder / "audit.jsonl").read_text() == ""
     assert not (folder / "state").exists()
 
@@ -140,15 +139,14 @@ def test_a_share_of_the_conversations_is_enforced_and_the_rest_is_in_shadow(
     )
     (decision,) = ask(shadowed, [THREAT])
     assert (decision.verdict, decision.mode, decision.is_blocking) == (Verdict.BLOCK, Mode.SHADOW, False)
-    assert shadowed.cascade.tally.snapshot().shadow == 1
+    assert shadowed.tally.snapshot().shadow == 1
     (decision,) = ask(enforced, [THREAT])
     assert decision.is_blocking
-    assert enforced.cascade.tally.snapshot().shadow == 0
+    assert enforced.tally.snapshot().shadow == 0
 
 
 def test_audits_are_paid_out_of_the_budget(make_rail_folder: Callable[..., Path]) -> None:
-    rail = read_folder(make_rail_folder(monitor={"audit_share": 0.05}))
-    planned = plan(rail.config, folder=rail.path)
+    planned = read(make_rail_folder(monitor={"audit_share": 0.05})).plan
     assert planned.alpha == 0.2
     assert planned.certificate.alpha == budget_beside_audit(0.2, 0.05)
     rate = planned.certificate.mean_rate
@@ -163,16 +161,16 @@ def test_audits_are_paid_out_of_the_budget(make_rail_folder: Callable[..., Path]
 def test_a_budget_that_leaves_nothing_for_audits_is_refused(
     make_rail_folder: Callable[..., Path], changes: dict[str, Any]
 ) -> None:
-    rail = read_folder(make_rail_folder(**changes))
+    folder = make_rail_folder(**changes)
     with pytest.raises(ConfigError, match=r"monitor\.audit_share"):
-        plan(rail.config, folder=rail.path)
+        read(folder)
 
 
 def test_audited_inputs_reach_the_expert_and_the_floor(make_rail_folder: Callable[..., Path]) -> None:
     guard = load_guard(make_rail_folder(alpha=0.6, monitor={"audit_share": 0.5}), in_service=True)
     decisions = ask(guard, [SAFE] * 40)
     audited = sum(decision.route is Route.EXPERT for decision in decisions)
-    watch = guard.cascade.watch
+    watch = guard.watch
     assert watch is not None
     assert watch.kept is not None
     assert watch.kept.monitors.audit is not None
@@ -182,19 +180,19 @@ def test_audited_inputs_reach_the_expert_and_the_floor(make_rail_folder: Callabl
 
 def test_a_call_without_a_verdict_reaches_the_metrics_of_its_guard(make_rail_folder: Callable[..., Path]) -> None:
     guard = load_guard(make_rail_folder(), in_service=True)
-    watch = guard.cascade.watch
+    watch = guard.watch
     assert watch is not None
     metered = Metrics(watch.facts.labels, meter=MeterProvider([reader := InMemoryMetricReader()]).get_meter("t"))
-    guard.cascade.emit = QUEUE.emitter(at_once=[guard.cascade.tally], later=[metered])
-    guard.cascade.count_unscreened_call("unknown")
-    QUEUE.flush()
+    guard.emit = event_queue().emitter(at_once=[guard.tally], later=[metered])
+    guard.count_unscreened_call("unknown")
+    event_queue().flush()
     data = reader.get_metrics_data()
     assert data is not None
     metrics: Any = data.resource_metrics[0].scope_metrics[0].metrics
     (counted,) = [metric for metric in metrics if metric.name == "ctd.unscreened_calls"]
     totals = {point.attributes["door"]: point.value for point in counted.data.data_points}
     assert totals == {**dict.fromkeys(DOORS, 0), "unknown": 1}
-    assert guard.cascade.tally.snapshot().unscreened_calls == 1
+    assert guard.tally.snapshot().unscreened_calls == 1
 
 
 def test_gauges_say_what_the_budget_is_and_what_became_of_it(make_rail_folder: Callable[..., Path]) -> None:
@@ -212,7 +210,7 @@ def test_gauges_say_what_the_budget_is_and_what_became_of_it(make_rail_folder: C
             words = [str(value) for key, value in dict(point.attributes).items() if key in {"bound", "alarm"}]
             found[metric.name, *words] = point.value
     assert found["ctd.alpha",] == 0.2
-    assert found["ctd.lambda",] == guard.planned.rule.threshold
+    assert found["ctd.lambda",] == guard.plan.rule.threshold
     assert found["ctd.rate.realised",] == 0.25
     assert found["ctd.rate.bound", "low"] < 0.25 < found["ctd.rate.bound", "high"]
     assert found["ctd.rate.inputs",] == found["ctd.scores.kept",] == 4

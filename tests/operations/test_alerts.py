@@ -12,7 +12,7 @@ import yaml
 
 from ctd_guardrail.decision import Reason
 from ctd_guardrail.observability.events import UnscreenedCall
-from ctd_guardrail.observability.queue import QUEUE
+from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.sidecar.service import Status
 from tests.operations.station import WAYS, Station
 from tests.operations.translators import Key, Series
@@ -59,7 +59,7 @@ def lose_audit_lines(station: Station) -> None:
 
 
 def drop_an_observation(_: Station) -> None:
-    QUEUE.dropped += 1
+    event_queue().dropped += 1
 
 
 SCENES: Final[dict[str, tuple[set[str], Event]]] = {

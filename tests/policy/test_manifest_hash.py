@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.assembly.standalone import load_guard
+from ctd_guardrail.assembly.prepared import load_guard
 from ctd_guardrail.errors import PolicyError, PolicyIntegrityError
 from ctd_guardrail.policy.manifest import DESCRIBES, Manifest
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
-from ctd_guardrail.runtime.decision_cache import JUDGED
+from ctd_guardrail.runtime.runtime import Runtime
 from tests.support.policies import write_plain_policy
 
 ROWS = 60
@@ -163,12 +163,12 @@ def test_what_only_describes_changes_no_decision(field: str, make_rail_folder: C
 def decisions(folder: Path) -> list[Any]:
     async def ask() -> list[Any]:
         guard = load_guard(folder)
-        found: list[Any] = [guard.planned.rule, guard.planned.certificate]
+        found: list[Any] = [guard.plan.rule, guard.plan.certificate]
         for text in TEXTS:
-            JUDGED.clear()
-            decision = await guard.cascade.check([{"role": "user", "content": text}])
+            Runtime.default().decisions.clear()
+            decision = await guard.check([{"role": "user", "content": text}])
             found.append((decision.verdict, decision.route, decision.reason, decision.p, decision.d))
-        await guard.cascade.aclose()
+        await guard.aclose()
         return found
 
     return asyncio.run(ask())

@@ -16,8 +16,8 @@ import yaml
 
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
-from ctd_guardrail.assembly.assemble import assemble
-from ctd_guardrail.assembly.overrides import Guard
+from ctd_guardrail.assembly.guard import Guard
+from ctd_guardrail.assembly.prepared import prepare
 from ctd_guardrail.cli.examine import Outcome, examine
 from ctd_guardrail.config.section import parse_section
 from ctd_guardrail.config.source import VllmSourceConfig
@@ -30,10 +30,9 @@ from ctd_guardrail.errors import (
     PolicyFormatError,
     PolicyMismatchError,
 )
-from ctd_guardrail.policy.plan import plan
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.probes.probes import Probes
-from ctd_guardrail.runtime.decision_cache import JUDGED
+from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.serving.vllm import VllmReader, open_scorer
 from ctd_guardrail.text.conversation import Conversation
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
@@ -275,7 +274,7 @@ def test_now_and_then_the_engine_proves_itself_while_readings_go_on(
 
 def make_cascade(double: VllmDouble, exported: tuple[Path, Policy, Path], judge: Any, **changes: Any) -> Guard:
     folder, _, export = exported
-    return assemble(
+    prepared = prepare(
         parse_section(
             {
                 "policy": str(folder),
@@ -286,6 +285,7 @@ def make_cascade(double: VllmDouble, exported: tuple[Path, Policy, Path], judge:
         ),
         folder=Path(),
     )
+    return prepared.load()
 
 
 async def check(cascade: Guard, text: str) -> Any:
@@ -411,7 +411,7 @@ def test_an_export_that_is_not_the_policys_is_found_before_anything_is_loaded(
         "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"},
     }
     with pytest.raises((PolicyFormatError, PolicyMismatchError), match=message):
-        plan(parse_section(section), folder=Path())
+        prepare(parse_section(section), folder=Path())
     assert not double.connections
 
 
@@ -429,7 +429,7 @@ async def test_the_doctor_says_where_the_base_model_is_and_whether_it_answers(
     well = {finding.subject: finding for finding in await examine(tmp_path)}
     assert "served as 'ctd' by vLLM" in well["base model"].text
     assert well["built-in safe"].outcome is not Outcome.ERROR
-    JUDGED.clear()
+    Runtime.default().decisions.clear()
     double.fault = lambda handler: handler.refuse(503, "")
     ill = {finding.subject: finding for finding in await examine(tmp_path)}
     assert ill["built-in safe"].outcome is Outcome.ERROR

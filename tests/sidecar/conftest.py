@@ -34,8 +34,8 @@ def gated(make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> 
         sidecar = make_sidecar(Path("nowhere"), loads=False, **settings)
         guard = CountingGuard()
         monkeypatch.setattr(sidecar.service, "check", guard.check)
-        loaded = SimpleNamespace(cascade=SimpleNamespace(principal=principal, watch=None))
-        monkeypatch.setattr(sidecar.service, "_guard", loaded)
+        loaded = SimpleNamespace(guard=SimpleNamespace(principal=principal, watch=None))
+        monkeypatch.setattr(sidecar.service, "_current", loaded)
         monkeypatch.setattr(sidecar.service, "aclose", _nothing)
         sidecar.service.status = Status.READY
         return sidecar, guard

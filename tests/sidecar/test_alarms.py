@@ -27,10 +27,8 @@ async def test_an_alarm_is_named_and_keeps_traffic_away_only_where_that_was_aske
 ) -> None:
     service: Any = Service(Path("nowhere"))
     config = SimpleNamespace(monitor=MonitorConfig(on_alarm=on_alarm))
-    service._guard = SimpleNamespace(
-        cascade=SimpleNamespace(watch=SimpleNamespace(alarms={"rate": raised_at, "score_drift": None})),
-        loaded=SimpleNamespace(rail=SimpleNamespace(config=config)),
-    )
+    watch = SimpleNamespace(alarms={"rate": raised_at, "score_drift": None})
+    service._current = SimpleNamespace(guard=SimpleNamespace(watch=watch, config=config))
     service.status = Status.READY
     transport = httpx.ASGITransport(create_api(service, ServeSettings()))
     async with httpx.AsyncClient(transport=transport, base_url="http://sidecar") as client:

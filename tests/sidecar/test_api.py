@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ctd_guardrail.runtime.decision_cache import JUDGED
+from ctd_guardrail.runtime.runtime import Runtime
 
 VERDICTS = [
     ("a plain question", "allow", "probe", "probe_safe"),
@@ -191,7 +191,7 @@ def test_stats_count_decisions_and_show_no_threshold(
         httpx.post(f"{sidecar.url}/v1/check", json={"text": text})
     for _ in range(3):
         httpx.post(f"{sidecar.url}/v1/check", json={"txt": "a plain question"})
-    sidecar.service._guard.cascade.count_unscreened_call("sidecar")
+    sidecar.service._current.guard.count_unscreened_call("sidecar")
     after = httpx.get(f"{sidecar.url}/v1/stats").json()
     assert (before["unscreened_calls"], after["unscreened_calls"]) == (0, 1)
     assert after["refused"] == {"422": 3}
@@ -222,7 +222,7 @@ def test_a_refusal_has_a_receipt_by_which_another_process_lets_the_conversation_
     question, threat = ({"role": "user", "content": text} for text in ("a plain question", "a plain threat"))
 
     def ask(sidecar: Any, *messages: dict[str, Any]) -> dict[str, Any]:
-        JUDGED.clear()  # what a process that has just begun knows
+        Runtime.default().decisions.clear()  # what a process that has just begun knows
         return dict(httpx.post(f"{sidecar.url}/v1/check", json={"messages": messages}).json())
 
     refused = ask(make_sidecar(folder), threat)

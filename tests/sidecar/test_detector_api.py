@@ -7,6 +7,7 @@ each may hold. Fields that it does not know it leaves alone.
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import httpx
@@ -187,8 +188,7 @@ def test_health_says_that_the_process_lives_and_whether_traffic_should_come(
 
 def test_health_names_the_alarms_that_keep_traffic_away(gated: Callable[..., Any]) -> None:
     sidecar, _ = gated()
-    guard = sidecar.service._guard
-    guard.cascade.watch = type("Watch", (), {"alarms": {"rate": 7, "score_drift": None}})
-    config = type("Config", (), {"monitor": MonitorConfig(on_alarm="not_ready")})
-    guard.loaded = type("Loaded", (), {"rail": type("Rail", (), {"config": config})})
+    watch = SimpleNamespace(alarms={"rate": 7, "score_drift": None})
+    config = SimpleNamespace(monitor=MonitorConfig(on_alarm="not_ready"))
+    sidecar.service._current = SimpleNamespace(guard=SimpleNamespace(watch=watch, config=config))
     assert httpx.get(f"{sidecar.url}/health").json() == {"status": "UNHEALTHY", "reason": "alarms: rate"}

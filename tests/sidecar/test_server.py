@@ -13,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from ctd_guardrail.assembly.prepared import Prepared
 from ctd_guardrail.cli.app import app
 from ctd_guardrail.sidecar import service as sidecar_service
 from tests.support.sidecar import sidecar_process
@@ -120,20 +121,20 @@ async def test_a_reload_that_fails_its_self_test_is_refused(make_rail_folder: Ca
     folder = make_rail_folder()
     service = sidecar_service.Service(folder)
     await service.start()
-    before = service._guard
+    before = service._current
     content = yaml.safe_load((folder / "config.yml").read_text())
     content["custom_data"]["ctd"]["self_test"] = {"safe": ["a plain threat"]}
     (folder / "config.yml").write_text(yaml.safe_dump(content))
     assert not await service.reload()
-    assert service._guard is before
+    assert service._current is before
     assert service.is_ready
     content["custom_data"]["ctd"]["self_test"] = {"unsafe": ["a plain threat"]}
     (folder / "config.yml").write_text(yaml.safe_dump(content))
     assert await service.reload()
-    assert service._guard is not before
-    assert service._guard is not None
+    assert service._current is not before
+    assert service._current is not None
     assert before is not None
-    assert service._guard.cascade._cascade._scorer is before.cascade._cascade._scorer  # one base model
+    assert service._current.guard._cascade._scorer is before.guard._cascade._scorer  # one base model
     await service.aclose()
 
 
@@ -144,16 +145,16 @@ async def test_another_base_model_is_loaded_when_the_old_one_has_gone(
         shutil.copytree(tiny_bert, tmp_path / name)
     service = sidecar_service.Service(make_rail_folder(base_model=str(tmp_path / "old")))
     await service.start()
-    assert service._guard is not None
-    old = weakref.ref(service._guard.cascade._cascade._scorer)
-    load = sidecar_service.load_guard
+    assert service._current is not None
+    old = weakref.ref(service._current.guard._cascade._scorer)
+    load = Prepared.load
     seen: list[tuple[bool, bool]] = []
 
-    def watched(folder: Path, **options: Any) -> Any:
+    def watched(prepared: Prepared, **options: Any) -> Any:
         seen.append((old() is None, service.is_ready))
-        return load(folder, **options)
+        return load(prepared, **options)
 
-    monkeypatch.setattr(sidecar_service, "load_guard", watched)
+    monkeypatch.setattr(Prepared, "load", watched)
     make_rail_folder(base_model=str(tmp_path / "new"))
     assert await service.reload()
     assert seen == [(True, False)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ from pydantic import SecretStr
 
 from ctd_guardrail.errors import CapStoreError, ConfigError, DependencyError
 from ctd_guardrail.experts.bounded.buckets import Demand
-from ctd_guardrail.runtime.io_thread import IO_THREAD
+from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["RedisStore"]
 
@@ -49,13 +48,14 @@ class RedisStore:
         url: Address, ``redis://`` or ``rediss://``.
         name: The buckets of one name are shared by all who use it; it begins every key.
         timeout_s: Seconds that one question may take.
+        runtime: Runs the questions; None: the runtime of the process.
 
     Raises:
         ConfigError: It is not an address of Redis.
         DependencyError: The extra ``redis`` is not installed.
     """
 
-    def __init__(self, url: SecretStr, *, name: str, timeout_s: float) -> None:
+    def __init__(self, url: SecretStr, *, name: str, timeout_s: float, runtime: Runtime | None = None) -> None:
         try:
             from redis.asyncio import Redis  # noqa: PLC0415  # an extra
         except ImportError as error:
@@ -81,8 +81,8 @@ class RedisStore:
         self._script: Any = client.register_script(_SCRIPT)
         self._name = name
         self._timeout_s = timeout_s
-        # Its connections belong to the loop of the I/O thread.
-        weakref.finalize(self, _close, client).atexit = False
+        self._io = (runtime or Runtime.default()).io
+        self._io.close_with(self, client)
 
     async def take(self, demands: Sequence[Demand]) -> bool:
         """Take from all buckets or from none, and say whether it was taken.
@@ -104,7 +104,7 @@ class RedisStore:
         # One slot of a cluster for all of them, so that they are taken in one step there as well.
         keys = [f"{{ctd:{self._name}}}:{demand.key}" for demand in demands]
         numbers = [repr(n) for demand in demands for n in (demand.rate, demand.capacity, demand.amount)]
-        return bool(await asyncio.wrap_future(IO_THREAD.submit(self._ask(keys, [str(int(takes)), *numbers]))))
+        return bool(await asyncio.wrap_future(self._io.submit(self._ask(keys, [str(int(takes)), *numbers]))))
 
     async def _ask(self, keys: list[str], arguments: list[str]) -> Any:
         try:
@@ -115,8 +115,3 @@ class RedisStore:
                 f"the store of the caps did not answer ({type(error).__name__})",
                 hint="See whether the server that cap_store names is up",
             ) from None
-
-
-def _close(client: Any) -> None:
-    if not IO_THREAD.has_ended:
-        IO_THREAD.submit(client.aclose())

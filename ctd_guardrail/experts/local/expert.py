@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from ctd_guardrail.experts.local.classifier import ClassifierReader
 from ctd_guardrail.experts.local.likelihood import LikelihoodReader
 from ctd_guardrail.experts.local.model import load
 from ctd_guardrail.experts.protocol import ExpertScore
+from ctd_guardrail.runtime.runtime import Runtime
+from ctd_guardrail.runtime.shared import Shared
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["LocalExpert"]
@@ -46,21 +47,23 @@ class _Item:
 
 
 class LocalExpert:
-    """Scores conversations on one device thread, whoever calls.
+    """Scores conversations of all callers on one device thread.
 
-    Experts of one configuration share the model while any of them is in use: hosts build an expert anew for every
-    name under which they serve a model. Batching and padding do not change a score in float32 beyond rounding.
+    Experts with the same configuration share one loaded model: hosts build an expert for each name under which they
+    serve a model. Batching and padding do not change a score in float32 beyond rounding.
 
     Args:
         config: Model and reading. Loading blocks.
+        runtime: Shares loaded models; None: the runtime of the process.
 
     Raises:
         ConfigError: The model cannot be loaded, or a setting does not fit it.
         DependencyError: ``package:NAME`` is not installed.
     """
 
-    def __init__(self, config: LocalExpertConfig) -> None:
-        service = _SERVICES.get(config)
+    def __init__(self, config: LocalExpertConfig, *, runtime: Runtime | None = None) -> None:
+        services: Shared[LocalExpertConfig, _Service] = (runtime or Runtime.default()).shared("local experts")
+        service = services.get(config, lambda: _Service(config))
         self._service: _Service | None = service
         self._identity = service.identity
 
@@ -98,7 +101,7 @@ class LocalExpert:
         return ExpertScore(p_unsafe, tokens=item.tokens)
 
     async def aclose(self) -> None:
-        """Let go of the model; the last expert to do so frees it."""
+        """Release the model. The last expert that releases it frees it."""
         self._service = None
 
 
@@ -118,7 +121,7 @@ class _Service:
             max_batch_cost=_MAX_BATCH_TOKENS,
             name="ctd-local-expert",
         )
-        weakref.finalize(self, self.batcher.close)
+        self.close = weakref.finalize(self, self.batcher.close)
 
     def read(self, conversation: Conversation) -> _Item:
         windows = self._reader.read(conversation)
@@ -128,22 +131,3 @@ class _Service:
 def _score(reader: _Reader, items: Sequence[_Item]) -> list[float]:
     scores = iter(reader.score([window for item in items for window in item.windows]))
     return [max(next(scores) for _ in item.windows) for item in items]
-
-
-class _Services:
-    """The local experts of this process, one model for each configuration in use."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._services: weakref.WeakValueDictionary[LocalExpertConfig, _Service] = weakref.WeakValueDictionary()
-
-    def get(self, config: LocalExpertConfig) -> _Service:
-        # Held while loading: a second caller waits for the first instead of loading the model twice.
-        with self._lock:
-            service = self._services.get(config)
-            if service is None:
-                service = self._services[config] = _Service(config)
-            return service
-
-
-_SERVICES = _Services()

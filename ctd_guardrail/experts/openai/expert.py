@@ -29,8 +29,8 @@ from ctd_guardrail.experts.prompt import (
 )
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.experts.verdict import SAFE_WORD, UNSAFE_WORD
-from ctd_guardrail.runtime.http_client import authorization, close_with, open_client, read_key
-from ctd_guardrail.runtime.io_thread import IO_THREAD
+from ctd_guardrail.runtime.http_client import authorization, open_client, read_key
+from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["OpenAIExpert"]
@@ -66,13 +66,15 @@ class OpenAIExpert:
 
     Args:
         config: Endpoint, model and form of the answer.
+        runtime: Runs the calls; None: the runtime of the process.
 
     Raises:
         ConfigError: The environment variable of the key is not set, or does not hold a key.
     """
 
-    def __init__(self, config: OpenAIExpertConfig) -> None:
+    def __init__(self, config: OpenAIExpertConfig, *, runtime: Runtime | None = None) -> None:
         self._config = config
+        self._io = (runtime or Runtime.default()).io
         self._url = f"{config.base_url}/chat/completions"
         question = one_word_question(UNSAFE_WORD, SAFE_WORD) if config.scoring == "logprobs" else JSON_QUESTION
         self._prompt = JudgePrompt(question, config.instruction or DEFAULT_INSTRUCTION)
@@ -85,7 +87,7 @@ class OpenAIExpert:
         self._has_failed = False  # whether it failed at one, so that no form could be found
         self._seeking = asyncio.Lock()
         self._client = open_client(keepalive=config.max_concurrency)
-        self._finalizer = close_with(self, self._client)
+        self._finalizer = self._io.close_with(self, self._client)
 
     @property
     def identity(self) -> str:
@@ -101,13 +103,13 @@ class OpenAIExpert:
             ExpertUnavailableError: Unreachable, rate-limited, failing, or refusing every request.
             ExpertVerdictError: The answer is not a verdict, or the endpoint refuses this conversation.
         """
-        call = IO_THREAD.submit(self._ask(self._prompt.render(conversation)))
+        call = self._io.submit(self._ask(self._prompt.render(conversation)))
         return await within(asyncio.wrap_future(call), self._config.timeout_s)
 
     async def aclose(self) -> None:
         """Close the connections; calls that are under way fail."""
         if self._finalizer.detach():
-            await asyncio.wrap_future(IO_THREAD.submit(self._client.aclose()))
+            await asyncio.wrap_future(self._io.submit(self._client.aclose()))
 
     async def _ask(self, prompt: RenderedPrompt) -> ExpertScore:
         """Return the endpoint's score, with the calls that it took. Runs on the I/O thread."""

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from calibrate.config.file import load_config
 from calibrate.pipeline.run import run
+from ctd_guardrail.assembly.prepared import prepare
 from ctd_guardrail.config.section import parse_section
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
-from ctd_guardrail.policy.plan import plan
 from ctd_guardrail.policy.store import Policy
 
 Make = Callable[..., Any]
@@ -38,7 +38,7 @@ def test_a_certified_setting_reaches_the_rail(
     assert [bound.metric for bound in performance.risks] == ["error", "fnr"]
     assert policy.manifest.decision_threshold in (0.4, 0.5)
     section = parse_section({"policy": "policy", "expert": {"type": "local", "model": "m"}})
-    planned = plan(section, folder=tmp_path)
+    planned = prepare(section, folder=tmp_path).plan
     assert planned.rule.threshold == (float("inf") if performance.threshold is None else performance.threshold)
     assert planned.expected_rate <= 0.3
 

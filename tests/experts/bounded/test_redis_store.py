@@ -119,9 +119,9 @@ async def test_a_bucket_refills_and_is_forgotten_when_it_is_full(server: Server)
 
 
 def _on_io(coroutine: object) -> "asyncio.Future[int]":
-    from ctd_guardrail.runtime.io_thread import IO_THREAD  # noqa: PLC0415
+    from ctd_guardrail.runtime.runtime import Runtime  # noqa: PLC0415
 
-    return IO_THREAD.submit(coroutine)  # type: ignore[arg-type,return-value]
+    return Runtime.default().io.submit(coroutine)  # type: ignore[arg-type,return-value]
 
 
 def test_it_serves_any_event_loop(server: Server) -> None:

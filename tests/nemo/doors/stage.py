@@ -12,7 +12,7 @@ import yaml
 from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
 from ctd_guardrail.assembly.folder import FLOW
-from ctd_guardrail.assembly.overrides import Guard
+from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.config.section import parse_section
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert

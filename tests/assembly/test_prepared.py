@@ -5,17 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctd_guardrail.assembly.folder import read_folder
+from ctd_guardrail.assembly.prepared import read
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, PolicyMismatchError
-from ctd_guardrail.policy.plan import Plan, plan
+from ctd_guardrail.policy.plan import Plan
 from ctd_guardrail.policy.rule import ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
 from ctd_guardrail.text.normalise import NORMALISER
 
 
 def planned(folder: Path) -> Plan:
-    rail = read_folder(folder)
-    return plan(rail.config, folder=rail.path)
+    return read(folder).plan
 
 
 def test_alpha_and_delta_come_from_the_rail_and_else_from_the_policy(make_rail_folder: Callable[..., Path]) -> None:
