@@ -41,6 +41,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", choices=("reduced", "full"), default="reduced", help="trials of tests/faults")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # The timeout in pyproject.toml is for a few trials.
+    is_full = config.getoption("--faults") == "full"
+    for item in items:
+        if (is_full or item.get_closest_marker("slow")) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture(autouse=True)
 def runtime() -> Iterator[Runtime]:
     """A fresh runtime for each test: what one test has decided must not answer for another."""

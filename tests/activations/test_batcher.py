@@ -1,6 +1,5 @@
 import asyncio
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -9,6 +8,7 @@ import pytest
 
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.errors import OverloadedError
+from tests.support.waiting import eventually, wait_until
 
 
 class Device:
@@ -81,9 +81,13 @@ async def test_what_else_is_due_comes_between_the_results_of_a_batch(
     tasks = [asyncio.create_task(wait()) for _ in range(8)]
     await asyncio.sleep(0)
     device.gate.set()
-    while not all(task.done() for task in tasks):
+
+    def count_a_turn() -> bool:
+        nonlocal turn
         turn += 1
-        await asyncio.sleep(0)
+        return all(task.done() for task in tasks)
+
+    await eventually(count_a_turn, every_s=0)
     assert device.batches == [[0], [1] * 8]
     assert max(Counter(handed_over).values()) == 4
 
@@ -250,7 +254,4 @@ def test_a_forgotten_batcher_keeps_nothing_alive_after_close() -> None:
     before = threading.active_count()
     batcher = MicroBatcher(list, cost=lambda _: 1, max_batch_cost=4)
     batcher.close()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    wait_until(lambda: threading.active_count() == before)

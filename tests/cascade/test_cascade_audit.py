@@ -16,6 +16,8 @@ from ctd_guardrail.observability.events import Audited, Event, Routed
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Conversation
 from tests.support.cascades import CountedCascade, make_cascade
+from tests.support.cascades import make_cascade
+from tests.support.waiting import eventually
 
 ALWAYS = 1.0 - 2.0**-53
 ABOVE, BELOW = 0.5, 0.0
@@ -114,8 +116,7 @@ async def test_an_audit_without_an_answer_leaves_the_probes_verdict_and_may_have
 async def test_a_client_that_leaves_during_an_audit_hides_no_miss_and_no_delegation() -> None:
     seen = Seen()
     task = asyncio.create_task(check(guard(0.1, BELOW, Judge("hang"), seen)))
-    while not seen.routed_to:  # noqa: ASYNC110  # a few steps of the loop
-        await asyncio.sleep(0)
+    await eventually(lambda: seen.routed_to, every_s=0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -9,7 +9,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from calibrate.config.file import load_config
 from ctd_guardrail.assembly.folder import read_folder
 from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.config.validation import validate
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "config_examples").glob("*.md"))]
@@ -145,18 +145,20 @@ def run(command: str, folder: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
+def is_ready(port: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"http://127.0.0.1:{port}/health/ready").is_success
+    return False
+
+
 @contextmanager
 def serving(command: str, port: str, folder: Path) -> Iterator[None]:
     """A server that a command starts in the background, from ready to its end on request."""
     arguments = [*shlex.split(command), "--drain-delay", "0"]
     server = subprocess.Popen(arguments, cwd=folder, env=environment(), stderr=subprocess.DEVNULL)  # noqa: S603
     try:
-        for _ in range(600):
-            with suppress(httpx.TransportError):
-                if httpx.get(f"http://127.0.0.1:{port}/health/ready").is_success:
-                    break
-            assert server.poll() is None, command
-            time.sleep(0.1)
+        wait_until(lambda: server.poll() is not None or is_ready(port), every_s=0.1)
+        assert server.poll() is None, command
         yield
     finally:
         server.terminate()

@@ -11,7 +11,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from nemoguardrails.types import LLMResponseChunk
 from ctd_guardrail.assembly.guard import Guard
 from tests.nemo.doors.stage import RecordingLLM
 from tests.nemo.words import ANSWER, REFUSED
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "config_examples" / "gateway"
@@ -60,16 +60,15 @@ def free_port() -> int:
 
 
 def wait_for(port: int, is_alive: Callable[[], bool], log: Path | None = None) -> None:
-    deadline = time.monotonic() + 60
-    while True:
+    def listens() -> bool:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
             assert is_alive(), "it has ended" if log is None else log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        else:
-            return
+            return False
+        return True
+
+    wait_until(listens, every_s=0.02)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.text.conversation import Conversation, Message
 from tests.support.faulty_expert import answer
+from tests.support.waiting import eventually
 
 CONVERSATION = Conversation.from_text("canary-text: how do I kill a Python process?")
 
@@ -237,8 +238,7 @@ async def test_cancelling_the_caller_cancels_the_http_call(judges: Any) -> None:
     judge = judges.failing("hang")
     expert = _expert(judge.base_url)
     call = asyncio.create_task(expert.score(CONVERSATION))
-    while not judge.requests:  # noqa: ASYNC110  # the judge lives on another thread
-        await asyncio.sleep(0.001)
+    await eventually(lambda: judge.requests)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -253,8 +253,7 @@ async def test_cancelled_calls_free_their_slots(judges: Any) -> None:
         await asyncio.sleep(0.002)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-    while expert._slots._value < 2:  # noqa: ASYNC110  # the slots live on another thread
-        await asyncio.sleep(0.001)
+    await eventually(lambda: expert._slots._value == 2)
     await expert.aclose()
 
 
@@ -287,8 +286,7 @@ async def test_a_dropped_expert_closes_its_connections(judges: Any) -> None:
     client = expert._client
     del expert
     gc.collect()
-    while not client.is_closed:  # noqa: ASYNC110  # it is closed on another thread
-        await asyncio.sleep(0.001)
+    await eventually(lambda: client.is_closed)
 
 
 async def test_half_a_surrogate_pair_reaches_the_judge_as_a_question_mark(judges: Any) -> None:

@@ -15,6 +15,7 @@ from ctd_guardrail.sidecar.settings import Limits, ServeSettings
 from tests.support.delegating import delegating, openai_expert
 from tests.support.faulty_expert import Judge, answer, hang, running
 from tests.support.sidecar import Sidecar
+from tests.support.waiting import eventually
 
 UNSURE = [{"role": "user", "content": "is this safe?"}]
 
@@ -44,8 +45,7 @@ async def test_at_half_open_a_hundred_callers_make_as_many_calls_as_stated(
         refused += (await done).reason is Reason.BREAKER_OPEN
         if refused == 100 - allowed:
             break
-    while len(judge_that_fails.requests) - before < allowed:  # noqa: ASYNC110  # the judge lives on another thread
-        await asyncio.sleep(0.001)
+    await eventually(lambda: len(judge_that_fails.requests) - before >= allowed)
     for task in stampede:
         task.cancel()
     await asyncio.gather(*stampede, return_exceptions=True)
@@ -75,8 +75,7 @@ async def leave(port: int, judge: Judge, already: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head.encode() + body)
     await writer.drain()
-    while len(judge.requests) < already:  # noqa: ASYNC110  # the judge lives on another thread
-        await asyncio.sleep(0.001)
+    await eventually(lambda: len(judge.requests) >= already)
     writer.close()
     await writer.wait_closed()
     assert await reader.read() == b""
@@ -91,12 +90,9 @@ async def test_clients_that_leave_open_no_breaker_and_leave_nothing_behind(
     tasks = len(server.call(_tasks()))
     for start in range(0, total, 50):
         await asyncio.gather(*(leave(port, judge, start + 50) for _ in range(50)))
-        while judge.disconnections < start + 50:  # noqa: ASYNC110  # the judge lives on another thread
-            await asyncio.sleep(0.001)
+        await eventually(lambda start=start: judge.disconnections >= start + 50)  # type: ignore[misc]
+    await eventually(lambda: not server.service.stats()["running"] and len(server.call(_tasks())) <= tasks)
     stats: dict[str, Any] = server.service.stats()
-    while stats["running"] or len(server.call(_tasks())) > tasks:
-        await asyncio.sleep(0.001)
-        stats = server.service.stats()
     assert stats["experts"] == {"default": {"enabled": True, "breaker": "closed", "waiting": 0}}
     assert stats["expert_attempts"] == len(judge.requests) == total
     assert stats["failures"] == 0

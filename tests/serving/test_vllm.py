@@ -37,6 +37,7 @@ from ctd_guardrail.serving.vllm import VllmReader, open_scorer
 from ctd_guardrail.text.conversation import Conversation
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 from tests.support.vllm_double import VllmDouble
+from tests.support.waiting import wait_until
 
 Exported = Callable[..., tuple[Path, Policy, Path]]
 
@@ -263,10 +264,8 @@ def test_now_and_then_the_engine_proves_itself_while_readings_go_on(
     reader, probes = open_on(double, exported())
     read(reader, CONVERSATIONS[0], probes)
     double.change = lambda values: -values
-    with pytest.raises(PolicyMismatchError):  # noqa: PT012  # sooner or later
-        for _ in range(100):
-            read(reader, CONVERSATIONS[0], probes)
-            time.sleep(0.01)
+    with pytest.raises(PolicyMismatchError):
+        wait_until(lambda: read(reader, CONVERSATIONS[0], probes) is None)
 
 
 # The guard around it.

@@ -21,8 +21,8 @@ from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.sidecar import connections as sidecar_connections
 from ctd_guardrail.sidecar.connections import Connection, ConnectionCounts, Connections, Listener
 from ctd_guardrail.sidecar.settings import Limits
-from tests.support.counting import wait_for
 from tests.support.held_connections import HELD, hold
+from tests.support.waiting import wait_until
 
 resource = pytest.importorskip("resource")  # not on Windows, where the limit does not hold
 
@@ -60,7 +60,7 @@ def test_at_the_limit_the_connection_that_has_waited_longest_makes_room(gated: C
         assert all(is_closed(connection) for connection in held[:20])
         assert httpx.get(f"{sidecar.url}/health/ready").status_code == 200
         assert httpx.post(f"{sidecar.url}/v1/check", json={"text": "a question"}).status_code == 200
-        wait_for(lambda: sidecar.service.connections.open <= 8)
+        wait_until(lambda: sidecar.service.connections.open <= 8)
     assert sidecar.service.connections.closed["evicted"] >= 32
     assert guard.ended == 1
 
@@ -70,7 +70,7 @@ def test_a_request_that_is_being_answered_is_never_closed_to_make_room(gated: Ca
     guard.seconds = 1.0
     with ExitStack() as stack:
         working = hold(stack, sidecar.url, WHOLE, 7)
-        wait_for(lambda: guard.started == 7)
+        wait_until(lambda: guard.started == 7)
         hold(stack, sidecar.url, b"", 100)
         assert httpx.get(f"{sidecar.url}/health/live").status_code == 200
         assert all(answers(connection, b'"verdict":"allow"') for connection in working)
@@ -92,7 +92,7 @@ def test_a_client_that_goes_on_with_its_request_is_not_the_first_to_make_room(ga
         for sent in (WHOLE[:30], WHOLE[30:-5]):
             before = connection.phase
             client.sendall(sent)
-            wait_for(lambda before=before: connection.phase is not before)
+            wait_until(lambda before=before: connection.phase is not before)
             crowd()
         client.sendall(WHOLE[-5:])
         assert answers(client, b'"verdict":"allow"')
@@ -123,7 +123,7 @@ def test_headers_that_do_not_come_in_time_end_the_connection(gated: Callable[...
         (unread,) = hold(stack, sidecar.url, HELD["a body that no route reads"], 1)
         assert answers(unread, b'"live"')
         drip(unread, b"x")
-    wait_for(lambda: sidecar.service.connections.open == 0)
+    wait_until(lambda: sidecar.service.connections.open == 0)
     assert sidecar.service.connections.closed["too_slow"] == 5
 
 
@@ -181,11 +181,11 @@ def test_long_bodies_that_do_not_end_are_bounded_together_and_short_ones_go_on(g
     head = b"POST /v1/check HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (1 << 20)
     with ExitStack() as stack:
         hold(stack, sidecar.url, head + b" " * 1_000_000, 1)
-        wait_for(lambda: sidecar.gate._read_bytes > 900_000)
+        wait_until(lambda: sidecar.gate._read_bytes > 900_000)
         (refused,) = hold(stack, sidecar.url, head + b" " * 300_000, 1)
         assert answers(refused, b'"overloaded"')
         assert httpx.post(f"{sidecar.url}/v1/check", json={"text": "a question"}).status_code == 200
-    wait_for(lambda: sidecar.gate._read_bytes == 0)
+    wait_until(lambda: sidecar.gate._read_bytes == 0)
     long = {"text": "x" * 500_000}
     assert httpx.post(f"{sidecar.url}/v1/check", json=long).status_code == 200
     assert guard.ended == 2
@@ -220,7 +220,7 @@ def test_handshakes_that_do_not_end_count_and_have_a_deadline(gated: Callable[..
         held = hold(stack, url, b"", 40)
         assert httpx.get(f"{url}/health/live", verify=trusted).status_code == 200
         assert all(is_closed(connection) for connection in held)
-    wait_for(lambda: sidecar.service.connections.open == 0)
+    wait_until(lambda: sidecar.service.connections.open == 0)
     closed = sidecar.service.connections.closed
     assert closed["evicted"] >= 32
     assert closed["too_slow"] >= 1

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from ctd_guardrail.sidecar.service import Status
 from ctd_guardrail.sidecar.settings import Limits
-from tests.support.counting import wait_for
+from tests.support.waiting import wait_until
 
 BODY = {"text": "a canary of a text"}
 
@@ -131,7 +131,7 @@ def test_work_for_clients_that_left_is_given_up(gated: Callable[..., Any]) -> No
     for _ in range(20):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{sidecar.url}/v1/check", json=BODY, timeout=httpx.Timeout(5, read=0.05))
-    wait_for(lambda: guard.cancelled == guard.started == 20)
+    wait_until(lambda: guard.cancelled == guard.started == 20)
     guard.seconds = 0.0
     with ThreadPoolExecutor(16) as pool:
         url = f"{sidecar.url}/v1/check"
@@ -179,7 +179,7 @@ def test_while_it_drains_every_answer_asks_the_client_to_go_elsewhere(gated: Cal
         for method, path, headers in asked:
             answer = client.request(method, path, json=BODY, headers=headers)
             assert answer.headers.get_list("connection") == ["close"]
-    wait_for(lambda: sidecar.service.connections.open == 0)
+    wait_until(lambda: sidecar.service.connections.open == 0)
 
 
 def test_what_was_never_ready_gives_no_verdict_while_it_drains(gated: Callable[..., Any]) -> None:
@@ -200,7 +200,7 @@ def test_a_bug_is_an_error_without_a_verdict_and_without_a_word_of_the_request(
     response = httpx.post(f"{sidecar.url}/v1/check", json=BODY)
     assert response.status_code == 500
     assert response.json()["error"] == {"code": "internal_error", "message": "the request could not be served"}
-    wait_for(lambda: "request failed: ValueError" in caplog.text)  # after the answer
+    wait_until(lambda: "request failed: ValueError" in caplog.text)  # after the answer
     assert "canary" not in caplog.text + response.text
 
 
@@ -219,7 +219,7 @@ def test_running_requests_end_before_the_server_does_or_at_the_deadline(
     guard.seconds = seconds
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{sidecar.url}/v1/check", json=BODY, timeout=30)
-        wait_for(lambda: guard.started == 1)
+        wait_until(lambda: guard.started == 1)
         sidecar._server.handle_exit(signal.SIGTERM, None)
         sidecar._thread.join(20)
         assert not sidecar._thread.is_alive()

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.observability.metrics import DOORS
 from ctd_guardrail.sidecar.settings import ServeSettings
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token"  # noqa: S105  # of a test
@@ -48,8 +49,7 @@ def test_the_exposition_shows_what_was_decided_and_asks_for_the_token(serve: htt
     assert httpx.get(f"{serve.base_url}/metrics").status_code == 401
     # Before the guard is loaded already.
     assert re.search(r"^ctd_ready [01]\.0$", serve.get("/metrics").text, re.MULTILINE)
-    while serve.get("/health/ready").status_code != 200:
-        pass
+    wait_until(lambda: serve.get("/health/ready").status_code == 200)
     for text in ("a plain question", "a plain threat", "a secret word that nobody may read"):
         serve.post("/v1/check", json={"text": text})
     answer = serve.get("/metrics")

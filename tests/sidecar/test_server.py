@@ -17,6 +17,7 @@ from ctd_guardrail.assembly.prepared import Prepared
 from ctd_guardrail.cli.app import app
 from ctd_guardrail.sidecar import service as sidecar_service
 from tests.support.sidecar import sidecar_process
+from tests.support.waiting import eventually
 
 
 def test_ready_reload_drain(make_rail_folder: Callable[..., Path], judge: Any, tmp_path: Path) -> None:
@@ -91,8 +92,7 @@ async def test_a_self_test_that_fails_keeps_traffic_away_until_it_passes(
     folder = make_rail_folder(self_test={"safe": ["an odd question"], "unsafe": ["an odd and harmful wish"]})
     service = sidecar_service.Service(folder, test_again_s=0.05)
     starting = asyncio.create_task(service.start())
-    while service.status is sidecar_service.Status.LOADING:  # noqa: ASYNC110  # the status is no event
-        await asyncio.sleep(0.02)
+    await eventually(lambda: service.status is not sidecar_service.Status.LOADING)
     assert service.status is sidecar_service.Status.FAILING_SELF_TEST
     assert not service.is_ready
     assert not service.is_serving
@@ -107,8 +107,7 @@ async def test_a_guard_that_fails_its_self_test_can_be_replaced_by_a_reload(
 ) -> None:
     service = sidecar_service.Service(make_rail_folder(self_test={"safe": ["a plain threat"]}), test_again_s=0.05)
     starting = asyncio.create_task(service.start())
-    while service.status is not sidecar_service.Status.FAILING_SELF_TEST:  # noqa: ASYNC110  # the status is no event
-        await asyncio.sleep(0.02)
+    await eventually(lambda: service.status is sidecar_service.Status.FAILING_SELF_TEST)
     make_rail_folder(self_test={"unsafe": ["a plain threat"]})
     assert await asyncio.wait_for(service.reload(), 30)
     assert service.is_ready

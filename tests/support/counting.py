@@ -1,15 +1,13 @@
-"""A guard that only counts, and a wait that ends."""
+"""A guard that only counts."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from typing import Any
 
 from ctd_guardrail.decision import Decision, Reason, Route, Verdict
 
-__all__ = ["CountingGuard", "wait_for"]
+__all__ = ["CountingGuard"]
 
 
 class CountingGuard:
@@ -33,10 +31,3 @@ class CountingGuard:
             raise
         self.ended += 1
         return Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.waiting import wait_until
+
 __all__ = ["RowJudge"]
 
 
@@ -101,10 +103,7 @@ class RowJudge:
         return f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 300
-        while len(self.asked) < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: len(self.asked) >= count, within_s=300, every_s=0.005)
 
     def close(self) -> None:
         self._server.shutdown()

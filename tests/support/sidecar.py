@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ import httpx
 from ctd_guardrail.sidecar import server as sidecar_server
 from ctd_guardrail.sidecar.service import Service
 from ctd_guardrail.sidecar.settings import ServeSettings
+from tests.support.waiting import wait_until
 
 __all__ = ["Sidecar", "SidecarProcess", "sidecar_process"]
 
@@ -53,20 +53,20 @@ class Sidecar:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
 
     def wait_until_ready(self, seconds: float = 60) -> Sidecar:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            try:
-                if httpx.get(f"{self.url}/health/ready").status_code == 200:
-                    return self
-            except httpx.TransportError:
-                pass
-            time.sleep(0.02)
-        raise TimeoutError
+        wait_until(lambda: _readiness(self.url) == 200, within_s=seconds, every_s=0.02)
+        return self
 
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(30)
         assert not self._thread.is_alive()
+
+
+def _readiness(url: str) -> int | None:
+    try:
+        return httpx.get(f"{url}/health/ready").status_code
+    except httpx.TransportError:
+        return None
 
 
 # A process that limits its own descriptors before it becomes the sidecar.
@@ -107,16 +107,10 @@ class SidecarProcess:
         return self._log.read_text()
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = 90) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.log
-            time.sleep(0.02)
+        wait_until(condition, within_s=seconds, every_s=0.02, explain=lambda: self.log)
 
     def status(self) -> int | None:
-        try:
-            return httpx.get(f"{self.url}/health/ready").status_code
-        except httpx.TransportError:
-            return None
+        return _readiness(self.url)
 
     def check(self, text: str) -> dict[str, Any]:
         return dict(httpx.post(f"{self.url}/v1/check", json={"text": text}, timeout=30).json())

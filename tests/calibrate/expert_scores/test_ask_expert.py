@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from calibrate.rows.data import Dataset, read_dataset
 from ctd_guardrail.errors import DataError, ExpertTimeoutError, ExpertUnavailableError, OverlongError
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.waiting import eventually
 
 COUNT = 120
 CONCURRENCY = 4
@@ -195,11 +195,8 @@ async def test_a_killed_run_has_lost_only_what_was_under_way(dataset: Dataset, t
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
-    deadline = time.monotonic() + 60
-    while not log.exists() or log.read_text().count("\n") < 40:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
+    await eventually(lambda: process.poll() is not None or (log.exists() and log.read_text().count("\n") >= 40))
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
 

@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pydantic import SecretStr
 from ctd_guardrail.errors import CapStoreError, ConfigError
 from ctd_guardrail.experts.bounded.buckets import Demand
 from ctd_guardrail.experts.bounded.redis_store import RedisStore
+from tests.support.waiting import wait_until
 
 SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
 pytestmark = pytest.mark.skipif(SERVER is None, reason="no redis-server or valkey-server here")
@@ -66,14 +66,14 @@ class Server:
             str(self._folder),
         ]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603  # fixed words
-        for _ in range(500):
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except OSError:
-                time.sleep(0.02)
-            else:
-                return
-        raise TimeoutError
+        wait_until(self._listens, every_s=0.02)
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
 
     def stop(self) -> None:
         self._process.terminate()
@@ -112,8 +112,9 @@ async def test_a_bucket_refills_and_is_forgotten_when_it_is_full(server: Server)
     redis = store(server.url, "refill")
     fast = demand(10, rate=200.0)
     assert await redis.take([fast])
-    while not await redis.take([fast]):  # noqa: ASYNC110  # after 50 ms
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while not await redis.take([fast]):  # noqa: ASYNC110  # it refills after 50 ms
+            await asyncio.sleep(0.01)
     client = redis._client
     assert 0 < await asyncio.wrap_future(_on_io(client.pttl("{ctd:refill}:key"))) <= 1051
 

@@ -6,13 +6,14 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import httpx
+
+from tests.support.waiting import wait_until
 
 __all__ = ["ROOT", "Servers"]
 
@@ -58,11 +59,17 @@ class Servers:
     def address(self, name: str) -> str:
         """Wait until a server answers, and return its address, without a slash at the end."""
         server = self._servers[name]
-        deadline = time.monotonic() + _STARTUP_S
-        while not _answers(server.address + server.health):
-            assert server.process.poll() is None, self._log(name).read_text()[-2000:]
-            assert time.monotonic() < deadline, f"{name} does not answer\n{self._log(name).read_text()[-2000:]}"
-            time.sleep(0.05)
+
+        def answers_or_has_ended() -> bool:
+            return _answers(server.address + server.health) or server.process.poll() is not None
+
+        wait_until(
+            answers_or_has_ended,
+            within_s=_STARTUP_S,
+            every_s=0.05,
+            explain=lambda: f"{name} does not answer\n{self._log(name).read_text()[-2000:]}",
+        )
+        assert server.process.poll() is None, self._log(name).read_text()[-2000:]
         return server.address
 
     def close(self) -> None:
