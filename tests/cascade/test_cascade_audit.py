@@ -16,7 +16,6 @@ from ctd_guardrail.observability.events import Audited, Event, Routed
 from ctd_guardrail.policy.rule import ThresholdRule
 from ctd_guardrail.text.conversation import Conversation
 from tests.support.cascades import CountedCascade, make_cascade
-from tests.support.cascades import make_cascade
 from tests.support.waiting import eventually
 
 ALWAYS = 1.0 - 2.0**-53

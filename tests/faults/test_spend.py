@@ -10,17 +10,11 @@ from ctd_guardrail.decision import Decision, OnFailure, Reason, Verdict
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.bounded.buckets import MemoryStore
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
+from tests.support.clocks import ManualClock
 from tests.support.delegating import delegating, openai_expert
 from tests.support.faulty_expert import FAULTS, Judge, Judges, answer, running
 
 SAFE = answer(Judges.completion(logprobs=Judges.alternatives(Yes=0.01, No=0.99)))
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -29,7 +23,7 @@ def judge_that_answers() -> Iterator[Judge]:
         yield judge
 
 
-def capped(judge: Judge, clock: Clock, *caps: Cap) -> Any:
+def capped(judge: Judge, clock: ManualClock, *caps: Cap) -> Any:
     bounds = SpendCaps(caps, MemoryStore(clock), max_principals=100, clock=clock)
     expert = BoundedExpert(openai_expert(judge.base_url), caps=bounds, timeout_s=60)
     return delegating(expert, on_failure=OnFailure.PROBE)
@@ -42,7 +36,7 @@ def user(text: str) -> list[dict[str, str]]:
 async def test_a_flood_of_delegated_inputs_is_held_at_the_cap(
     judge_that_answers: Judge, trials: Callable[..., int], record: Callable[..., None]
 ) -> None:
-    total, clock = trials(full=10_000, reduced=1000), Clock()
+    total, clock = trials(full=10_000, reduced=1000), ManualClock()
     cascade = capped(judge_that_answers, clock, Cap("calls", 100, 1000.0, 20, per_principal=False))
     held = 0
     for second in range(total):
@@ -61,7 +55,7 @@ async def test_a_flood_of_delegated_inputs_is_held_at_the_cap(
     record("denial_of_wallet", held, total)
 
 
-async def flood(cascade: Any, clock: Clock, seconds: int) -> list[Decision]:
+async def flood(cascade: Any, clock: ManualClock, seconds: int) -> list[Decision]:
     """Let one tenant ask 180 times a second, and nine ask once; return what became of the nine's requests."""
     honest = []
     for second in range(seconds):
@@ -78,7 +72,7 @@ async def test_one_attacker_takes_nothing_from_nine_tenants(
 ) -> None:
     everybody = Cap("calls", 700, 60.0, 100, per_principal=False)
     each = Cap("calls", 66, 60.0, 10, per_principal=True)
-    seconds, clock = trials(full=334, reduced=10), Clock()
+    seconds, clock = trials(full=334, reduced=10), ManualClock()
     shared = await flood(capped(judge_that_answers, clock, everybody), clock, 20)
     assert sum(decision.reason is Reason.EXPERT_SAFE for decision in shared) < 0.5 * len(shared)  # without names
     clock.now = 0.0

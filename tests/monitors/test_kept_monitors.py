@@ -14,16 +14,10 @@ from ctd_guardrail.errors import DataError
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import Monitors, MonitorSettings
 from ctd_guardrail.monitors.recent_scores import RecentScores
+from tests.support.clocks import ManualClock
 
 SCORES = np.linspace(-1.0, 1.0, 400)
 SETTINGS = MonitorSettings(alpha=0.2, audit_share=0.05, keep_scores=100)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def kept(
@@ -67,7 +61,7 @@ def test_saved_monitors_go_on_exactly_where_they_were(tmp_path: Path) -> None:
 
 
 def test_nothing_is_saved_before_it_is_due_and_all_of_it_then(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = ManualClock()
     monitors = kept(tmp_path, save_every_s=30.0, clock=clock)
     feed(monitors, 5)
     clock.now = 29.9

@@ -9,12 +9,9 @@ itself takes no part.
 
 from __future__ import annotations
 
-import json
 import socket
 import struct
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import AutoModelForSequenceClassification
+
+from tests.support.loopback import JsonHandler, LoopbackServer
 
 __all__ = ["VllmDouble"]
 
@@ -82,33 +81,22 @@ class VllmDouble:
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return self._server.url
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.close()
 
     def start_again(self) -> None:
         """Listen at the same address as before."""
         self._server = self._listen(self._server.server_port)
 
-    def _listen(self, port: int) -> ThreadingHTTPServer:
+    def _listen(self, port: int) -> LoopbackServer:
         double = self
 
         class Handler(_Handler):
             engine = double
 
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 128
-            daemon_threads = True
-            allow_reuse_address = True
-
-            def handle_error(self, request: object, client_address: object) -> None:
-                """Say nothing of clients that leave."""
-
-        server = Server(("127.0.0.1", port), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return server
+        return LoopbackServer(Handler, port)
 
     def pool(self, request: PoolingCompletionRequest) -> list[bytes]:
         """Return the encoded logits of each prompt.
@@ -134,15 +122,14 @@ class VllmDouble:
         return chunks
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(JsonHandler):
     engine: VllmDouble
 
     def setup(self) -> None:
         super().setup()
         self.engine.connections += 1
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802  # likewise
         if not self._is_authorised():
             return
         if self.path != "/v1/models":
@@ -150,8 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.reply(200, {"object": "list", "data": self.engine.models})
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+    def do_POST(self) -> None:  # noqa: N802  # the standard library's name
+        body = self.read_body()
         if not self._is_authorised():
             return
         if self.path != "/pooling":
@@ -183,14 +170,6 @@ class _Handler(BaseHTTPRequestHandler):
         for chunk in [*chunks, b""]:
             self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
 
-    def reply(self, status: int, content: dict[str, Any]) -> None:
-        raw = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
     def refuse(self, status: int, message: str) -> None:
         self.reply(status, {"error": {"message": message, "type": "Error", "param": None, "code": status}})
 
@@ -205,6 +184,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(401, "Unauthorized")
             return False
         return True
-
-    def log_message(self, *args: object) -> None:
-        pass

@@ -13,7 +13,7 @@ import pytest
 from calibrate.compute.cluster import connect
 from calibrate.config.cluster import RayConfig
 from calibrate.rows.data import Dataset, read_dataset
-from tests.support.row_judge import RowJudge
+from tests.support.loopback_judge import RowJudge
 
 ROWS = 60
 

@@ -31,7 +31,7 @@ from ctd_guardrail.errors import ConfigError, DataError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.store import read_policy
-from tests.support.row_judge import RowJudge
+from tests.support.loopback_judge import RowJudge
 
 COUNT = 200
 CONCURRENCY = 4

@@ -5,20 +5,13 @@ import pytest
 
 from ctd_guardrail.errors import BreakerOpenError
 from ctd_guardrail.experts.bounded.breaker import BreakerState, CircuitBreaker, Health
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
+from tests.support.clocks import ManualClock
 
 HEALTH = {ValueError: Health.BAD, KeyError: Health.GOOD, asyncio.CancelledError: Health.UNKNOWN}
 
 
-def breaker(failures: int = 3, trials: int = 1) -> tuple[CircuitBreaker, Clock]:
-    clock = Clock()
+def breaker(failures: int = 3, trials: int = 1) -> tuple[CircuitBreaker, ManualClock]:
+    clock = ManualClock()
     return CircuitBreaker(
         failures=failures, open_s=10.0, trials=trials, health=lambda error: HEALTH[type(error)], clock=clock
     ), clock

@@ -6,13 +6,7 @@ import pytest
 from ctd_guardrail.errors import ExpertCapError
 from ctd_guardrail.experts.bounded.buckets import Demand, MemoryStore
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clocks import ManualClock
 
 
 def calls(amount: int, per_s: float = 60.0, burst: int | None = None, *, each: bool = False) -> Cap:
@@ -23,8 +17,8 @@ def tokens(amount: int, per_s: float = 60.0, *, each: bool = False) -> Cap:
     return Cap("tokens", amount, per_s, amount, each)
 
 
-def spend_caps(*caps: Cap, most: int = 100) -> tuple[SpendCaps, Clock]:
-    clock = Clock()
+def spend_caps(*caps: Cap, most: int = 100) -> tuple[SpendCaps, ManualClock]:
+    clock = ManualClock()
     return SpendCaps(caps, MemoryStore(clock), max_principals=most, clock=clock), clock
 
 
@@ -107,7 +101,7 @@ async def test_names_that_are_made_up_share_one_bucket_beyond_the_bound() -> Non
 
 
 async def test_memory_does_not_grow_with_the_names_that_ever_were() -> None:
-    clock = Clock()
+    clock = ManualClock()
     store = MemoryStore(clock)
     caps = SpendCaps([calls(3, 1.0, each=True)], store, max_principals=10**9, clock=clock)
     for i in range(20_000):
@@ -124,7 +118,7 @@ async def test_a_store_knows_a_bucket_by_no_name_of_a_user() -> None:
 
 
 async def test_a_full_bucket_that_is_given_back_to_stays_full() -> None:
-    store = MemoryStore(Clock())
+    store = MemoryStore(ManualClock())
     demand = Demand("key", rate=1.0, capacity=5.0, amount=-3.0)
     await store.charge([demand])
     assert await store.take([replace(demand, amount=5.0)])

@@ -67,7 +67,7 @@ class Stage:
 
     Args:
         root: Folder for configurations.
-        endpoint: The main LLM over HTTP, ``LoopbackJudge`` of tests/conftest.py.
+        endpoint: The main LLM over HTTP, ``LoopbackJudge`` of tests/support.
         is_guarded: Whether apps have the rail.
 
     Attributes:

@@ -20,7 +20,7 @@ class Rig:
     """A folder for configurations, and the processes that serve them.
 
     Attributes:
-        judge: Expert and main LLM, see ``LoopbackJudge`` in tests/conftest.py.
+        judge: Expert and main LLM, see ``LoopbackJudge`` in tests/support.
         policy: Policy folder.
         folder: Where configurations are written: a root for a server of several.
         servers: Processes.
