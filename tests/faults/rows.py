@@ -181,8 +181,8 @@ ROWS = (
     ),
     Row(
         "timing_channel",
-        "The sender times the answer: was it the expert's?",
-        "not hidden, and measured: see the figure",
+        "The sender times the answer: was it the expert's, and which verdict comes?",
+        "the guard waits for base model and expert, and for nothing else: time tells the route, not the verdict",
         1_000,
     ),
     Row(
