@@ -12,6 +12,7 @@ from ctd_guardrail.config.on_failure import OnFailureByCause, on_failure_for
 from ctd_guardrail.config.section import CtdConfig, parse_section
 from ctd_guardrail.decision import OnFailure, Reason, Verdict
 from ctd_guardrail.errors import (
+    ActivationUnavailableError,
     BreakerOpenError,
     CapStoreError,
     ConfigError,
@@ -39,7 +40,12 @@ EXPERT_CAUSES = {
     Reason.CAP_UNAVAILABLE: CapStoreError("down"),
     Reason.INTERNAL_ERROR: RuntimeError("bug"),
 }
-CAUSES = [*EXPERT_CAUSES, Reason.DEADLINE, Reason.OVERLOADED]
+# The probe has not run.
+MODEL_CAUSES = {
+    Reason.OVERLOADED: OverloadedError("full"),
+    Reason.ENGINE_UNAVAILABLE: ActivationUnavailableError("down"),
+}
+CAUSES = [*EXPERT_CAUSES, *MODEL_CAUSES, Reason.DEADLINE]
 NEVER = [Reason.NON_TEXT, Reason.OVERLONG, Reason.BAD_OVERRIDE, Reason.NOT_READY]
 UNSURE = [{"role": "user", "content": "hello"}]
 
@@ -73,7 +79,7 @@ class Judge:
 
 
 def cascade(cause: Reason, on_failure: OnFailure | OnFailureByCause, p: float = 0.1) -> CountedCascade:
-    engine = Engine(p, OverloadedError("full") if cause is Reason.OVERLOADED else None)
+    engine = Engine(p, MODEL_CAUSES.get(cause))
     return make_cascade(
         scorer=engine,
         probes=lambda ragged: ragged.values,
@@ -99,8 +105,8 @@ async def test_a_cause_has_its_own_policy_and_all_others_the_default(cause: Reas
         {"default": policy} | {each.value: other for each in CAUSES if each != cause}
     )
     verdicts = {OnFailure.BLOCK: "block", OnFailure.ALLOW: "allow", OnFailure.PROBE: "allow"}
-    if cause is Reason.OVERLOADED:
-        verdicts[OnFailure.PROBE] = "block"  # the probe has not run
+    if cause in MODEL_CAUSES:
+        verdicts[OnFailure.PROBE] = "block"
     for stated in (policy, named, rest):
         guard = cascade(cause, stated)
         decision = await guard.check(UNSURE)

@@ -21,7 +21,7 @@ from ctd_guardrail.assembly.prepared import prepare
 from ctd_guardrail.cli.examine import Outcome, examine
 from ctd_guardrail.config.section import parse_section
 from ctd_guardrail.config.source import VllmSourceConfig
-from ctd_guardrail.decision import Reason, Route, Verdict
+from ctd_guardrail.decision import OnFailure, Reason, Route, Verdict
 from ctd_guardrail.errors import (
     ActivationError,
     ActivationUnavailableError,
@@ -365,6 +365,35 @@ async def test_faults_have_their_reason_and_block(
     double.fault = None
     recovered = await check(cascade, "a")
     assert not recovered.reason.is_failure
+
+
+@pytest.mark.parametrize("trouble", ["cannot be reached", "refuses", "fails"])
+async def test_an_engine_that_is_unavailable_has_its_own_failure_policy(
+    trouble: str, double: VllmDouble, exported: Exported, judge: Any
+) -> None:
+    section = source(double, exported()[2], timeout_s=1).model_dump(mode="json")
+    guards: list[tuple[OnFailure, Guard]] = []
+    for policy in OnFailure:
+        other = OnFailure.BLOCK if policy is OnFailure.ALLOW else OnFailure.ALLOW
+        for on_failure in (policy, {"default": other, "engine_unavailable": policy}):
+            cascade = await asyncio.to_thread(
+                make_cascade, double, exported(), judge, source=section, on_failure=on_failure
+            )
+            guards.append((policy, cascade))
+    if trouble == "cannot be reached":
+        double.fault = lambda handler: handler.drop()  # connections from before
+        double.stop()
+    else:
+        double.fault = lambda handler: handler.refuse(503 if trouble == "refuses" else 500, "")
+    # No probe has read the input, so the probe has no verdict to fall back on.
+    verdicts = {OnFailure.BLOCK: Verdict.BLOCK, OnFailure.PROBE: Verdict.BLOCK, OnFailure.ALLOW: Verdict.ALLOW}
+    for policy, cascade in guards:
+        decision = await check(cascade, "a")
+        assert (decision.reason, decision.on_failure) == (Reason.ENGINE_UNAVAILABLE, policy)
+        assert decision.verdict is verdicts[policy]
+    assert judge.calls == 0
+    if trouble == "cannot be reached":
+        double.start_again()
 
 
 async def test_what_may_pass_is_tried_again_within_the_deadline(
