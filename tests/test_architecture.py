@@ -8,12 +8,42 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tools.house import ROOT, TREES, Tree, find_circles
+
 MODULES = [
     path.relative_to(ROOT) for package in ("ctd_guardrail", "calibrate") for path in (ROOT / package).rglob("*.py")
 ]
 # The files behind which a library stands.
 OWN_OF = {"kept_monitors.py": ["filelock"]}
+# The rooms of ctd_guardrail, lowest floor first: a room imports rooms of lower floors only.
+FLOORS = [
+    {"errors", "decision", "_typing"},
+    {"text", "probes"},
+    {"activations", "runtime"},
+    {"policy"},
+    {"monitors", "config"},
+    {"serving", "experts", "observability"},
+    {"cascade"},
+    {"assembly"},
+    {"ctd_guardrail", "budget", "testing"},
+    {"nemo", "sidecar"},
+    {"cli"},
+]
+# Arrows up that are still there. Delete an entry together with its arrow.
+ARROWS_UP = {
+    ("policy", "config"),  # policy/plan.py reads the section
+    ("policy", "monitors"),  # policy/plan.py reads the audit's floor
+    ("policy", "serving"),  # policy/plan.py reads the record of the export
+    ("runtime", "monitors"),  # runtime/files.py writes monitors' state
+    ("serving", "ctd_guardrail"),  # the version, which the root states
+}
+# Circles that are still there, likewise.
+ROOM_CIRCLES = [
+    {"calibrate.config", "calibrate.risk"},
+    {"calibrate.evaluate", "calibrate.train"},
+    {f"ctd_guardrail.{room}" for room in ("config", "monitors", "policy", "runtime", "serving")},
+]
+FILE_CIRCLES = [{"calibrate.expert_scores.ask", "calibrate.expert_scores.ray"}]
 SOURCES = [*MODULES, *(path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py"))]
 
 
@@ -47,6 +77,25 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         own = {"calibrate", "ctd_guardrail", *OWN_OF.get(path.name, ())}
         assert roots <= {*sys.stdlib_module_names, *own, "numpy", "scipy", "pydantic", "pydantic_core", "safetensors"}
         assert not names & {"scipy.stats"}, "slow to import"
+
+
+def test_a_room_imports_lower_floors_only() -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    arrows = {
+        (room.split(".")[-1], target.split(".")[-1])
+        for room, targets in Tree("ctd_guardrail").arrows.items()
+        for target in targets
+    }
+    assert {room for arrow in arrows for room in arrow} <= set(floor), "give the room a floor"
+    assert {(room, target) for room, target in arrows if floor[target] >= floor[room]} == ARROWS_UP
+
+
+def test_no_imports_form_a_circle() -> None:
+    trees = [Tree(name) for name in TREES]
+    rooms = [set(circle) for tree in trees for circle in find_circles(tree.arrows)]
+    files = [set(circle) for tree in trees for circle in find_circles(tree.imports)]
+    assert sorted(map(sorted, rooms)) == sorted(map(sorted, ROOM_CIRCLES))
+    assert sorted(map(sorted, files)) == sorted(map(sorted, FILE_CIRCLES))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
