@@ -18,8 +18,8 @@ OWN_OF = {"kept_monitors.py": ["filelock"]}
 # The rooms of ctd_guardrail, lowest floor first: a room imports rooms of lower floors only.
 FLOORS = [
     {"errors", "decision", "_typing"},
-    {"text", "probes"},
-    {"activations", "runtime"},
+    {"text", "probes", "runtime"},
+    {"activations"},
     {"policy"},
     {"monitors", "config"},
     {"serving", "experts", "observability"},
@@ -30,18 +30,11 @@ FLOORS = [
     {"cli"},
 ]
 # Arrows up that are still there. Delete an entry together with its arrow.
-ARROWS_UP = {
-    ("policy", "config"),  # policy/plan.py reads the section
-    ("policy", "monitors"),  # policy/plan.py reads the audit's floor
-    ("policy", "serving"),  # policy/plan.py reads the record of the export
-    ("runtime", "monitors"),  # runtime/files.py writes monitors' state
-    ("serving", "ctd_guardrail"),  # the version, which the root states
-}
+ARROWS_UP = {("serving", "ctd_guardrail")}  # the version, which the root states
 # Circles that are still there, likewise.
 ROOM_CIRCLES = [
     {"calibrate.config", "calibrate.risk"},
     {"calibrate.evaluate", "calibrate.train"},
-    {f"ctd_guardrail.{room}" for room in ("config", "monitors", "policy", "runtime", "serving")},
 ]
 FILE_CIRCLES = [{"calibrate.expert_scores.ask", "calibrate.expert_scores.ray"}]
 SOURCES = [*MODULES, *(path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py"))]
@@ -96,6 +89,47 @@ def test_no_imports_form_a_circle() -> None:
     files = [set(circle) for tree in trees for circle in find_circles(tree.imports)]
     assert sorted(map(sorted, rooms)) == sorted(map(sorted, ROOM_CIRCLES))
     assert sorted(map(sorted, files)) == sorted(map(sorted, FILE_CIRCLES))
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined_in(path: Path) -> Iterator[str]:
+    """Find the names that other code can reach: those of modules and classes, and the attributes of objects."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Module | ast.ClassDef):
+            for each in node.body:
+                if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    yield each.name
+                elif isinstance(each, ast.Assign | ast.AnnAssign):
+                    targets = each.targets if isinstance(each, ast.Assign) else [each.target]
+                    yield from (target.id for target in targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
+
+
+def touched_in(path: Path) -> Iterator[str]:
+    """Find the attributes of other objects, imported names and names that a monkeypatch replaces."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls"}:
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "delattr", "patch", "object")):
+            texts = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            yield from (text.rsplit(".", 1)[-1] for text in texts if isinstance(text, str))
+
+
+def test_a_private_part_of_the_product_is_touched_from_one_test_file_at_most() -> None:
+    own = {name for path in SOURCES for name in defined_in(path) if private(name)}
+    files: dict[str, set[str]] = {}
+    for path in sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")):
+        for name in {name for name in touched_in(path) if name in own}:
+            files.setdefault(name, set()).add(path.as_posix())
+    assert {name: sorted(paths) for name, paths in files.items() if len(paths) > 1} == {}, (
+        "give the product a public seam, or tests/support/internals.py the one access"
+    )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

@@ -18,6 +18,7 @@ from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ActivationError, ConfigError, DependencyError, OverlongError
 from ctd_guardrail.probes.ragged import Ragged, segment_mean
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.internals import batcher_of, source_of, thread_of
 
 TEXTS = ["a", "how are you", "one two three four five six", "x" * 300, "longer words " * 40, ""]
 FAMILIES = ("bert", "gemma3", "llama", "modernbert", "stablelm")
@@ -176,7 +177,7 @@ def test_a_model_that_nobody_uses_any_more_goes_with_its_thread(tiny_bert: Path)
     spec = ActivationSpec(model=str(tiny_bert), layers=(1,), site="residual", max_tokens=77)
     first, second = load_base_model(spec, device="cpu"), load_base_model(spec, device="cpu")
     assert first is second
-    thread, source = first._batcher._thread, weakref.ref(first._source)
+    thread, source = thread_of(batcher_of(first)), weakref.ref(source_of(first))
     first.run_many([Conversation.from_text("hello")], segment_mean)
     del first
     gc.collect()

@@ -18,6 +18,7 @@ from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.activations.truncated import _device_map, _Names
 from ctd_guardrail.errors import DependencyError
 from ctd_guardrail.probes.ragged import Ragged, segment_mean
+from tests.support.internals import model_of
 
 LENGTHS = (5, 90, 17, 17, 60, 33, 12, 44)
 
@@ -73,8 +74,8 @@ def wider_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_quantised_weights_are_smaller_and_no_token_depends_on_its_neighbours(scheme: str, wider_llama: Path) -> None:
     pytest.importorskip("bitsandbytes")
     quantised, full = source(wider_llama, quantization=scheme), source(wider_llama)
-    weight = quantised._model.module.layers[0].mlp.up_proj.weight
-    whole = full._model.module.layers[0].mlp.up_proj.weight
+    weight = model_of(quantised).module.layers[0].mlp.up_proj.weight
+    whole = model_of(full).module.layers[0].mlp.up_proj.weight
     assert weight.numel() * weight.element_size() * (4 if scheme == "int8" else 8) == whole.numel() * 4
     assert drift(scores(quantised, at_once=False), scores(quantised)) < 1e-5
     # Random weights make more of an error than trained ones do.

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ActivationError
+from tests.support.internals import model_of
 
 DECODERS = ("gemma2", "gemma3", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "stablelm")
 FAMILIES = ("bert", "modernbert", *DECODERS)
@@ -70,7 +71,7 @@ def test_a_batch_gives_each_window_what_the_full_model_has_of_it_alone(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_families_that_are_tested_are_packed(family: str, base_model: Callable[[str], Path]) -> None:
-    assert source(base_model(family))._model.is_packed == (family != "stablelm")
+    assert model_of(source(base_model(family))).is_packed == (family != "stablelm")
 
 
 @pytest.mark.parametrize("family", ["llama", "modernbert", "phi"])
@@ -100,7 +101,7 @@ def test_no_cache_is_filled_and_no_other_layers_are_kept(base_model: Callable[[s
     """A cache, which decoders use unless told otherwise, would mix the sequences of a packed row."""
     truncated = source(base_model("mistral"))
     outputs: list[Any] = []
-    truncated._model.module.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
+    model_of(truncated).module.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
     truncated.activations(windows_of(LENGTHS))
     (output,) = outputs
     assert list(output) == ["last_hidden_state"]
@@ -166,7 +167,7 @@ def test_nothing_above_the_layer_is_read_from_disk_but_its_norm(
     norm = "model.layers.1.input_layernorm.weight" if site == "input_norm" else "model.norm.weight"
     assert "lm_head.weight" in names
     assert read == below | {norm}
-    assert len(truncated._model.module.layers) == 1
+    assert len(model_of(truncated).module.layers) == 1
 
 
 def test_missing_weights_are_an_error_and_not_random_numbers(tiny_llama: Path, tmp_path: Path) -> None:

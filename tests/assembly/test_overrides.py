@@ -14,6 +14,7 @@ from ctd_guardrail.assembly.prepared import load_guard
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.decision import Mode, OnFailure, Reason, Verdict
 from ctd_guardrail.errors import ConfigError, OverrideError, PolicyMismatchError
+from tests.support.internals import cascade_of
 
 ODD = [{"role": "user", "content": "an odd question"}]
 WIDE = {"alpha": 0.9, "delta": 0.9, "mode": "shadow", "on_failure": "allow"}
@@ -32,7 +33,7 @@ async def test_a_request_gets_the_threshold_of_its_own_budget(make_rail_folder: 
     thresholds = [(await cascade._get({"alpha": alpha})).settings.rule.threshold for alpha in (0.05, 0.2, 0.5)]
     assert thresholds == sorted(thresholds, reverse=True)
     assert len(set(thresholds)) == 3
-    assert thresholds[1] == cascade._cascade.settings.rule.threshold
+    assert thresholds[1] == cascade_of(cascade).settings.rule.threshold
 
 
 async def test_a_budget_that_cannot_be_certified_blocks(make_rail_folder: Callable[..., Path], judge: Any) -> None:

@@ -27,6 +27,7 @@ from ctd_guardrail.errors import (
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.text.conversation import Conversation
 from tests.support.cascades import CountedCascade, make_cascade
+from tests.support.internals import put_scorer
 
 SECTION = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
 EXPERT_CAUSES = {
@@ -136,7 +137,7 @@ async def test_the_deadline_is_one_for_all_and_cancels_nobody_elses_request(stag
 
     guard = cascade(Reason.DEADLINE, OnFailure.PROBE)
     if stage == "probe":
-        guard._scorer = Slow()  # type: ignore[assignment]
+        put_scorer(guard, Slow())
     task = asyncio.create_task(guard.check(UNSURE))
     decision = await task
     assert (decision.reason, task.cancelling()) == (Reason.DEADLINE, 0)
@@ -166,7 +167,7 @@ async def test_a_request_that_is_cancelled_at_its_deadline_stays_cancelled() -> 
 
 async def test_an_earlier_cancellation_that_was_survived_does_not_let_an_inner_one_through() -> None:
     guard = cascade(Reason.INTERNAL_ERROR, OnFailure.BLOCK)
-    guard._scorer = Engine(error=asyncio.CancelledError())  # type: ignore[assignment]
+    put_scorer(guard, Engine(error=asyncio.CancelledError()))
 
     async def stubborn() -> Any:
         try:

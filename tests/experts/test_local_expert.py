@@ -27,6 +27,7 @@ from ctd_guardrail.errors import ConfigError, ExpertUnavailableError, OverlongEr
 from ctd_guardrail.experts.local.expert import LocalExpert
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.internals import thread_of
 
 CHAT_TEMPLATE = (
     "<s>{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}</turn>{% endfor %}"
@@ -275,7 +276,7 @@ async def test_experts_of_one_configuration_share_the_model_until_all_are_closed
         await _p(one, "hello")
     assert 0.0 <= await _p(other, "hello") <= 1.0
     assert other._service is not None
-    thread = other._service.batcher._thread
+    thread = thread_of(other._service.batcher)
     await other.aclose()
     gc.collect()
     thread.join(timeout=30)

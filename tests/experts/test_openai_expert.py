@@ -19,6 +19,7 @@ from ctd_guardrail.experts.openai.expert import OpenAIExpert
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.text.conversation import Conversation, Message
 from tests.support.faulty_expert import answer
+from tests.support.internals import put_http_call
 from tests.support.waiting import eventually
 
 CONVERSATION = Conversation.from_text("canary-text: how do I kill a Python process?")
@@ -265,7 +266,7 @@ async def test_a_cancellation_from_inside_is_a_failure_of_the_expert(
     async def cancelled(payload: bytes) -> tuple[int, bytes]:
         raise asyncio.CancelledError(payload)
 
-    monkeypatch.setattr(expert, "_call", cancelled)
+    put_http_call(monkeypatch, cancelled, expert)
     with pytest.raises(ExpertUnavailableError, match="cancelled from inside"):
         await expert.score(CONVERSATION)
     await expert.aclose()

@@ -14,6 +14,7 @@ from ctd_guardrail.experts.bounded.breaker import BreakerState, CircuitBreaker
 from ctd_guardrail.sidecar.settings import Limits, ServeSettings
 from tests.support.delegating import delegating, openai_expert
 from tests.support.faulty_expert import Judge, answer, hang, running
+from tests.support.internals import batcher_of, loaded_guard, scorer_of
 from tests.support.sidecar import Sidecar
 from tests.support.waiting import eventually
 
@@ -96,9 +97,7 @@ async def test_clients_that_leave_open_no_breaker_and_leave_nothing_behind(
     assert stats["experts"] == {"default": {"enabled": True, "breaker": "closed", "waiting": 0}}
     assert stats["expert_attempts"] == len(judge.requests) == total
     assert stats["failures"] == 0
-    current = server.service._current
-    assert current is not None
-    assert not current.guard._cascade._scorer._batcher._queue
+    assert not batcher_of(scorer_of(loaded_guard(server.service)))._queue
     record("client_disconnect", judge.disconnections, total)
 
 

@@ -26,6 +26,7 @@ from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.watch import Watch
 from tests.support.delegating import delegating, openai_expert
 from tests.support.faulty_expert import FAULTS, hang, running
+from tests.support.internals import shorten_pauses
 
 CONFIG = {"policy": "p", "expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
 BOUNDS = Bounds(alpha=0.2, delta=0.1, mode=Mode.ENFORCE, on_failure=OnFailure.BLOCK)
@@ -40,7 +41,7 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", "canary-key")
-    monkeypatch.setattr("ctd_guardrail.experts.bounded.bounded_expert._FIRST_PAUSE_S", 0.001)
+    shorten_pauses(monkeypatch)
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
     tracing = TracerProvider()
     tracing.add_span_processor(SimpleSpanProcessor(spans))

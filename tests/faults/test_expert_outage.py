@@ -18,6 +18,7 @@ from ctd_guardrail.nemo import setup
 from ctd_guardrail.nemo.guards import LoadableGuard, guard_for
 from tests.support.endpoints import SENDERS, refusing, serve
 from tests.support.faulty_expert import FAULTS, Judge, Judges, hang, running
+from tests.support.internals import http_call, put_http_call
 
 UNAVAILABLE = "I'm sorry, but I cannot respond right now: messages cannot be checked. Please try again later."
 INPUT = "an odd question"  # which the policy of these tests delegates
@@ -167,7 +168,7 @@ async def test_a_cancellation_anywhere_inside_opens_no_gate(
     expert = {"type": "openai", "base_url": down.failing_url("hang"), "model": "judge", "timeout_s": 0.05}
     rails, llm = make_rails(parallel=True, expert=expert, deadline_s=0.06, breaker=None)
     where = itertools.cycle(("expert", "base model", "its call", "its time"))
-    run, score, call = BatchedBaseModel.run, OpenAIExpert.score, OpenAIExpert._call
+    run, score, call = BatchedBaseModel.run, OpenAIExpert.score, http_call()
     place: dict[asyncio.Task[Any] | None, str] = {}
 
     async def cancelled_run(self: Any, *arguments: Any) -> Any:
@@ -181,11 +182,11 @@ async def test_a_cancellation_anywhere_inside_opens_no_gate(
         if here == "expert":
             raise asyncio.CancelledError
         if here == "its call":
-            monkeypatch.setattr(OpenAIExpert, "_call", cancelled_call)
+            put_http_call(monkeypatch, cancelled_call)
         return await score(self, conversation)
 
     async def cancelled_call(self: Any, payload: bytes) -> Any:
-        monkeypatch.setattr(OpenAIExpert, "_call", call)
+        put_http_call(monkeypatch, call)
         raise asyncio.CancelledError
 
     monkeypatch.setattr(BatchedBaseModel, "run", cancelled_run)

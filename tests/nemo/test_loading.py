@@ -24,6 +24,7 @@ from tests.nemo.apps import guard_of
 from tests.nemo.hosts import refused_start
 from tests.nemo.words import ANSWER, REFUSED, UNAVAILABLE
 from tests.support.artefacts import edit
+from tests.support.internals import batcher_of, scorer_of, thread_of
 
 
 def user(text: str) -> list[dict[str, Any]]:
@@ -185,7 +186,7 @@ def test_apps_of_one_configuration_share_a_guard_that_goes_with_the_last_of_them
     assert guard_of(other) is not guard()
     assert engine_of(other) is engine_of(first)
     engine = weakref.ref(engine_of(first))
-    thread = engine_of(first)._batcher._thread
+    thread = thread_of(batcher_of(engine_of(first)))
     del first
     gc.collect()
     assert guard() is not None
@@ -237,4 +238,4 @@ def say(app: LLMRails, text: str) -> str:
 def engine_of(app: LLMRails) -> Any:
     guard = guard_of(app)
     assert isinstance(guard, Guard)
-    return guard._cascade._scorer
+    return scorer_of(guard)

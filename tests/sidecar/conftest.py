@@ -12,6 +12,7 @@ import pytest
 from ctd_guardrail.sidecar.service import Status
 from ctd_guardrail.sidecar.settings import ServeSettings
 from tests.support.counting import CountingGuard
+from tests.support.internals import put_guard
 from tests.support.sidecar import Sidecar
 
 
@@ -34,8 +35,7 @@ def gated(make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> 
         sidecar = make_sidecar(Path("nowhere"), loads=False, **settings)
         guard = CountingGuard()
         monkeypatch.setattr(sidecar.service, "check", guard.check)
-        loaded = SimpleNamespace(guard=SimpleNamespace(principal=principal, watch=None))
-        monkeypatch.setattr(sidecar.service, "_current", loaded)
+        put_guard(sidecar.service, SimpleNamespace(principal=principal, watch=None))
         monkeypatch.setattr(sidecar.service, "aclose", _nothing)
         sidecar.service.status = Status.READY
         return sidecar, guard

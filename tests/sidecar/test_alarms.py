@@ -11,6 +11,7 @@ from ctd_guardrail.config.observability import MonitorConfig
 from ctd_guardrail.sidecar.api import create_api
 from ctd_guardrail.sidecar.service import Service, Status
 from ctd_guardrail.sidecar.settings import ServeSettings
+from tests.support.internals import put_guard
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ async def test_an_alarm_is_named_and_keeps_traffic_away_only_where_that_was_aske
     service: Any = Service(Path("nowhere"))
     config = SimpleNamespace(monitor=MonitorConfig(on_alarm=on_alarm))
     watch = SimpleNamespace(alarms={"rate": raised_at, "score_drift": None})
-    service._current = SimpleNamespace(guard=SimpleNamespace(watch=watch, config=config))
+    put_guard(service, SimpleNamespace(watch=watch, config=config))
     service.status = Status.READY
     transport = httpx.ASGITransport(create_api(service, ServeSettings()))
     async with httpx.AsyncClient(transport=transport, base_url="http://sidecar") as client:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from ctd_guardrail.runtime.runtime import Runtime
+from tests.support.internals import loaded_guard
 
 VERDICTS = [
     ("a plain question", "allow", "probe", "probe_safe"),
@@ -191,7 +192,7 @@ def test_stats_count_decisions_and_show_no_threshold(
         httpx.post(f"{sidecar.url}/v1/check", json={"text": text})
     for _ in range(3):
         httpx.post(f"{sidecar.url}/v1/check", json={"txt": "a plain question"})
-    sidecar.service._current.guard.count_unscreened_call("sidecar")
+    loaded_guard(sidecar.service).count_unscreened_call("sidecar")
     after = httpx.get(f"{sidecar.url}/v1/stats").json()
     assert (before["unscreened_calls"], after["unscreened_calls"]) == (0, 1)
     assert after["refused"] == {"422": 3}

@@ -190,5 +190,5 @@ def test_health_names_the_alarms_that_keep_traffic_away(gated: Callable[..., Any
     sidecar, _ = gated()
     watch = SimpleNamespace(alarms={"rate": 7, "score_drift": None})
     config = SimpleNamespace(monitor=MonitorConfig(on_alarm="not_ready"))
-    sidecar.service._current = SimpleNamespace(guard=SimpleNamespace(watch=watch, config=config))
+    put_guard(sidecar.service, SimpleNamespace(watch=watch, config=config))
     assert httpx.get(f"{sidecar.url}/health").json() == {"status": "UNHEALTHY", "reason": "alarms: rate"}

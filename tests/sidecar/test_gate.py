@@ -221,8 +221,8 @@ def test_running_requests_end_before_the_server_does_or_at_the_deadline(
         asked = pool.submit(httpx.post, f"{sidecar.url}/v1/check", json=BODY, timeout=30)
         wait_until(lambda: guard.started == 1)
         sidecar._server.handle_exit(signal.SIGTERM, None)
-        sidecar._thread.join(20)
-        assert not sidecar._thread.is_alive()
+        sidecar.thread.join(20)
+        assert not sidecar.thread.is_alive()
         if answered:
             assert asked.result().json()["verdict"] == "allow"
         else:
@@ -234,7 +234,7 @@ def test_a_second_signal_leaves_out_the_delay(gated: Callable[..., Any]) -> None
     sidecar, _ = gated(drain_delay_s=3600.0)
     assert httpx.get(f"{sidecar.url}/health/live").status_code == 200
     for _ in range(2):
-        assert sidecar._thread.is_alive()
+        assert sidecar.thread.is_alive()
         sidecar._server.handle_exit(signal.SIGTERM, None)
-    sidecar._thread.join(20)
-    assert not sidecar._thread.is_alive()
+    sidecar.thread.join(20)
+    assert not sidecar.thread.is_alive()

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ctd_guardrail.assembly.prepared import Prepared
 from ctd_guardrail.cli.app import app
 from ctd_guardrail.sidecar import service as sidecar_service
+from tests.support.internals import loaded_guard, scorer_of
 from tests.support.sidecar import sidecar_process
 from tests.support.waiting import eventually
 
@@ -120,20 +121,18 @@ async def test_a_reload_that_fails_its_self_test_is_refused(make_rail_folder: Ca
     folder = make_rail_folder()
     service = sidecar_service.Service(folder)
     await service.start()
-    before = service._current
+    before = loaded_guard(service)
     content = yaml.safe_load((folder / "config.yml").read_text())
     content["custom_data"]["ctd"]["self_test"] = {"safe": ["a plain threat"]}
     (folder / "config.yml").write_text(yaml.safe_dump(content))
     assert not await service.reload()
-    assert service._current is before
+    assert loaded_guard(service) is before
     assert service.is_ready
     content["custom_data"]["ctd"]["self_test"] = {"unsafe": ["a plain threat"]}
     (folder / "config.yml").write_text(yaml.safe_dump(content))
     assert await service.reload()
-    assert service._current is not before
-    assert service._current is not None
-    assert before is not None
-    assert service._current.guard._cascade._scorer is before.guard._cascade._scorer  # one base model
+    assert loaded_guard(service) is not before
+    assert scorer_of(loaded_guard(service)) is scorer_of(before)  # one base model
     await service.aclose()
 
 
@@ -144,8 +143,7 @@ async def test_another_base_model_is_loaded_when_the_old_one_has_gone(
         shutil.copytree(tiny_bert, tmp_path / name)
     service = sidecar_service.Service(make_rail_folder(base_model=str(tmp_path / "old")))
     await service.start()
-    assert service._current is not None
-    old = weakref.ref(service._current.guard._cascade._scorer)
+    old = weakref.ref(scorer_of(loaded_guard(service)))
     load = Prepared.load
     seen: list[tuple[bool, bool]] = []
 

@@ -35,8 +35,8 @@ class Sidecar:
         self.connections = self._config.connections
         self._listener = sidecar_server._listen(self._settings)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self.thread.start()
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -58,8 +58,8 @@ class Sidecar:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
 
 
 def _readiness(url: str) -> int | None:

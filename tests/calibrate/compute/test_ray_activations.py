@@ -15,18 +15,19 @@ from calibrate.compute import ray as activations
 from calibrate.compute.cluster import connect
 from calibrate.compute.ray import RayWorkers
 from calibrate.config.cluster import RayConfig
-from calibrate.features import chunks, collect_tokens, pool_activations, tokens
+from calibrate.features import chunks, collect_tokens, pool_activations
 from calibrate.features.chunks import read_chunk
 from calibrate.rows.data import Dataset, read_dataset
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import ActivationError, ConfigError, DataError
+from tests.support.internals import shorten_shards, source_of
 
 
 @pytest.fixture
 def engine(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchedBaseModel]:
-    monkeypatch.setattr(tokens, "_SHARD_CHARACTERS", 500)
+    shorten_shards(monkeypatch)
     spec = ActivationSpec(model=str(tiny_bert), layers=(1, 2), site="residual", max_tokens=400)
     engine = BatchedBaseModel(HuggingFaceSource(spec, device="cpu"))
     yield engine
@@ -116,7 +117,7 @@ def test_an_actor_with_another_base_model_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     change: dict[str, str],
 ) -> None:
-    monkeypatch.setattr(engine._source, "_fingerprint", engine.fingerprint.model_copy(update=change))
+    monkeypatch.setattr(source_of(engine), "_fingerprint", engine.fingerprint.model_copy(update=change))
     workers = RayWorkers(without_processes, engine, device="cpu")
     with pytest.raises(ActivationError, match="an actor has loaded another"), Progress(disable=True) as progress:
         pool_activations(dataset, np.arange(4), engine, cache=tmp_path, progress=progress, workers=workers)
@@ -126,7 +127,7 @@ def test_an_actor_without_its_base_model_says_so(
     dataset: Dataset, engine: BatchedBaseModel, without_processes: RayConfig, tmp_path: Path
 ) -> None:
     nowhere = engine.spec.model_copy(update={"model": str(tmp_path / "nowhere")})
-    engine._source._spec = nowhere  # type: ignore[attr-defined]
+    source_of(engine)._spec = nowhere
     workers = RayWorkers(without_processes, engine, device="cpu")
     with pytest.raises(ActivationError, match="cannot be opened"), Progress(disable=True) as progress:
         pool_activations(dataset, np.arange(4), engine, cache=tmp_path, progress=progress, workers=workers)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from calibrate.features import collect_tokens, pool_activations, tokens
+from calibrate.features import collect_tokens, pool_activations
 from calibrate.rows.data import Dataset, read_dataset
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.probes.ragged import Ragged, segment_mean
+from tests.support.internals import shorten_shards
 
 ROWS = 60
 
@@ -32,7 +33,7 @@ def dataset(make_rows: Callable[..., list[dict[str, Any]]], write_rows: Callable
 
 @pytest.fixture
 def engine(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchedBaseModel]:
-    monkeypatch.setattr(tokens, "_SHARD_CHARACTERS", 500)
+    shorten_shards(monkeypatch)
     spec = ActivationSpec(model=str(tiny_bert), layers=(1, 2), site="residual", dtype="bfloat16", max_tokens=400)
     engine = BatchedBaseModel(HuggingFaceSource(spec, device="cpu"))
     yield engine

@@ -25,6 +25,7 @@ from ctd_guardrail.experts.bounded.bulkhead import Bulkhead
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.text.conversation import Conversation
+from tests.support.internals import shorten_pauses
 
 INPUT = Conversation.from_text("a plain question")
 ESTIMATE = 300 + len("a plain question") // 4
@@ -68,7 +69,7 @@ def caps(*limits: Cap, store: Any = None) -> SpendCaps:
 
 @pytest.fixture(autouse=True)
 def _pauses_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctd_guardrail.experts.bounded.bounded_expert._FIRST_PAUSE_S", 0.001)
+    shorten_pauses(monkeypatch)
 
 
 async def test_an_expert_without_bounds_is_asked_and_counted() -> None:
