@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ctd_guardrail.config.observability import MonitorConfig
 from ctd_guardrail.sidecar.service import Status
+from tests.support.internals import put_guard
 
 Index = Annotated[int, Field(ge=0, strict=True)]
 
