@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from benchmarks.paper.cube import Cube
 from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS
 from benchmarks.paper.trial import SPLITS, Outcome
-from calibrate.compute.cache import write_atomically
 from calibrate.evaluate import ALPHAS
+from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["Index", "Result", "read_results", "write_results"]
 
@@ -148,7 +148,7 @@ class Index:
 def write_results(file: Path, results: Sequence[Result]) -> None:
     """Write results to a gzip file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, gzip.compress(json.dumps([result.to_dict() for result in results]).encode()))
+    write_whole(file, gzip.compress(json.dumps([result.to_dict() for result in results]).encode()))
 
 
 def read_results(file: Path) -> list[Result]:

@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from calibrate.compute.cache import write_atomically
 from calibrate.compute.progress import progress_bars
 from calibrate.config.file import load_config
 from calibrate.rows.data import read_dataset
 from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.errors import ActivationError, InputError
+from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["prompts"]
 
@@ -51,5 +51,5 @@ def prompts(
                         raise dataset.error(row, error.problem, hint=error.hint) from error
         model = settings.base.model
         lines = (json.dumps({"model": model, "prompt": list(window), "max_tokens": 1}) for window in windows)
-        write_atomically(to, ("\n".join(lines) + "\n").encode("ascii"))
+        write_whole(to, ("\n".join(lines) + "\n").encode("ascii"))
     console.print(f"{to}: {len(windows)} requests", soft_wrap=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ctd_guardrail.errors import ConfigError
 
-__all__ = ["open_cache", "write_atomically"]
+__all__ = ["open_cache"]
 
 
 def open_cache(folder: Path) -> Path:
@@ -25,14 +24,3 @@ def open_cache(folder: Path) -> Path:
             f"{folder} cannot be written to ({error.strerror})", key="cache", hint="Name another folder"
         ) from error
     return folder
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a run after a crash, sees all of it or nothing."""
-    # The process in the name: two runs may compute the same file at the same time.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from calibrate.compute.cache import write_atomically
 from calibrate.compute.workers import RefusedError, Tensors, Work, Workers
 from calibrate.rows.data import Dataset
 from ctd_guardrail.activations.base_model import BatchedBaseModel
+from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["CHUNK", "cache_folder", "chunks", "compute", "distinct", "read_chunk", "write_chunk"]
 
@@ -103,7 +103,7 @@ def write_chunk(folder: Path, digests: Sequence[bytes], tensors: Mapping[str, to
     joined = b"".join(digests)
     table = torch.frombuffer(bytearray(joined), dtype=torch.uint8).reshape(len(digests), -1)
     file = folder / f"{hashlib.sha256(joined).hexdigest()}.safetensors"
-    write_atomically(file, save({_DIGESTS: table, **tensors}))
+    write_whole(file, save({_DIGESTS: table, **tensors}))
     return file
 
 

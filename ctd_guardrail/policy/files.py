@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
+from ctd_guardrail.runtime.files import write_whole
 from ctd_guardrail.runtime.lock import writing
 
 __all__ = ["MANIFEST_FILE", "TENSORS_FILE", "finish_write", "read_json", "read_tensors", "write_files"]
@@ -78,8 +79,8 @@ def write_files(folder: Path, *, manifest: bytes, tensors: bytes) -> None:
         finish_write(folder)
         # The manifest makes the new policy the one that is read: it names its tensors by their hash, wherever they
         # lie. A process that is killed before that line leaves the old policy, one that is killed after it the new one.
-        _replace(folder / _NEXT_TENSORS_FILE, tensors)
-        _replace(folder / MANIFEST_FILE, manifest)
+        write_whole(folder / _NEXT_TENSORS_FILE, tensors)
+        write_whole(folder / MANIFEST_FILE, manifest)
         finish_write(folder)
 
 
@@ -112,15 +113,6 @@ def _read_hashed(path: Path, sha256: str) -> bytes | None:
             raise PolicyFormatError(f"{path} is not a safetensors file with a header of at most 1 MiB")
         file.seek(0)
         return _read_whole(file, path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _open(path: Path, largest: int) -> FileIO:
