@@ -15,12 +15,12 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from calibrate.compute.workers import RefusedError, Tensors, Work, Workers
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.runtime.files import write_whole
 
@@ -41,7 +41,7 @@ def cache_folder(cache: Path, kind: str, engine: BatchedBaseModel) -> Path:
     return folder
 
 
-def distinct(dataset: Dataset, rows: NDArray[np.int64]) -> dict[bytes, list[int]]:
+def distinct(dataset: Dataset, rows: IntArray) -> dict[bytes, list[int]]:
     """Return, for each conversation among the rows, its digest and its places in ``rows``."""
     places: dict[bytes, list[int]] = {}
     for place, row in enumerate(rows.tolist()):

@@ -18,11 +18,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
@@ -168,7 +168,7 @@ class HiddenStatesSource:
 
 def check_rows(
     dataset: Dataset,
-    rows: NDArray[np.int64],
+    rows: IntArray,
     tokenize: Callable[[Conversation], Windows],
     files: HiddenStateFiles,
     *,

@@ -8,21 +8,19 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.compute.workers import InProcess, Tensors, Workers
 from calibrate.features.chunks import cache_folder, compute, distinct, read_chunk, write_chunk
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import Float32Array, IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.ragged import Ragged, segment_mean
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["pool_activations", "pool_chunk"]
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 
 _POOLED: Final = "pooled"
 _WINDOWS: Final = "windows"
@@ -54,10 +52,10 @@ def pool_activations(
             named.
     """
     places = distinct(dataset, rows)
-    found: list[FloatArray | None] = [None] * rows.size
+    found: list[Float32Array | None] = [None] * rows.size
     bar = progress.add_task("Activations", total=len(places))
 
-    def fill(digests: Sequence[bytes], means: Sequence[FloatArray]) -> None:
+    def fill(digests: Sequence[bytes], means: Sequence[Float32Array]) -> None:
         known = [(mean, places.pop(digest)) for digest, mean in zip(digests, means, strict=True) if digest in places]
         for mean, wanted in known:
             for place in wanted:
@@ -88,13 +86,13 @@ def _mean_and_length(tokens: Ragged) -> torch.Tensor:
     return torch.cat([mean, mean.new_tensor(tokens.lengths)[:, None]], dim=1)
 
 
-def _join(means: Sequence[FloatArray], width: int) -> PooledRows:
+def _join(means: Sequence[Float32Array], width: int) -> PooledRows:
     joined = np.concatenate([np.empty((0, width + 1), dtype=np.float32), *means])
     windows = np.array([len(mean) for mean in means], dtype=np.int64)
     return PooledRows(joined[:, :-1], joined[:, -1].astype(np.int64), windows)
 
 
-def _read(file: Path, width: int) -> tuple[list[bytes], list[FloatArray]]:
+def _read(file: Path, width: int) -> tuple[list[bytes], list[Float32Array]]:
     """Return the conversations of a chunk and the means of their windows; none where the disk has damaged it."""
     digests, tensors = read_chunk(file)
     means, windows = tensors.get(_POOLED), tensors.get(_WINDOWS)

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import Float32Array, FloatArray, IntArray
 from ctd_guardrail.probes.windows import over_windows
 
 __all__ = ["PooledRows"]
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +23,7 @@ class PooledRows:
         windows: Windows of each row, at least one, shape [rows].
     """
 
-    values: NDArray[np.float32]
+    values: Float32Array
     lengths: IntArray
     windows: IntArray
 

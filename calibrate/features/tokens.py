@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.compute.workers import InProcess, Tensors, Workers
 from calibrate.features.chunks import cache_folder, compute, distinct, read_chunk, write_chunk
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.text.conversation import Conversation
@@ -35,7 +34,7 @@ _WINDOWS: Final = "windows"
 
 def collect_tokens(
     dataset: Dataset,
-    rows: NDArray[np.int64],
+    rows: IntArray,
     engine: BatchedBaseModel,
     *,
     cache: Path,

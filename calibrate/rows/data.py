@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.errors import DataError, InputError
 from ctd_guardrail.policy.manifest import DataRecord
 from ctd_guardrail.text.conversation import Context, Conversation
 
 __all__ = ["Dataset", "read_dataset"]
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

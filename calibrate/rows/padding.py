@@ -11,14 +11,13 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.text.conversation import Conversation, Message
 
 __all__ = ["pad_rows"]
 
-IntArray = NDArray[np.int64]
 
 # Safe texts before the row's own, and as many behind it.
 _CONTEXT: Final = 3

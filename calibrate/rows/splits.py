@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.config.file import SplitConfig
 from calibrate.risk.splits import one_per_cluster, require_disjoint
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import BoolArray, DigestArray, IntArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["PARTS", "Split", "begin_with", "find_clusters", "row_digests", "split_rows"]
 
-IntArray = NDArray[np.int64]
-DigestArray = NDArray[np.uint64]
 
 PARTS: Final = ("train", "calibration", "test")
 
@@ -130,7 +128,7 @@ def row_digests(conversations: Iterable[Conversation]) -> DigestArray:
     return np.unique(np.array([_short(list(_prefixes(row))[-1]) for row in conversations], dtype=np.uint64))
 
 
-def begin_with(conversations: Sequence[Conversation], digests: DigestArray) -> NDArray[np.bool_]:
+def begin_with(conversations: Sequence[Conversation], digests: DigestArray) -> BoolArray:
     """Return which conversations are, or begin with, one of those that digests were taken of, shape [n]."""
     known = set(digests.tolist())
     return np.array(

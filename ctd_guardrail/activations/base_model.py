@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, pick_device
 from ctd_guardrail.activations.scorer import Scored
@@ -103,7 +102,7 @@ class BatchedBaseModel:
             forward_ms=1e3 * sum(ended - started for started, ended in batches),
         )
 
-    def run_many(self, conversations: Sequence[Conversation], head: Head) -> list[NDArray[np.float32]]:
+    def run_many(self, conversations: Sequence[Conversation], head: Head) -> list[Float32Array]:
         """Return the head's rows for many conversations, each of shape [windows, K], blocking.
 
         They go through the same tokeniser, batcher and forward pass as :meth:`run`, shortest first.
@@ -170,9 +169,9 @@ def _run_batch(source: ActivationSource, items: Sequence[_Item]) -> list[torch.T
     return [results[i] for i in range(len(items))]
 
 
-def _to_numpy(parts: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+def _to_numpy(parts: Sequence[torch.Tensor]) -> Float32Array:
     rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-    array: NDArray[np.float32] = (rows if rows.dtype is torch.float32 else rows.float()).numpy()
+    array: Float32Array = (rows if rows.dtype is torch.float32 else rows.float()).numpy()
     return array
 
 

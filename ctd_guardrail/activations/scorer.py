@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.text.conversation import Conversation
 
@@ -29,7 +27,7 @@ class Scored:
             share it.
     """
 
-    rows: NDArray[np.float32]
+    rows: Float32Array
     queue_ms: float
     forward_ms: float
 

@@ -22,8 +22,8 @@ from enum import StrEnum
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.policy.budget import Certificate
 
@@ -33,8 +33,6 @@ __all__ = ["Choice", "Costs", "Criterion", "auroc_error", "best_threshold"]
 _AUROC_CANDIDATES: Final = 200
 # So many a gain has to exceed.
 _STANDARD_ERRORS: Final = 2.0
-
-FloatArray = NDArray[np.float64]
 
 
 class Criterion(StrEnum):

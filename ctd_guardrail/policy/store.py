@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ctd_guardrail._typing import DigestArray, Float32Array, FloatArray
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
 from ctd_guardrail.policy.files import (
     MANIFEST_FILE,
@@ -42,8 +43,6 @@ _PROBE: Final = "probe."
 _CALIBRATION: Final = "calibration."
 _TRAFFIC: Final = "traffic.d"
 _USED_ROWS: Final = "used_rows"
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +99,10 @@ class Policy:
     """
 
     manifest: Manifest
-    probe: Mapping[str, NDArray[np.float32]]
+    probe: Mapping[str, Float32Array]
     calibration: CalibrationScores
     traffic: FloatArray | None = None
-    used_rows: NDArray[np.uint64] | None = None
+    used_rows: DigestArray | None = None
 
     @property
     def scores(self) -> FloatArray:
@@ -114,11 +113,11 @@ class Policy:
 def write_policy(
     folder: Path,
     manifest: Mapping[str, Any],
-    policy_probe: Mapping[str, NDArray[np.float32]],
+    policy_probe: Mapping[str, Float32Array],
     calibration: CalibrationScores,
     *,
     traffic: FloatArray | None = None,
-    used_rows: NDArray[np.uint64] | None = None,
+    used_rows: DigestArray | None = None,
 ) -> Policy:
     """Write a policy folder so that a reader sees the old policy or the new one, never a mixture.
 

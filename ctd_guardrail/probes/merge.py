@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import expit, logit
+
+from ctd_guardrail._typing import FloatArray
 
 __all__ = ["Merge", "log_odds"]
 
@@ -42,7 +44,7 @@ class Merge(BaseModel):
     expert: _Number = 0.5
     expert_scale: tuple[_Number, _Number] | None = None
 
-    def __call__(self, p: ArrayLike, e: ArrayLike) -> NDArray[np.float64]:
+    def __call__(self, p: ArrayLike, e: ArrayLike) -> FloatArray:
         """Return P(unsafe) of delegated inputs.
 
         Args:
@@ -62,13 +64,11 @@ class Merge(BaseModel):
             case "average":
                 return (1.0 - self.weight) * p + self.weight * e
             case "stacking":
-                merged: NDArray[np.float64] = expit(
-                    self.intercept + self.probe * log_odds(p) + self.expert * log_odds(e)
-                )
+                merged: FloatArray = expit(self.intercept + self.probe * log_odds(p) + self.expert * log_odds(e))
                 return merged
 
 
-def log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_odds(probability: FloatArray) -> FloatArray:
     """Return the logit, finite for probabilities of 0 and 1 too."""
-    odds: NDArray[np.float64] = logit(np.clip(probability, _SURE, 1.0 - _SURE))
+    odds: FloatArray = logit(np.clip(probability, _SURE, 1.0 - _SURE))
     return odds

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import Float32Array, IntArray
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.probes import reductions
 from ctd_guardrail.probes.delegation import delegation_value
@@ -29,7 +29,7 @@ class Probes:
         PolicyFormatError: A tensor is missing, surplus, of another shape or type, or not finite.
     """
 
-    def __init__(self, spec: ProbeSpec, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    def __init__(self, spec: ProbeSpec, tensors: Mapping[str, Float32Array]) -> None:
         self.spec = spec
         self.width = next(
             (array.shape[-1] for name, array in tensors.items() if array.ndim and name.startswith("0.")), 0
@@ -40,12 +40,12 @@ class Probes:
         self._heads = [torch.tensor([spec.outputs.index(name) for name in part.outputs]) for part in spec.components]
 
     @property
-    def projection(self) -> NDArray[np.float32]:
+    def projection(self) -> Float32Array:
         """The one matrix that both probes read activations with, shape [columns, width]."""
-        projection: NDArray[np.float32] = self._projection.cpu().numpy()
+        projection: Float32Array = self._projection.cpu().numpy()
         return projection
 
-    def tensors(self) -> dict[str, NDArray[np.float32]]:
+    def tensors(self) -> dict[str, Float32Array]:
         """Return the parameters under their names, as the constructor takes them."""
         return {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}
 
@@ -64,9 +64,7 @@ class Probes:
         self._follow(columns.device)
         return self._from_columns(columns, lengths)
 
-    def from_pooled(
-        self, pooled: torch.Tensor, lengths: Sequence[int] | NDArray[np.int64] | None = None
-    ) -> torch.Tensor:
+    def from_pooled(self, pooled: torch.Tensor, lengths: Sequence[int] | IntArray | None = None) -> torch.Tensor:
         """Return (p, d) of each window from mean-pooled activations.
 
         Args:
@@ -115,7 +113,7 @@ def scores(
     spec: ProbeSpec,
     tensors: Mapping[str, torch.Tensor],
     values: torch.Tensor,
-    lengths: Sequence[int] | NDArray[np.int64],
+    lengths: Sequence[int] | IntArray,
 ) -> torch.Tensor:
     """Return (p, d) of each window, shape [windows, 2], from its heads.
 
@@ -143,7 +141,7 @@ def scores(
 
 
 def extra_features(
-    names: Sequence[Feature], logit: torch.Tensor, p: torch.Tensor, lengths: Sequence[int] | NDArray[np.int64]
+    names: Sequence[Feature], logit: torch.Tensor, p: torch.Tensor, lengths: Sequence[int] | IntArray
 ) -> torch.Tensor:
     """Return what the heads after p read beside activations, shape [windows, features].
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.errors import ActivationError
 
 __all__ = ["EmbedDtype", "answer_size", "read_answer", "request_body"]
@@ -50,7 +50,7 @@ def answer_size(tokens: int, columns: int, embed_dtype: EmbedDtype) -> int:
     return tokens * columns * _WIRE[embed_dtype].itemsize
 
 
-def read_answer(body: bytes, tokens: int, columns: int, embed_dtype: EmbedDtype) -> NDArray[np.float32]:
+def read_answer(body: bytes, tokens: int, columns: int, embed_dtype: EmbedDtype) -> Float32Array:
     """Return the columns of all tokens, shape [tokens, columns].
 
     Raises:
@@ -65,7 +65,7 @@ def read_answer(body: bytes, tokens: int, columns: int, embed_dtype: EmbedDtype)
             hint="It must serve what `ctd-guardrail export` wrote, with --pooler-config.task token_classify",
         )
     wire = np.frombuffer(body, dtype=_WIRE[embed_dtype])
-    values: NDArray[np.float32] = wire.astype(np.float32).reshape(tokens, columns)
+    values: Float32Array = wire.astype(np.float32).reshape(tokens, columns)
     if not np.isfinite(values).all():
         # Every comparison with NaN is false: it would pass for safe.
         raise ActivationError("the engine gave numbers that are not finite", hint="Use a wider dtype or embed_dtype")

@@ -15,9 +15,9 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.activations.huggingface import quiet_transformers
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.source import Windows
@@ -158,7 +158,7 @@ class VllmReader:
         """
         self._io.submit(self._be_sure()).result()
 
-    async def _read(self, windows: Windows) -> tuple[NDArray[np.float32], float]:
+    async def _read(self, windows: Windows) -> tuple[Float32Array, float]:
         """Return the columns of all tokens, and when the request got its slot. Runs on the I/O thread."""
         deadline = self._deadline()
         try:
@@ -174,7 +174,7 @@ class VllmReader:
                 self._verified_until = None
             raise
 
-    async def _columns(self, windows: Windows, deadline: float) -> tuple[NDArray[np.float32], float]:
+    async def _columns(self, windows: Windows, deadline: float) -> tuple[Float32Array, float]:
         tokens, columns, dtype = sum(map(len, windows)), self._record.columns, self._config.embed_dtype
         body, started = await self._client.call(
             "/pooling",
@@ -226,6 +226,6 @@ def _is_busy(error: BaseException) -> bool:
 
 
 @torch.inference_mode()
-def _reduce(head: Probes, columns: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = head.from_columns(torch.from_numpy(columns), tuple(map(len, windows))).numpy()
+def _reduce(head: Probes, columns: Float32Array, windows: Windows) -> Float32Array:
+    rows: Float32Array = head.from_columns(torch.from_numpy(columns), tuple(map(len, windows))).numpy()
     return rows
