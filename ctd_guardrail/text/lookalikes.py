@@ -1,10 +1,12 @@
-"""Letters that look like Latin ones, from Unicode's confusables (UTS 39) and what disguises use beside them."""
+"""Turn letters that look like Latin ones into Latin ones, where a text is Latin otherwise."""
 
 from __future__ import annotations
 
 import re
 import string
 from typing import Final
+
+from ctd_guardrail.text.confusables import LOOKALIKES
 
 __all__ = ["STYLED", "STYLED_LETTERS", "fold_lookalikes"]
 
@@ -18,26 +20,8 @@ STYLED_LETTERS: Final = {
 STYLED: Final = re.compile("[ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢɡɑ\U0001f150-\U0001f169\U0001f170-\U0001f189]")
 """Matches one of them."""
 
-_LOOKALIKES: Final = dict(
-    zip(
-        # Cyrillic, twice; Greek; Armenian; Cherokee; Lisu; Coptic.
-        "асԁеһіјӏкморԛѕтѵԝхуүАВСЕԌНІЈКМОРЅТѴԜХУҮ"
-        "αικνορτυϳΑΒΕΖΗΙΚΜΝΟΡΤΥΧϜͿ"
-        "ցհոռօզսաՕՏՍ"
-        "ᎪᏴᏟᎠᎬᏀᎻᎫᏦᏞᎷᏢᎡᏕᎢᏙᎳᎩᏃ"
-        "ꓮꓐꓚꓓꓰꓝꓖꓧꓲꓙꓗꓡꓟꓠꓳꓑꓣꓢꓔꓴꓦꓪꓫꓬꓜ"
-        "ⲟⲣⲥⲎⲔⲘⲚⲞⲢⲤⲦⲬⲨ",
-        "acdehijlkmopqstvwxyyABCEGHIJKMOPSTVWXYY"
-        "aiknoptujABEZHIKMNOPTYXFJ"
-        "ghnnoqswOSU"
-        "ABCDEGHJKLMPRSTVWYZ"
-        "ABCDEFGHIJKLMNOPRSTUVWXYZ"
-        "opcHKMNOPCTXY",
-        strict=True,
-    )
-)
-_TABLE: Final = str.maketrans(_LOOKALIKES)
-_LOOKALIKE: Final = re.compile(f"[{''.join(_LOOKALIKES)}]")
+_TABLE: Final = str.maketrans(LOOKALIKES)
+_LOOKALIKE: Final = re.compile(f"[{''.join(LOOKALIKES)}]")
 _WORD: Final = re.compile("[\\w\u0300-\u036f]+")
 _ACCENT: Final = re.compile("[\u0300-\u036f]")
 # Letters of Cyrillic, Armenian, Cherokee, Lisu and Coptic. Greek ones stand alone in Latin text as symbols.
@@ -56,12 +40,12 @@ def fold_lookalikes(text: str) -> str:
         return text
     folded = _WORD.sub(_fold_word, text)
     others = _OTHER.findall(folded)
-    if not others or not all(letter in _LOOKALIKES for letter in others):
+    if not others or not all(letter in LOOKALIKES for letter in others):
         return folded
     if len(_LATIN.findall(folded)) < len(others):
         return folded
     # Greek letters beside them are now in Latin words.
-    return _WORD.sub(_fold_word, _OTHER.sub(lambda match: _LOOKALIKES[match[0]], folded))
+    return _WORD.sub(_fold_word, _OTHER.sub(lambda match: LOOKALIKES[match[0]], folded))
 
 
 def _fold_word(match: re.Match[str]) -> str:
