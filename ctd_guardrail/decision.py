@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import add
+from typing import NamedTuple
 
 __all__ = [
     "Decision",
@@ -127,8 +129,7 @@ class RefusedTurns(StrEnum):
     STRICT = "strict"
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(NamedTuple):
     """Wall-clock milliseconds of one decision.
 
     Attributes:
@@ -145,15 +146,9 @@ class Timings:
     queue_ms: float = 0.0
     forward_ms: float = 0.0
 
-    def __add__(self, other: Timings) -> Timings:
-        """Return the time of one decision after another."""
-        return Timings(
-            self.probe_ms + other.probe_ms,
-            self.expert_ms + other.expert_ms,
-            self.total_ms + other.total_ms,
-            self.queue_ms + other.queue_ms,
-            self.forward_ms + other.forward_ms,
-        )
+    def plus(self, other: Timings) -> Timings:
+        """Return the times of one decision after another."""
+        return Timings(*map(add, self, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +183,7 @@ class Decision:
     @property
     def is_bypass(self) -> bool:
         """Whether the guard could not do its work, and a failure policy other than ``block`` took its place."""
-        return self.on_failure not in {None, OnFailure.BLOCK}
+        return self.on_failure is not None and self.on_failure is not OnFailure.BLOCK
 
     @property
     def is_blocking(self) -> bool:

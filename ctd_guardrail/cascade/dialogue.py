@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.decision import Decision, Mode, OnHistory, RefusedTurns, Timings, Verdict
@@ -28,8 +28,7 @@ __all__ = ["Decide", "Dialogue", "Unit", "note_answer"]
 _LONGEST_NOTED: Final = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """What is judged at once.
 
     Attributes:
@@ -224,7 +223,7 @@ class _Walk:
     async def _judge_now(self, unit: Conversation, digest: str, *, is_text: bool) -> Decision:
         self._characters -= unit.length
         decision = await self._decide(Unit(unit, digest, _obstacle(self._characters, is_text=is_text)))
-        self.timings = decision.timings if self.timings is None else self.timings + decision.timings
+        self.timings = decision.timings if self.timings is None else self.timings.plus(decision.timings)
         if is_text:
             self._remember(digest, decision)
         return decision

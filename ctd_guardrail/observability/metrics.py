@@ -105,18 +105,16 @@ class Metrics:
     def __call__(self, event: Event) -> None:
         """Count and time an event. The inputs of a self-test are no traffic, but their calls of the expert are paid."""
         match event:
-            case ExpertCalled(attempts, tokens):
-                self._instruments.attempts.add(attempts, *self._guard)
-                self._instruments.tokens.add(tokens, *self._guard)
+            case Decided() if event.origin is not Origin.SELF_TEST:
+                self._count(event.decision)
+                self._time(event.decision)
+            case Recalled() if event.origin is not Origin.SELF_TEST:
+                self._instruments.recalled.add(1, *self._guard)
+            case ExpertCalled():
+                self._instruments.attempts.add(event.attempts, *self._guard)
+                self._instruments.tokens.add(event.tokens, *self._guard)
             case UnscreenedCall(door):
                 self._instruments.unscreened.add(1, *self._guard, door if door in DOORS else DOORS[-1])
-            case Decided(origin=Origin.SELF_TEST) | Recalled(origin=Origin.SELF_TEST):
-                pass
-            case Decided(decision):
-                self._count(decision)
-                self._time(decision)
-            case Recalled():
-                self._instruments.recalled.add(1, *self._guard)
 
     def _count(self, decision: Decision) -> None:
         counters = self._instruments
