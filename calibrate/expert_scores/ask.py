@@ -18,7 +18,7 @@ from calibrate.expert_scores.refused import Limits, RefusedRow, RunBook, allowed
 from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.expert_scores.worker_pool import WorkerPool
 from calibrate.rows.data import Dataset
-from ctd_guardrail.config.experts import OpenAIExpertConfig
+from ctd_guardrail.config.experts import OpenAIExpertConfig, RailExpertConfig
 from ctd_guardrail.errors import CtdError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.protocol import Expert
@@ -167,7 +167,12 @@ def score_with(
         ExpertError, DataError: As :func:`ask_expert` does.
     """
     journal = cache / _JOURNAL
-    concurrency = section.max_concurrency if isinstance(section, OpenAIExpertConfig) else _CONCURRENCY
+    concurrency = _CONCURRENCY
+    if isinstance(section, OpenAIExpertConfig):
+        concurrency = section.max_concurrency
+    elif isinstance(section, RailExpertConfig):
+        # Not more than the expert takes at once: a wait for a free slot would count towards the deadline.
+        concurrency = min(_CONCURRENCY, section.max_concurrency)
     if run_on is not None:
         from calibrate.expert_scores.ray import ask_from_actors  # noqa: PLC0415  # ray
 

@@ -11,7 +11,6 @@ from typing import Any, Final, Protocol
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.config.experts import LocalExpertConfig
 from ctd_guardrail.errors import ExpertOverloadedError, ExpertUnavailableError, InputError, OverloadedError
-from ctd_guardrail.experts.bounded.deadline import within
 from ctd_guardrail.experts.local.classifier import ClassifierReader
 from ctd_guardrail.experts.local.likelihood import LikelihoodReader
 from ctd_guardrail.experts.local.model import load
@@ -88,7 +87,7 @@ class LocalExpert:
                 item = service.read(conversation)
             else:
                 item = await asyncio.to_thread(service.read, conversation)
-            p_unsafe = await within(service.batcher(item), timeout_s=None)
+            p_unsafe = await service.batcher(item)
         except (InputError, ExpertUnavailableError):
             raise
         except OverloadedError:

@@ -16,7 +16,6 @@ import httpx
 
 from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import ExpertError, ExpertUnavailableError, ExpertVerdictError
-from ctd_guardrail.experts.bounded.deadline import within
 from ctd_guardrail.experts.complaint import Complaint, parsed, read_complaint, stated_error
 from ctd_guardrail.experts.openai.completion import is_only_markup, read_completion
 from ctd_guardrail.experts.openai.request_form import RequestForm
@@ -57,7 +56,8 @@ class _Count:
 class OpenAIExpert:
     """Asks a chat model whether the conversation is unsafe.
 
-    A call is made once: whoever asks decides about another attempt, and counts it. Proxies and ``.netrc`` from the
+    A call is made once, without a deadline: :class:`~ctd_guardrail.experts.bounded.bounded_expert.BoundedExpert`
+    limits and repeats calls. Proxies and ``.netrc`` from the
     environment are not used: the configuration alone says where conversations and the key go.
 
     Endpoints differ in the parameters that they take. If one refuses the first request, the form that it takes is
@@ -79,7 +79,6 @@ class OpenAIExpert:
         question = one_word_question(UNSAFE_WORD, SAFE_WORD) if config.scoring == "logprobs" else JSON_QUESTION
         self._prompt = JudgePrompt(question, config.instruction or DEFAULT_INSTRUCTION)
         self._key = None if config.api_key_env is None else read_key(config.api_key_env, setting="expert.api_key_env")
-        self._slots = asyncio.Semaphore(config.max_concurrency)
         # The rest is touched on the I/O thread only.
         self._form = RequestForm(config.scoring, is_folded=config.system_role == "fold")
         self._is_taken = False  # whether the endpoint has answered a request of this form
@@ -99,12 +98,11 @@ class OpenAIExpert:
         """Return P(unsafe) for the conversation.
 
         Raises:
-            ExpertTimeoutError: No complete answer before the deadline.
             ExpertUnavailableError: Unreachable, rate-limited, failing, or refusing every request.
             ExpertVerdictError: The answer is not a verdict, or the endpoint refuses this conversation.
         """
         call = self._io.submit(self._ask(self._prompt.render(conversation)))
-        return await within(asyncio.wrap_future(call), self._config.timeout_s)
+        return await asyncio.wrap_future(call)
 
     async def aclose(self) -> None:
         """Close the connections; calls that are under way fail."""
@@ -191,10 +189,9 @@ class OpenAIExpert:
     async def _call(self, payload: bytes) -> tuple[int, bytes, str]:
         """Return status, body, and when to come again. Runs on the I/O thread."""
         try:
-            async with (
-                self._slots,
-                self._client.stream("POST", self._url, content=payload, headers=authorization(self._key)) as response,
-            ):
+            async with self._client.stream(
+                "POST", self._url, content=payload, headers=authorization(self._key)
+            ) as response:
                 status = response.status_code
                 # Of an error's text only the cause is kept: it may quote the conversation.
                 if status == httpx.codes.OK:

@@ -31,7 +31,6 @@ from pydantic import ValidationError
 
 from ctd_guardrail.config.experts import RailExpertConfig
 from ctd_guardrail.errors import ConfigError, ExpertError, ExpertUnavailableError, ExpertVerdictError
-from ctd_guardrail.experts.bounded.deadline import within
 from ctd_guardrail.experts.prompt import fingerprint
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.experts.rail.models import Heard, listening, provider_error
@@ -67,7 +66,7 @@ class RailExpert:
     given to the rail as one user turn with a ``role: text`` line each.
 
     Args:
-        config: Flow and deadline.
+        config: The flow.
         collaborators: Models and prompts of the surrounding configuration, or of a folder.
 
     Raises:
@@ -76,7 +75,6 @@ class RailExpert:
     """
 
     def __init__(self, config: RailExpertConfig, collaborators: RailCollaborators) -> None:
-        self._config = config
         self._collaborators = collaborators
         declared = dict.fromkeys(model.type for model in collaborators.config.models)
         try:
@@ -118,7 +116,6 @@ class RailExpert:
         """Return 1.0 where the rail blocks the conversation and 0.0 where it allows it.
 
         Raises:
-            ExpertTimeoutError: The rail did not end before the deadline.
             ExpertUnavailableError: The rail or its model failed.
             ExpertVerdictError: Its model's answer is not a verdict in the rail's own form, or its endpoint refused
                 this conversation.
@@ -128,7 +125,7 @@ class RailExpert:
         rail = self._rail.with_runtime_dependencies(self._dependencies(llms))
         messages = [{"role": "user", "content": conversation.plain_text()}]
         try:
-            execution = await within(rail.execute(messages), self._config.timeout_s)
+            execution = await rail.execute(messages)
         except ExpertError:
             raise
         except Exception as error:  # noqa: BLE001  # NeMo passes on what its providers raise with an HTTP status
