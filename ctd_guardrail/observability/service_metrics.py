@@ -23,7 +23,7 @@ class ObservedConnections(Protocol):
 
 
 class ObservedService(Protocol):
-    """What is read of a service, on the thread that exports metrics."""
+    """The part of a service that metrics read, on the thread of the exporter."""
 
     refused: Counter[int]
     reloads: int
@@ -45,20 +45,20 @@ class ObservedService(Protocol):
 
 
 _STATUSES: Final = (400, 401, 404, 405, 408, 413, 422, 500, 503)
-"""Those that exist at 0 from the start, so that the first refusals are an increase."""
+"""The statuses whose counters exist at 0 from the start, so that the first refusal is an increase."""
 
 _SERVICES: Final[weakref.WeakSet[ObservedService]] = weakref.WeakSet()
 
 
 def show_service(service: ObservedService) -> None:
-    """Show a service as long as it lives. A process has one."""
+    """Export the metrics of a service until it is garbage-collected. A process has one."""
     _SERVICES.add(service)
     register(default_meter())
 
 
 @cache
 def register(meter: Meter) -> None:
-    """Show all services of this process; once for each meter."""
+    """Export the metrics of all services of this process; once for each meter."""
     meter.create_observable_gauge("ctd.ready", [_ready], description="1 where traffic should come here.")
     meter.create_observable_gauge("ctd.requests.running", [_running], description="Requests under way.")
     meter.create_observable_counter(

@@ -27,7 +27,7 @@ _INLINE_CHARACTERS: Final = 4096
 
 
 class _Reader(Protocol):
-    """One of the two ways of reading a model's judgement; what a window is, is its own affair."""
+    """One of the two ways to read a model's judgement. Each defines its own windows."""
 
     @property
     def identity(self) -> str: ...
