@@ -1,23 +1,21 @@
-"""CALIBRATE.yml: what is calibrated, on which data, with which expert, to which budget."""
+"""CALIBRATE.yml: base model, data, expert, budget and probes of a calibration."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from calibrate.config.cluster import RayConfig
 from calibrate.config.expert import AskedLocalExpert, AskedRailExpert, ExpertSection
-from calibrate.config.training import TrainOptions
+from calibrate.config.recipe import Recipe
 from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec, Layers
-from ctd_guardrail.config.section import CostConfig
 from ctd_guardrail.config.validation import load_yaml, validate
-from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.text.conversation import Context
 
 __all__ = [
@@ -125,12 +123,12 @@ class SplitConfig(_Section):
 
 
 class RiskConfig(_Section):
-    """A performance risk to hold beside the budget, for example ``{metric: fnr, max: 0.1}``.
+    """A performance risk to certify beside the budget, for example ``{metric: fnr, max: 0.1}``.
 
     Attributes:
-        metric: ``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss``,
-            ``cost`` or ``auroc_error``.
-        max: The bound.
+        metric: ``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss`` or
+            ``auroc_error``.
+        max: Upper bound of the risk.
     """
 
     metric: Metric
@@ -138,38 +136,32 @@ class RiskConfig(_Section):
 
 
 class BudgetConfig(_Section):
-    """The budget that the policy certifies, and what else it shall hold.
+    """The budget that the policy certifies, and the performance risks that it certifies beside it.
 
     Attributes:
         alpha: Largest share of the inputs that the expert may see.
-        delta: Admissible probability that calibration misses it, or any of the risks.
-        method: ``closed_form`` certifies the budget alone, and the rail may change alpha and delta freely.
-            ``structured`` certifies risks as well; ``pareto`` is the procedure of the paper, for comparison.
-        risk: One risk or several, for ``structured`` and ``pareto``.
-        criterion: Of several certified settings, the one that is best at this is used.
-        costs: Prices for the criterion and the risk ``cost``.
-        taus: Decision thresholds to choose from together with lambda.
-        bands: Half-widths of the abstain band to choose from.
+        delta: Admissible probability that calibration misses the budget or one of the risks.
+        risk: One risk or several. Without any, the budget alone is certified, and the rail may change alpha and
+            delta. With risks, the rail runs at the certified setting that has the lowest error rate.
+        taus: Decision thresholds to choose from together with lambda, with risks.
+        bands: Half-widths of the abstain band to choose from, with risks.
     """
 
     alpha: _Share
     delta: _Share = 0.05
-    method: Literal["closed_form", "structured", "pareto"] = "closed_form"
     risk: Annotated[tuple[RiskConfig, ...], BeforeValidator(_as_tuple)] = ()
-    criterion: Criterion = Criterion.ACCURACY
-    costs: CostConfig = CostConfig()
     taus: Annotated[tuple[_Share, ...], Field(min_length=1)] = (0.5,)
     bands: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.0,)
 
     @model_validator(mode="after")
-    def _fits_the_method(self) -> BudgetConfig:
-        if self.method == "closed_form" and (self.risk or self.taus[1:] or self.bands != (0.0,)):
-            problem, hint = "the closed form certifies the budget alone", "Set method: structured"
-        elif self.method == "structured" and not self.risk:
-            problem, hint = "there is no risk to certify", "Add `risk: {metric: fnr, max: 0.1}`, or leave method out"
-        else:
-            return self
-        raise PydanticCustomError("method", "{problem}", {"problem": problem, "hint": hint})
+    def _chooses_for_a_risk(self) -> BudgetConfig:
+        if not self.risk and (self.taus[1:] or self.bands != (0.0,)):
+            raise PydanticCustomError(
+                "risk",
+                "`taus` and `bands` are chosen for a risk, and there is none",
+                {"hint": "Add `risk: {metric: fnr, max: 0.1}`, or leave them out"},
+            )
+        return self
 
 
 class HiddenStatesConfig(_Section):
@@ -218,7 +210,7 @@ class CalibrateConfig(_Section):
     expert: ExpertSection | None = None
     splits: SplitConfig = SplitConfig()
     budget: BudgetConfig
-    probes: TrainOptions = TrainOptions()
+    probes: Recipe = Recipe()
     prices: PriceConfig | None = None
     output: _Path
     cache: Annotated[_Path, Field(validate_default=True)] = Path(".ctd-cache")

@@ -66,13 +66,13 @@ def print_summary(result: PipelineResult, console: Console, *, report: Path) -> 
     if performance is not None:
         risks = ", ".join(f"{risk.metric} at most {risk.max:g}" for risk in performance.risks)
         console.print(
-            f"Certified with it by {performance.method}: {risks or 'nothing'}, at lambda = {performance.threshold}, "
+            f"Certified with it: {risks}, at lambda = {performance.threshold}, "
             f"tau = {result.policy.manifest.decision_threshold:g}, abstain band {performance.band:g}.",
             highlight=False,
         )
     probes = _probes(result)
     console.print(
-        f"Probes: {probes['delegation']}, {' + '.join(probes['kinds'])} over tokens, layers "
+        f"Probes: {' + '.join(probes['kinds'])} over tokens, layers "
         f"{', '.join(map(str, probes['layers']))}; merge: {probes['merge']}.",
         highlight=False,
     )
@@ -84,7 +84,6 @@ def _probes(result: PipelineResult) -> dict[str, Any]:
     manifest = result.policy.manifest
     return {
         "layers": list(manifest.activations.layers),
-        "delegation": manifest.probe.delegation,
         "kinds": list(dict.fromkeys(component.reduction for component in manifest.probe.components)),
         "merge": manifest.merge.kind,
     }

@@ -53,18 +53,11 @@ class Costs:
         missed: An unsafe input that is let through.
         false_alarm: A safe input that is blocked.
         call: A call of the expert.
-        abstained: An input that is left undecided.
     """
 
     missed: float = 1.0
     false_alarm: float = 1.0
     call: float = 0.0
-    abstained: float = 0.0
-
-    @property
-    def largest(self) -> float:
-        """The most that one input can cost."""
-        return max(self.missed, self.false_alarm, self.abstained) + self.call
 
 
 @dataclass(frozen=True, slots=True)
