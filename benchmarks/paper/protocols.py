@@ -15,16 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.cube import FIGURES
+from benchmarks.paper.pareto import pareto
 from calibrate.evaluate import ALPHAS, ScoredRows
 from calibrate.evaluate.methods import BATCHES, Methods
 from calibrate.evaluate.metrics import measure
 from calibrate.evaluate.signals import uncertainty, uncertainty_rank
-from calibrate.risk.pareto import pareto
 from calibrate.risk.rows import Rows
 from calibrate.risk.splits import random_split
+from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.store import CalibrationScores
 
-__all__ = ["OWN_METHODS", "PAPER_ALPHAS", "PAPER_METHODS", "TOP_SIGNALS", "own_protocol", "paper_protocol"]
+__all__ = [
+    "OWN_METHODS",
+    "PAPER_ALPHAS",
+    "PAPER_METHODS",
+    "TARGETS",
+    "TOP_SIGNALS",
+    "compare_targets",
+    "own_protocol",
+    "paper_protocol",
+]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -43,6 +53,9 @@ _TOP_K: Final = tuple(f"{signal}_top_{size}" for signal in TOP_SIGNALS for size 
 _CERTIFIED: Final = ("uncertainty", "uncertainty_rank", "ridge", "ctd")
 PAPER_METHODS: Final = ("probe", "expert", "random", *_CERTIFIED, *_TOP_K, "oracle")
 """``ctd`` is this package's delegation value under the paper's calibration."""
+
+TARGETS: Final = ("continuous", "binary")
+"""Targets of the paper's delegation value: v, and 1[probe wrong and expert right]."""
 
 
 def own_protocol(
@@ -102,6 +115,20 @@ def paper_protocol(rows: ScoredRows, ridge: FloatArray, *, delta: float, seed: i
         return above
 
     return np.array([[_figures(shown, delegated(method, alpha)) for alpha in PAPER_ALPHAS] for method in PAPER_METHODS])
+
+
+def compare_targets(test: ScoredRows, values: tuple[FloatArray, FloatArray]) -> FloatArray:
+    """Return the figures of delegation values on equally many delegated rows, shape [targets, alphas, figures].
+
+    Figure 6 of the paper: each target delegates the top share alpha of its own ranking.
+
+    Args:
+        test: Rows of the evaluation.
+        values: Delegation values of the targets in :data:`TARGETS`, each of shape [n].
+    """
+    n = test.label.size
+    ranks = [np.argsort(np.argsort(-value, kind="stable"), kind="stable") for value in values]
+    return np.array([[_figures(test, rank < largest_count(n, alpha)) for alpha in ALPHAS] for rank in ranks])
 
 
 def _methods(calibration: ScoredRows, test: ScoredRows, *, delta: float, seed: int) -> Methods:

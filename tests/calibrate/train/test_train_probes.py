@@ -210,17 +210,18 @@ def test_out_of_fold_logits_do_not_know_their_own_labels() -> None:
     [
         ({"labels": np.zeros(300)}, "hold 0 with label 1"),
         ({"labels": np.full(300, 0.5)}, "neither 0 nor 1"),
-        ({"expert": np.full(300, 1.5)}, "not 300 numbers in"),
-        ({"expert": np.full(300, np.nan)}, "not 300 numbers in"),
-        ({"expert": np.zeros(299)}, "not 300 numbers in"),
-        ({"pooled": np.full((300, WIDTH), np.inf, np.float32)}, "not all finite"),
-        ({"pooled": np.zeros((299, WIDTH), np.float32)}, "300 labels"),
+        ({"expert_scores": np.full(300, 1.5)}, "not 300 numbers in"),
+        ({"expert_scores": np.full(300, np.nan)}, "not 300 numbers in"),
+        ({"expert_scores": np.zeros(299)}, "not 300 numbers in"),
+        ({"activations": np.full((300, WIDTH), np.inf, np.float32)}, "not all finite"),
+        ({"activations": np.zeros((299, WIDTH), np.float32)}, "300 labels"),
         ({"clusters": np.zeros(300, np.int64)}, "1 clusters of dependent rows"),
     ],
 )
 def test_rows_that_cannot_train_are_refused(change: dict[str, np.ndarray], problem: str) -> None:
     rows = world(300, 0)
-    columns = {name: getattr(rows, name) for name in ("pooled", "labels", "expert", "clusters")} | change
+    names = ("activations", "labels", "expert_scores", "clusters")
+    columns = dict(zip(names, rows.columns, strict=True)) | change
     with pytest.raises(DataError, match=problem):
         train_probes(**columns, seed=0)
 

@@ -1,22 +1,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from calibrate.risk.certify import certify_settings
 from calibrate.risk.losses import Metric, Risk, risk_value
-from calibrate.risk.outcome import BUDGET, Outcome, top_thresholds
-from calibrate.risk.pareto import pareto
+from calibrate.risk.outcome import BUDGET, top_thresholds
 from calibrate.risk.rows import Rows
 from calibrate.risk.splits import Split
-from calibrate.risk.structured import structured
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.budget import Status, certify, sort_scores
-from ctd_guardrail.policy.selection import Costs, Criterion
-
-Procedure = Callable[..., Outcome]
 
 
 def _rows(n: int = 1000, seed: int = 0) -> Rows:
@@ -28,10 +23,9 @@ def _rows(n: int = 1000, seed: int = 0) -> Rows:
     return Rows(-np.abs(probe - 0.5) + 0.15 * rng.normal(size=n), probe, expert, label)
 
 
-@pytest.mark.parametrize("procedure", [pareto, structured])
-def test_a_certified_setting_meets_budget_and_risk_on_the_population(procedure: Procedure) -> None:
+def test_a_certified_setting_meets_budget_and_risk_on_the_population() -> None:
     risk = Risk(Metric.ERROR, 0.25)
-    outcome = procedure(_rows(2000), alpha=0.3, delta=0.1, risks=[risk], criterion=Criterion.BRIER)
+    outcome = certify_settings(_rows(2000), alpha=0.3, delta=0.1, risks=[risk])
     assert outcome.status is Status.CERTIFIED
     assert outcome.setting in outcome.certified
     population = _rows(200_000, seed=1)
@@ -40,8 +34,7 @@ def test_a_certified_setting_meets_budget_and_risk_on_the_population(procedure: 
         assert risk_value(risk.metric, population, setting) <= risk.max
 
 
-@pytest.mark.parametrize("procedure", [pareto, structured])
-def test_rows_without_an_expert_score_count_in_the_budget(procedure: Procedure) -> None:
+def test_rows_without_an_expert_score_count_in_the_budget() -> None:
     rows, population = _rows(3000), _rows(200_000, seed=1)
     # The expert refuses what d ranks highest: without these rows the budget looks smaller than it is.
     is_refused = rows.d > np.quantile(population.d, 0.9)
@@ -49,95 +42,75 @@ def test_rows_without_an_expert_score_count_in_the_budget(procedure: Procedure) 
     arguments = {"alpha": 0.3, "delta": 0.1, "risks": [Risk(Metric.ERROR, 0.4)]}
     rates = {}
     for name, outcome in {
-        "counted": procedure(scored, **arguments, refused=refused),
-        "left out": procedure(scored, **arguments),
+        "counted": certify_settings(scored, **arguments, refused=refused),
+        "left out": certify_settings(scored, **arguments),
     }.items():
         assert outcome.status is Status.CERTIFIED
         rates[name] = max(population.delegated(setting).mean() for setting in outcome.certified)
     assert 0.2 < rates["counted"] <= 0.3 < rates["left out"]
 
 
-@pytest.mark.parametrize("procedure", [pareto, structured])
-def test_an_infeasible_risk_is_named_with_what_would_be_feasible(procedure: Procedure) -> None:
-    outcome = procedure(_rows(), alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.3), Risk(Metric.FNR, 0.05)])
+def test_an_infeasible_risk_is_named_with_what_would_be_feasible() -> None:
+    outcome = certify_settings(_rows(), alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.3), Risk(Metric.FNR, 0.05)])
     assert (outcome.status, outcome.setting, outcome.certified) == (Status.INFEASIBLE, None, ())
     assert outcome.binding == ("fnr",)
     assert 0.05 < outcome.feasible["fnr"] < 0.6
-    retry = procedure(_rows(), alpha=0.3, delta=0.1, risks=[Risk(Metric.FNR, outcome.feasible["fnr"] + 0.05)])
+    retry = certify_settings(_rows(), alpha=0.3, delta=0.1, risks=[Risk(Metric.FNR, outcome.feasible["fnr"] + 0.05)])
     assert retry.status is Status.CERTIFIED
 
 
 def test_an_infeasible_budget_is_named_with_the_smallest_that_would_do() -> None:
     rows = _rows(100)
-    outcome = structured(rows, alpha=0.01, delta=0.1, risks=[Risk(Metric.ERROR, 0.5)])
+    outcome = certify_settings(rows, alpha=0.01, delta=0.1, risks=[Risk(Metric.ERROR, 0.5)])
     assert outcome.binding == (BUDGET,)
     assert certify(sort_scores(rows.d), outcome.feasible[BUDGET] * (1 + 1e-9), 0.05).status is Status.CERTIFIED
 
 
 def test_a_risk_that_only_a_larger_budget_can_meet_binds_the_budget() -> None:
-    # Ten thousand unlabelled scores that all lie above the labelled ones: every labelled threshold delegates them.
+    # Refused rows that all lie above the scored ones: every threshold of the scored rows delegates them.
     rows = _rows(3000)
-    outcome = structured(rows, alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.19)], scores=rows.d + 10)
+    outcome = certify_settings(rows, alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.19)], refused=rows.d + 10)
     assert outcome.binding == (BUDGET,)
-    assert outcome.feasible[BUDGET] > 0.99
+    assert outcome.feasible[BUDGET] > 0.5
 
 
-def test_pareto_without_risks_is_less_tight_than_the_closed_form() -> None:
+def test_it_certifies_no_threshold_below_the_closed_form_s() -> None:
     rows = _rows()
-    outcome = pareto(rows, alpha=0.3, delta=0.1, criterion=Criterion.BUDGET)
-    assert outcome.setting is not None
-    assert rows.delegated(outcome.setting).sum() < certify(sort_scores(rows.d), 0.3, 0.1).k
-
-
-def test_structured_certifies_no_threshold_below_the_closed_form_s() -> None:
-    rows = _rows()
-    outcome = structured(rows, alpha=0.2, delta=0.1, risks=[Risk(Metric.ERROR, 0.4)])
+    outcome = certify_settings(rows, alpha=0.2, delta=0.1, risks=[Risk(Metric.ERROR, 0.4)])
     lowest = certify(sort_scores(rows.d), 0.2, 0.05).threshold
     assert outcome.certified
     assert min(setting.threshold for setting in outcome.certified) >= lowest
 
 
-@pytest.mark.parametrize("procedure", [pareto, structured])
-def test_lambda_and_tau_are_chosen_together(procedure: Procedure) -> None:
+def test_lambda_and_tau_are_chosen_together() -> None:
     # At tau = .5 the cascade misses too much harm; a lower tau trades it for false alarms.
     risks = [Risk(Metric.FNR, 0.12), Risk(Metric.FPR, 0.5)]
-    fixed = procedure(_rows(2000), alpha=0.3, delta=0.1, risks=risks)
+    fixed = certify_settings(_rows(2000), alpha=0.3, delta=0.1, risks=risks)
     assert fixed.binding == ("fnr",)
-    joint = procedure(_rows(2000), alpha=0.3, delta=0.1, risks=risks, taus=np.linspace(0.2, 0.6, 9).tolist())
+    joint = certify_settings(_rows(2000), alpha=0.3, delta=0.1, risks=risks, taus=np.linspace(0.2, 0.6, 9).tolist())
     assert joint.setting is not None
     assert joint.setting.tau < 0.5
 
 
 def test_an_abstain_band_buys_accuracy_with_silence() -> None:
     risks = [Risk(Metric.ERROR, 0.15), Risk(Metric.ABSTAINED, 0.4)]
-    assert structured(_rows(3000), alpha=0.3, delta=0.1, risks=risks).binding == ("error",)
-    banded = structured(_rows(3000), alpha=0.3, delta=0.1, risks=risks, bands=(0.0, 0.1, 0.15, 0.2))
+    assert certify_settings(_rows(3000), alpha=0.3, delta=0.1, risks=risks).binding == ("error",)
+    banded = certify_settings(_rows(3000), alpha=0.3, delta=0.1, risks=risks, bands=(0.0, 0.1, 0.15, 0.2))
     assert banded.setting is not None
     assert banded.setting.band > 0
-
-
-def test_the_criterion_decides_among_the_certified() -> None:
-    rows = _rows(2000)
-    risks = [Risk(Metric.ERROR, 0.3)]
-    most = structured(rows, alpha=0.3, delta=0.1, risks=risks, criterion=Criterion.BUDGET).setting
-    dear = structured(rows, alpha=0.3, delta=0.1, risks=risks, criterion=Criterion.COST, costs=Costs(call=10.0)).setting
-    assert most is not None
-    assert dear is not None
-    assert rows.delegated(most).mean() > 0.2
-    assert dear.threshold == math.inf
 
 
 def test_a_given_split_is_used() -> None:
     rows = _rows()
     split = Split(np.arange(300), np.arange(300, 1000))
     mangled = Rows(rows.d, rows.probe, rows.expert, np.where(np.arange(1000) < 300, rows.label, 1 - rows.label))
-    assert structured(rows, alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.3)], split=split).certified
-    assert not structured(mangled, alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.3)], split=split).certified
+    assert certify_settings(rows, alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.3)], split=split).certified
+    assert not certify_settings(mangled, alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.3)], split=split).certified
 
 
-def test_structured_without_a_risk_is_refused() -> None:
+def test_certification_without_a_risk_is_refused() -> None:
     with pytest.raises(ConfigError, match="risk"):
-        structured(_rows(), alpha=0.3, delta=0.1, risks=[])
+        certify_settings(_rows(), alpha=0.3, delta=0.1, risks=[])
 
 
 def test_thresholds_run_from_none_to_the_share() -> None:
