@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from calibrate.train.logistic import fit_logistic
-from ctd_guardrail.errors import DataError
 
 __all__ = ["fit_binary_value", "fit_ridge_value"]
 
@@ -49,8 +48,10 @@ def fit_binary_value(
     clusters: IntArray,
     fresh: NDArray[np.float32],
     seed: int,
-) -> FloatArray:
+) -> FloatArray | None:
     """Return P(probe wrong and expert right) of other rows, as a logit, shape [m].
+
+    Return None if the expert corrects the probe on fewer than ten training rows, or on all but fewer than ten.
 
     Args:
         means: Mean activations of the training rows, shape [n, width].
@@ -60,18 +61,10 @@ def fit_binary_value(
         clusters: Rows with one number stay in one fold, shape [n].
         fresh: Mean activations of the other rows, shape [m, width].
         seed: Seed of the folds.
-
-    Raises:
-        DataError: The expert corrects the probe on fewer than ten rows, or on all but fewer than ten.
     """
     unsafe = labels == 1
     corrected = ((p >= _TAU) != unsafe) & ((merged >= _TAU) == unsafe)
-    count = int(corrected.sum())
-    if not _FEWEST_ROWS <= count <= corrected.size - _FEWEST_ROWS:
-        raise DataError(
-            f"the expert corrects the probe on {count} of {corrected.size} training rows, "
-            f"and the binary target needs {_FEWEST_ROWS} of either kind",
-            hint="Draw more training rows",
-        )
+    if not _FEWEST_ROWS <= corrected.sum() <= corrected.size - _FEWEST_ROWS:
+        return None
     fitted = fit_logistic(means.astype(np.float64), corrected.astype(np.float64), clusters, seed=seed)
     return fitted.logit(fresh.astype(np.float64))

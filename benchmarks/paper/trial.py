@@ -42,7 +42,8 @@ class Scores:
         calibration: Rows that certify.
         test: Rows of the evaluation.
         ridge: The paper's delegation values of both parts.
-        binary: The delegation value of the binary target, on the test rows; None if it was not trained.
+        binary: The delegation value of the binary target, on the test rows; None if it was not trained,
+            or the training rows have too few corrections.
     """
 
     calibration: ScoredRows

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from scipy.special import expit
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
@@ -8,7 +7,6 @@ from benchmarks.paper.cube import FIGURES
 from benchmarks.paper.delegation import fit_binary_value, fit_ridge_value
 from benchmarks.paper.protocols import compare_targets
 from calibrate.evaluate import ALPHAS, ScoredRows
-from ctd_guardrail.errors import DataError
 
 
 def world(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -27,14 +25,14 @@ def test_both_targets_rank_rows_by_the_use_of_the_expert() -> None:
     ridge = fit_ridge_value(means, labels, p, expert).predict(fresh)
     assert spearmanr(ridge, value).statistic > 0.3
     binary = fit_binary_value(means, labels, p, expert, clusters=np.arange(3000), fresh=fresh, seed=0)
+    assert binary is not None
     corrected = ((fresh_p >= 0.5) != fresh_labels) & ((fresh_expert >= 0.5) == fresh_labels)
     assert roc_auc_score(corrected, binary) > 0.6
 
 
 def test_the_binary_target_needs_rows_that_the_expert_corrects() -> None:
     means, labels, p, _ = world(40, 0)
-    with pytest.raises(DataError, match="corrects the probe on 0 of 40"):
-        fit_binary_value(means, labels, p, p, clusters=np.arange(40), fresh=means, seed=0)
+    assert fit_binary_value(means, labels, p, p, clusters=np.arange(40), fresh=means, seed=0) is None
 
 
 def test_targets_are_compared_on_equally_many_rows() -> None:

@@ -114,7 +114,7 @@ def test_the_command_shows_what_was_chosen_from(
         ({"kinds": ["median"]}, "probes.kinds.0", "'mean', 'ema'"),
         ({"kind": ["mean"]}, "probes.kind", "Did you mean `kinds`"),
         ({"kinds": ["mean", "mean"]}, "probes.kinds", "an entry stands there twice"),
-        ({"delegation": "direct"}, "probes.delegation", "unknown key"),
+        ({"delegation": "direct"}, "probes.delegation", "this key is unknown"),
     ],
 )
 def test_a_mistake_is_named_by_its_key(write_config: Write, probes: dict[str, Any], key: str, message: str) -> None:

@@ -73,7 +73,7 @@ def test_plots_are_pictures_that_the_page_carries(policy: Policy, tested: Scored
 def test_a_policy_that_holds_risks_says_that_alpha_is_not_free(
     make_policy: Callable[..., Policy], tested: ScoredRows, tmp_path: Path
 ) -> None:
-    record = PerformanceRecord(method="structured", risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
+    record = PerformanceRecord(risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
     policy = make_policy(performance=record)
     page = write_report(tmp_path, policy, tested).read_text(encoding="utf-8")
     assert "certified for more than its budget (fnr at most 0.2)" in page

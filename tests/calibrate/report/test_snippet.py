@@ -49,6 +49,6 @@ def test_without_an_expert_it_says_that_one_has_to_be_named(policy: Policy, tmp_
 
 
 def test_a_policy_that_holds_risks_leaves_alpha_out(make_policy: Callable[..., Policy], tmp_path: Path) -> None:
-    record = PerformanceRecord(method="structured", risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
+    record = PerformanceRecord(risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
     config = load(make_policy(performance=record), tmp_path / "policy", None)
     assert config.model_fields_set == {"policy", "expert", "on_failure"}

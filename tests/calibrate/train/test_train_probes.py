@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from calibrate.train import SafetyRows, train_probes
 from calibrate.train.logistic import fit_logistic
 from ctd_guardrail.errors import DataError
+from ctd_guardrail.probes.spec import OUTPUTS
 
 WIDTH = 12
 
@@ -123,7 +124,7 @@ def test_eta_is_as_sure_as_its_held_out_ranking_deserves() -> None:
     assert scale["slope"] > 1.0
     test = world(4000, 1, width=100)
     heads = trained.probes.tensors()
-    place = trained.probes.spec.outputs.index("eta")
+    place = OUTPUTS.index("eta")
     row = trained.probes.spec.components[0].outputs.index("eta")
     logit = test.pooled @ heads["0.weight"][row] + heads["bias"][place]
     unscaled = (logit - scale["offset"]) / scale["slope"]
