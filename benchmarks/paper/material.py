@@ -177,7 +177,7 @@ def _expert_scores(
         judge = build_expert(expert)
         try:
             scores = await ask_expert(
-                dataset, rows, judge, journal=cache / "expert.sqlite", concurrency=_EXPERT_CONCURRENCY,
+                dataset, rows, judge, log=cache / "expert.sqlite", concurrency=_EXPERT_CONCURRENCY,
                 progress=progress,
             )  # fmt: skip
         finally:

@@ -1,4 +1,4 @@
-"""The folder from which a run that was stopped goes on: activations and expert scores, no text."""
+"""Cache folder of activations and expert scores, from which a stopped run continues. It holds no text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["open_cache"]
 
 
 def open_cache(folder: Path) -> Path:
-    """Create the folder where it does not exist, and keep version control out of it.
+    """Create the folder if it does not exist, with a ``.gitignore`` for everything in it.
 
     Raises:
         ConfigError: It cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Activations can give away what they were computed from.
+        # Activations can reveal the text that they were computed from.
         (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Where the two long stages run: the section ``run_on`` of CALIBRATE.yml."""
+"""Cluster that computes activations and asks the expert: the section ``run_on`` of CALIBRATE.yml."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class RayConfig(BaseModel):
         type: ``ray``.
         address: ``local`` starts Ray on this machine and ends it with the run; ``auto`` joins the cluster that this
             machine belongs to; ``HOST:PORT`` another one.
-        actors: How many. Each loads the base model, and later the expert where that is a local one.
-        cpus_per_actor: Cores of each; torch uses as many threads.
-        gpus_per_actor: GPUs of each; a fraction lets several share one.
+        actors: Number of actors. Each loads the base model, and later the expert if it is a local one.
+        cpus_per_actor: Cores of each actor. Torch uses as many threads.
+        gpus_per_actor: GPUs of each actor. With a fraction, several actors share one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

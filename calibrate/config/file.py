@@ -58,10 +58,10 @@ class _Section(BaseModel):
 
 
 class BaseModelConfig(ActivationSpec):
-    """The base model, where in it activations are read, and on which device.
+    """The base model, the site of the activations, and the device.
 
     Attributes:
-        device: ``auto`` (CUDA where there is one), ``cpu``, a torch device such as ``cuda:1``, or several with commas
+        device: ``auto`` (CUDA if there is one), ``cpu``, a torch device such as ``cuda:1``, or several with commas
             between them.
     """
 
@@ -69,7 +69,7 @@ class BaseModelConfig(ActivationSpec):
 
     @property
     def spec(self) -> ActivationSpec:
-        """What the policy pins: everything but the device."""
+        """Everything but the device, as the policy records it."""
         return ActivationSpec(**self.model_dump(exclude={"device"}))
 
 
@@ -80,8 +80,8 @@ class DataConfig(_Section):
         path: JSON lines, plain or gzip: one file or several.
         safety_path: Files that the safety probe is trained on instead of the training rows of ``path``.
         expert_column: Field that holds recorded expert scores, P(unsafe) in [0, 1].
-        context: What the probes and the expert see of a row: its last user turn (``last_turn``), or the conversation
-            up to and with it. The rail shows them the same of every turn.
+        context: The part of a row that the probes and the expert read: its last user turn (``last_turn``), or the
+            conversation up to and with it. The rail shows them the same part of every turn.
     """
 
     path: _Paths
@@ -91,13 +91,13 @@ class DataConfig(_Section):
 
 
 class SplitConfig(_Section):
-    """Shares of the rows. Where none of the three is written, a ``split`` field in the rows decides, if they have it.
+    """Shares of the rows. If none of the three is written, the ``split`` field of the rows decides, if they have it.
 
     Attributes:
         train: Share that both probes are trained on.
         calibration: Share that the budget is certified on.
         test: Share that the cascade is evaluated on.
-        seed: Seed of the assignment and of everything random after it.
+        seed: Seed of the split and of all later random choices.
     """
 
     train: _Share = 0.6
@@ -177,11 +177,11 @@ class HiddenStatesConfig(_Section):
 
 
 class PriceConfig(_Section):
-    """What the report reckons costs with.
+    """Prices for the costs in the report.
 
     Attributes:
         expert_call: Price of one call of the expert.
-        currency: Its unit, as the report shall write it.
+        currency: Its unit, as the report writes it.
     """
 
     expert_call: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -194,15 +194,15 @@ class CalibrateConfig(_Section):
     Attributes:
         base: Base model and site of the activations.
         data: Labelled conversations.
-        expert: Whom to ask for expert scores; None where ``data.expert_column`` has them.
+        expert: The expert to ask for scores; None if ``data.expert_column`` holds them.
         splits: Shares of training, calibration and test rows.
         budget: alpha and delta.
-        probes: How the probes are trained.
-        prices: What the report reckons costs with; None: it shows none.
+        probes: Recipe of the training.
+        prices: Prices for the report; None: it shows no costs.
         output: Folder of the policy.
-        cache: Folder of activations and expert scores, from which a later run goes on.
+        cache: Folder of activations and expert scores, from which a later run continues.
         hidden_states: Hidden states of the rows from vLLM; None: the base model reads the rows.
-        run_on: Cluster that computes activations and asks the expert; None: this process does.
+        run_on: Cluster that computes activations and asks the expert; None: this process.
     """
 
     base: BaseModelConfig
@@ -300,6 +300,6 @@ def _resolve_expert(expert: ExpertSection | None, folder: Path) -> ExpertSection
 
 
 def _resolve(section: Section, key: str, folder: Path) -> Section:
-    """Make a path absolute. A Hugging Face id looks like a relative path, so only a folder that exists is one."""
+    """Make the path of an existing folder absolute. Any other value is a Hugging Face id."""
     path = folder / str(getattr(section, key))
     return section.model_copy(update={key: type(getattr(section, key))(path)}) if path.is_dir() else section

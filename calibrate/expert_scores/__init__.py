@@ -1,1 +1,1 @@
-"""Expert scores of calibration rows: asking, logging, refused rows."""
+"""Expert scores of calibration rows: worker pool, score log, refused rows."""

@@ -1,4 +1,4 @@
-"""Mean-pooled activations of the rows: computed a few hundred at a time, each lot saved before the next begins."""
+"""Mean-pooled activations of the rows, computed and saved in chunks."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def pool_activations(
 ) -> PooledRows:
     """Return the mean over the tokens of each window of each row.
 
-    Equal conversations are computed once, and never again by a later run, whatever rows it takes in what order.
+    Equal conversations are computed once, and a later run reads them from the cache.
 
     Args:
         dataset: The rows.
-        rows: Indices of those to compute.
+        rows: Indices of the rows to compute.
         engine: The base model; the rail uses the same.
         cache: Folder of finished chunks.
-        progress: Where a bar is drawn.
-        workers: Who computes; None: the engine itself.
+        progress: Progress bars.
+        workers: Workers that compute; None: this process.
 
     Raises:
         DataError: A row has more tokens than ``base.max_tokens``, or its chat template refuses it; file and row are
@@ -72,7 +72,7 @@ def pool_activations(
 
 
 def pool_chunk(engine: BatchedBaseModel, conversations: Sequence[Conversation]) -> Tensors:
-    """Return what is saved of a chunk: the means of all windows, and how many windows each conversation has."""
+    """Return the tensors that are saved of a chunk: the means of all windows, and how many windows each conversation has."""
     means = engine.run_many(conversations, _mean_and_length)
     return {
         _POOLED: torch.from_numpy(np.concatenate(means)),
@@ -93,7 +93,7 @@ def _join(means: Sequence[Float32Array], width: int) -> PooledRows:
 
 
 def _read(file: Path, width: int) -> tuple[list[bytes], list[Float32Array]]:
-    """Return the conversations of a chunk and the means of their windows; none where the disk has damaged it."""
+    """Return the conversations of a chunk and the means of their windows, empty if the file is damaged."""
     digests, tensors = read_chunk(file)
     means, windows = tensors.get(_POOLED), tensors.get(_WINDOWS)
     if means is None or windows is None or means.dtype != torch.float32 or windows.shape != (len(digests),):

@@ -15,7 +15,7 @@ __all__ = ["PooledRows"]
 
 @dataclass(frozen=True, slots=True)
 class PooledRows:
-    """Mean-pooled activations of every window; the windows of a row lie side by side.
+    """Mean-pooled activations of every window. The windows of a row are neighbours.
 
     Attributes:
         values: Mean over each window's tokens, shape [windows of all rows, width].

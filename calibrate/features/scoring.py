@@ -1,4 +1,4 @@
-"""p and d of the rows, by the code that the rail runs: its base model, its probes, its windows."""
+"""p and d of the rows, computed by the code that the rail runs."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def score_rows(
         probes: Both probes.
         engine: The base model, at the layers that they read.
         dataset: The rows.
-        rows: Indices of those to score.
-        progress: Where a bar is drawn.
-        workers: Who computes; None: the engine itself.
+        rows: Indices of the rows to score.
+        progress: Progress bars.
+        workers: Workers that compute; None: this process.
 
     Raises:
         DataError: A row is too long, or its chat template refuses it; file and row are named.

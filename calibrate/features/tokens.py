@@ -1,8 +1,7 @@
 """Activations of all tokens of the rows, for probes that read more than the mean.
 
-They are heavy: 8,000 conversations of 100 tokens take a gigabyte at width 768 in bfloat16. So they are kept for a
-sample of the rows, in the data type of the base model, in shards that are written one by one and mapped, not read,
-into memory.
+8,000 conversations of 100 tokens take a gigabyte at width 768 in bfloat16. So only a sample of the rows is cached, in the
+data type of the base model. Shards are written one by one and mapped into memory.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["collect_tokens", "token_shard"]
 
-# A token has at least one character, or nearly so: this bounds a shard, and what is in memory while it is computed.
+# Nearly every token has at least one character. So this bounds a shard, and the memory while it is computed.
 _SHARD_CHARACTERS: Final = 1 << 16
 
 _VALUES: Final = "values"
@@ -43,15 +42,15 @@ def collect_tokens(
 ) -> list[Ragged]:
     """Return the token activations of each row, one segment a window, in the data type of the base model.
 
-    Equal conversations are computed once, and never again by a later run, whatever rows it takes in what order.
+    Equal conversations are computed once, and a later run reads them from the cache.
 
     Args:
         dataset: The rows.
-        rows: Indices of those to compute.
+        rows: Indices of the rows to compute.
         engine: The base model; the rail uses the same.
         cache: Folder of finished shards.
-        progress: Where a bar is drawn.
-        workers: Who computes; None: the engine itself.
+        progress: Progress bars.
+        workers: Workers that compute; None: this process.
 
     Raises:
         DataError: A row has more tokens than ``base.max_tokens``, or its chat template refuses it; file and row are
@@ -78,7 +77,7 @@ def collect_tokens(
 
 
 def token_shard(engine: BatchedBaseModel, conversations: Sequence[Conversation]) -> Tensors:
-    """Return what is saved of a chunk.
+    """Return the tensors that are saved of a chunk.
 
     ``values``, all tokens one after the other, shape [N, width]; ``offsets``, where each window begins among them, and
     N, shape [windows + 1]; ``windows``, how many of them each conversation has.
@@ -93,7 +92,7 @@ def token_shard(engine: BatchedBaseModel, conversations: Sequence[Conversation])
 
 
 def _read(file: Path, width: int) -> list[tuple[bytes, Ragged]]:
-    """Return the conversations of a shard and their tokens; none where the disk has damaged it."""
+    """Return the conversations of a shard and their tokens, empty if the file is damaged."""
     digests, tensors = read_chunk(file)
     if tensors.keys() != {_VALUES, _OFFSETS, _WINDOWS}:
         return []
