@@ -1,8 +1,8 @@
 """Rows that the expert refuses. They are named and left out, and end the run if there are too many.
 
 The expert refuses a row if it answers without a verdict (a content filter, a completion that declines) or cannot read
-it (too long). The probes can still score the row. So it counts in the budget as a call of the expert, and is left out of
-everything that reads the expert's score.
+it (too long). The probes can still score the row. So it counts in the budget as a call of the expert, and is left out
+of everything that reads the expert's score.
 """
 
 from __future__ import annotations

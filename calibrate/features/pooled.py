@@ -72,7 +72,7 @@ def pool_activations(
 
 
 def pool_chunk(engine: BatchedBaseModel, conversations: Sequence[Conversation]) -> Tensors:
-    """Return the tensors that are saved of a chunk: the means of all windows, and how many windows each conversation has."""
+    """Return the tensors that are saved of a chunk: means and number of each conversation's windows."""
     means = engine.run_many(conversations, _mean_and_length)
     return {
         _POOLED: torch.from_numpy(np.concatenate(means)),

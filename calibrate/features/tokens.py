@@ -1,7 +1,7 @@
 """Activations of all tokens of the rows, for probes that read more than the mean.
 
-8,000 conversations of 100 tokens take a gigabyte at width 768 in bfloat16. So only a sample of the rows is cached, in the
-data type of the base model. Shards are written one by one and mapped into memory.
+8,000 conversations of 100 tokens take a gigabyte at width 768 in bfloat16. So only a sample of the rows is cached, in
+the data type of the base model. Shards are written one by one and mapped into memory.
 """
 
 from __future__ import annotations
