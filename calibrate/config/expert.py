@@ -1,4 +1,4 @@
-"""The ``expert`` section of CALIBRATE.yml: that of the rail, and what asking about many rows takes beside it."""
+"""The ``expert`` section of CALIBRATE.yml: the section of the rail, and the limit of refused rows."""
 
 from __future__ import annotations
 

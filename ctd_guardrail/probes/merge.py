@@ -13,16 +13,16 @@ from ctd_guardrail._typing import FloatArray
 
 __all__ = ["Merge", "log_odds"]
 
-# Experts say 0 and 1; a logarithm of odds has to be finite.
+# Experts give scores of 0 and 1, and log-odds must be finite.
 _SURE: Final = 1e-6
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Merge(BaseModel):
-    """How p and e become one score; the verdict compares it with the decision threshold.
+    """Merge of p and e to one score. The verdict compares it with the decision threshold.
 
-    Which inputs are delegated does not depend on it, so neither does the certificate of the budget.
+    The delegated inputs do not depend on the merge, so the certificate of the budget does not either.
 
     Attributes:
         kind: ``replace``: e alone, as in arXiv 2604.14251. ``average``: (1 - weight) p + weight e. ``stacking``:
@@ -31,8 +31,7 @@ class Merge(BaseModel):
         intercept: Of ``stacking``.
         probe: Coefficient of logit p in ``stacking``.
         expert: Coefficient of logit e in ``stacking``.
-        expert_scale: (a, b) of Platt scaling, e := sigmoid(a logit e + b), before anything else; None leaves e as the
-            expert gives it.
+        expert_scale: (a, b) of Platt scaling, e := sigmoid(a logit e + b), before the merge; None: e is not scaled.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +68,6 @@ class Merge(BaseModel):
 
 
 def log_odds(probability: FloatArray) -> FloatArray:
-    """Return the logit, finite for probabilities of 0 and 1 too."""
+    """Return the logit, which is finite for probabilities of 0 and 1 too."""
     odds: FloatArray = logit(np.clip(probability, _SURE, 1.0 - _SURE))
     return odds
