@@ -1,4 +1,4 @@
-"""``ctd-calibrate prompts``: the rows as token ids, for an engine that reads them in the place of this package."""
+"""``ctd-calibrate prompts``: the rows as token ids, for vLLM to compute their hidden states."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["prompts"]
 
 
 def prompts(
-    config: Annotated[Path, typer.Argument(metavar="CALIBRATE.yml", help="What to calibrate, on which data.")],
+    config: Annotated[Path, typer.Argument(metavar="CALIBRATE.yml", help="Settings of the calibration.")],
     to: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines to write.")],
 ) -> None:
     """Write every window of every row as a request to vLLM's /v1/completions: token ids, one new token.
 
-    A vLLM that runs with the method extract_hidden_states writes the hidden states of each to its shared_storage_path.
-    Name that folder in CALIBRATE.yml, and `ctd-calibrate run` takes them in the place of its own forward pass:
+    vLLM with the method extract_hidden_states writes the hidden states of each request to its shared_storage_path.
+    Name that folder in CALIBRATE.yml, and `ctd-calibrate run` reads them instead of running the base model:
 
     [dim]hidden_states: {path: /shared/hidden}[/]
 

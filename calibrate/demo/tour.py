@@ -19,13 +19,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from calibrate import calibrate
 from calibrate.compute.progress import progress_bars
 from calibrate.config.file import load_config
 from calibrate.demo.expert import train_expert
 from calibrate.demo.prompts import write_dataset
 from calibrate.pipeline.run import PipelineResult
-from calibrate.pipeline.run import run as run_pipeline
-from calibrate.report.documents import write_documents
+from calibrate.report.page import REPORT_FILE
 from calibrate.report.summary import print_summary
 from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.decision import Reason, Route, Verdict
@@ -79,9 +79,8 @@ def tour(folder: Path, *, console: Console) -> None:
         console.print(f"A classifier fine-tuned on prompts that nothing else sees: {folder / 'expert'} ({report})")
 
     console.rule("[bold]3. Calibration[/]")
-    config = load_config(folder / "CALIBRATE.yml")
-    result = run_pipeline(config, console=console)
-    page = write_documents(result, config, command=["ctd-calibrate", "run", str(folder / "CALIBRATE.yml")])
+    result = calibrate(folder / "CALIBRATE.yml", console=console)
+    page = result.output / REPORT_FILE
     print_summary(result, console, report=page)
 
     console.rule("[bold]4. Unseen messages through NeMo Guardrails[/]")

@@ -23,7 +23,9 @@ from calibrate.compute.cache import open_cache
 from calibrate.compute.cluster import connect
 from calibrate.compute.progress import progress_bars
 from calibrate.config.file import CalibrateConfig
-from calibrate.evaluate import ALPHAS, Evaluation, ScoredRows, evaluate
+from calibrate.evaluate.grid import ALPHAS, Grid
+from calibrate.evaluate.record import record_grid
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.expert_scores.ask import ExpertScores, score_with
 from calibrate.features import pool_activations
 from calibrate.features.pooled_rows import PooledRows
@@ -63,8 +65,7 @@ class PipelineResult:
         output: Folder of the policy.
         policy: The policy as the rail reads it.
         certificate: The budget and its threshold.
-        evaluation: The cascade and its baselines on the test rows.
-        tested: The test rows with the scores of the probe, the delegation value and the expert.
+        grid: The cascade and its baselines on the test rows.
         split: Rows of each part.
         expert: Expert scores of the rows of all three parts.
         refused: Rows of each part that the expert refused.
@@ -75,8 +76,7 @@ class PipelineResult:
     output: Path
     policy: Policy
     certificate: Certificate
-    evaluation: Evaluation
-    tested: ScoredRows
+    grid: Grid
     split: Split
     expert: ExpertScores
     refused: dict[str, int]
@@ -205,7 +205,7 @@ def _certify_and_write(
     test = split.calibration.size + np.flatnonzero(scored.has_score["test"])
     groups = None if dataset.groups is None else [dataset.groups[row] for row in rows[test]]
     tested = ScoredRows(p[test], d[test], e[test], labels[test], groups, merge=trained.merge)
-    evaluation = evaluate(tested, scores, delta=delta, alphas=sorted({*ALPHAS, alpha}), tau=tau, seed=seed)
+    grid = Grid(tested, scores, delta=delta, tau=tau, seed=seed)
     refused = {part: int((~known).sum()) for part, known in scored.has_score.items()}
     manifest = {
         "created_at": datetime.now(UTC),
@@ -225,7 +225,7 @@ def _certify_and_write(
             "split": {part: int(getattr(split, part).size) for part in PARTS},
             "refused": refused,
         },
-        "evaluation": evaluation.to_dict(),
+        "evaluation": record_grid(grid, sorted({*ALPHAS, alpha})),
     }
     used = [dataset.conversations[row] for row in (*split.train, *split.calibration)]
     if safety is not None:
@@ -235,8 +235,7 @@ def _certify_and_write(
         output=config.output,
         policy=policy,
         certificate=certificate,
-        evaluation=evaluation,
-        tested=tested,
+        grid=grid,
         split=split,
         expert=scored.expert,
         refused=refused,

@@ -94,7 +94,7 @@ def test_merge_and_scales_reach_the_policy_and_its_evaluation(
     manifest = result.policy.manifest
     assert manifest.merge.kind == "stacking"
     assert manifest.merge.expert_scale is not None
-    assert result.tested.merge == manifest.merge
+    assert result.grid.rows.merge == manifest.merge
     assert {each["kind"] for each in manifest.training["merge"]["alternatives"]} == {"replace", "average", "stacking"}
 
 

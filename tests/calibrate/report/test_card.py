@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.evaluate import ScoredRows
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.report.card import write_card
 from calibrate.report.explorer import Explorer
 from calibrate.report.page import explore_policy

@@ -1,4 +1,4 @@
-"""A policy judged on data: on those of its rows that it was not made from."""
+"""Evaluation of a policy on labelled rows that it was not made from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rich.progress import Progress
 from calibrate.compute.cache import open_cache
 from calibrate.compute.progress import progress_bars
 from calibrate.config.expert import ExpertSection
+from calibrate.evaluate.grid import policy_grid
 from calibrate.evaluate.rows import ScoredRows
-from calibrate.evaluate.study import Study, study
+from calibrate.evaluate.study import Study, measure_study
 from calibrate.expert_scores.ask import ExpertScores, score_with
 from calibrate.expert_scores.refused import RefusedRow
 from calibrate.features.scoring import score_rows
@@ -26,7 +27,6 @@ from calibrate.rows.splits import begin_with, find_clusters
 from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.match import RECORDED, check_fingerprint, check_normaliser
-from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.probes.probes import Probes
 
@@ -38,13 +38,13 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The rows that a policy may be judged on.
+    """The rows that a policy is judged on.
 
     Attributes:
-        rows: Indices into the data set, ascending: one of each cluster, as calibration rows are.
-        used: Rows that the policy, or a policy beside it, was made from, or that depend on one of those.
-        dependent: Other rows that depend on a row that is judged.
-        refused: Rows that the expert refused: no figure counts them.
+        rows: Indices into the data set, ascending: one of each cluster, like calibration rows.
+        used: Number of rows that the policy was made from, or that depend on one of those.
+        dependent: Number of other rows that depend on a judged row.
+        refused: Rows that the expert refused. No figure counts them.
     """
 
     rows: IntArray
@@ -53,22 +53,22 @@ class Judged:
     refused: tuple[RefusedRow, ...] = ()
 
     def without(self, refused: tuple[RefusedRow, ...]) -> Judged:
-        """Return the rows that are left when the expert refuses some."""
+        """Return the rows without those that the expert refused."""
         rows = self.rows[~np.isin(self.rows, [each.row for each in refused])]
         return replace(self, rows=rows, refused=refused)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyStudy:
-    """A study and what it was made of.
+    """A study, and the rows and policy behind it.
 
     Attributes:
         study: The figures.
-        policy: What was judged.
-        rows: The judged rows with everybody's scores.
-        judged: Which rows of the data these are, and how many were left out.
+        policy: The policy that was judged.
+        rows: The judged rows with all scores.
+        judged: Indices of these rows in the data, and the number of rows that were left out.
         dataset: The data.
-        expert: Whose scores they are.
+        expert: Identity of the expert that gave the scores.
         is_of_one_law: Whether test and calibration rows come from the same files.
     """
 
@@ -106,42 +106,38 @@ def study_policy(
     console: Console,
     expert_column: str | None = None,
     expert: ExpertSection | None = None,
-    binary_folder: Path | None = None,
     device: str = "auto",
     ask_refused_again: bool = False,
 ) -> PolicyStudy:
-    """Judge a policy on labelled rows, at the certificate that is in force.
+    """Judge a policy on labelled rows, at the certificate in force.
 
     Args:
         folder: The policy.
         files: JSON lines, as for a calibration. Rows that the policy was made from are left out.
-        cache: Folder of the journal of expert scores.
+        cache: Folder of saved expert scores.
         console: Where progress is drawn.
         expert_column: Field with recorded expert scores.
-        expert: Expert to ask; with neither, the field that the policy was calibrated with is taken.
-        binary_folder: A policy whose delegation value was trained on the binary target, to be compared with.
+        expert: Expert to ask. Without a field and an expert, the field of the calibration is read.
         device: ``auto``, ``cpu``, or a torch device.
-        ask_refused_again: Whether rows that the expert refused in an earlier run are asked about again.
+        ask_refused_again: Whether to ask again about rows that the expert refused in an earlier run.
 
     Raises:
         PolicyError: A policy folder cannot be used.
         ConfigError: There is no source of expert scores.
         DataError: A row is malformed, no rows of both labels are left, or the expert refused too many.
-        ExpertError: The expert failed; what it has said so far is saved.
+        ExpertError: The expert failed. The scores so far are saved.
         ActivationError: The base model cannot be loaded.
     """
     policy = read_policy(folder)
-    binary = None if binary_folder is None else read_policy(binary_folder)
     manifest = policy.manifest
     source = _recorded_column(policy, expert_column) if expert is None else expert
     column = source if isinstance(source, str) else None
     dataset = read_dataset(files, expert_column=column, context=manifest.context)
     clusters = find_clusters(dataset)
-    judged = choose_rows(dataset, clusters, [policy] if binary is None else [policy, binary])
+    judged = choose_rows(dataset, clusters, policy)
     chosen = judged.rows
     with progress_bars(console) as progress:
         p, d = _score(policy, dataset, chosen, device=device, progress=progress)
-        d_binary = None if binary is None else _score(binary, dataset, chosen, device=device, progress=progress)[1]
         identity, scores = _expert_scores(
             dataset, chosen, source, cache=cache, progress=progress, ask_refused_again=ask_refused_again
         )
@@ -157,51 +153,39 @@ def study_policy(
         cluster=clusters[chosen],
         name=[_name(dataset, row) for row in chosen.tolist()],
         merge=manifest.merge,
-        binary=None if d_binary is None else d_binary[scored],
     )
     known = {record.sha256 for record in manifest.data}
     is_of_one_law = all(record.sha256 in known for record in dataset.records)
-    figures = study(
-        rows,
-        policy.calibration,
-        alpha=manifest.calibration.alpha,
-        delta=spent_delta(manifest.calibration.delta, len(manifest.recalibrations)),
-        tau=manifest.decision_threshold,
-        seed=manifest.calibration.seed,
-        one_law=is_of_one_law,
-        traffic=policy.traffic,
-    )
+    figures = measure_study(policy_grid(policy, rows), alpha=manifest.calibration.alpha, one_law=is_of_one_law)
     return PolicyStudy(figures, policy, rows, judged, dataset, identity, is_of_one_law)
 
 
-def choose_rows(dataset: Dataset, clusters: IntArray, policies: Sequence[Policy]) -> Judged:
-    """Return the rows that none of the policies was made from, one of each cluster.
+def choose_rows(dataset: Dataset, clusters: IntArray, policy: Policy) -> Judged:
+    """Return the rows that the policy was not made from, one of each cluster.
 
     On the files of the calibration these are the test rows of the calibration.
 
     Args:
         dataset: The rows.
         clusters: Cluster of each row, shape [n].
-        policies: The one that is judged, and those that are compared with it.
+        policy: The policy that is judged.
 
     Raises:
-        DataError: A policy does not say what it was made from, or no rows of both labels are left.
+        DataError: The policy does not state its rows, or the rows that are left have one label.
     """
-    used = np.zeros(len(dataset), dtype=np.bool_)
-    for policy in policies:
-        if policy.used_rows is None:
-            raise DataError(
-                "the policy does not say which rows it was made from, so some of these may be among them",
-                hint="Calibrate again with this version",
-            )
-        used |= begin_with(dataset.conversations, policy.used_rows)
+    if policy.used_rows is None:
+        raise DataError(
+            "the policy does not say which rows it was made from, so some of these may be among them",
+            hint="Calibrate again with this version",
+        )
+    used = begin_with(dataset.conversations, policy.used_rows)
     free = np.flatnonzero(~np.isin(clusters, clusters[used]))
-    rows = free[one_per_cluster(clusters[free].tolist(), seed=policies[0].manifest.calibration.seed)]
+    rows = free[one_per_cluster(clusters[free].tolist(), seed=policy.manifest.calibration.seed)]
     if np.unique(dataset.labels[rows]).size != 2:  # noqa: PLR2004 - safe and unsafe
         raise DataError(
             f"{rows.size} of {len(dataset)} rows are left to judge the policy on, and not of both labels; "
             f"{len(dataset) - free.size} are, or depend on, rows that it was made from",
-            hint="Give rows that had no part in its training and calibration",
+            hint="Give rows that its training and calibration did not use",
         )
     return Judged(rows, used=len(dataset) - free.size, dependent=free.size - rows.size)
 
@@ -235,7 +219,7 @@ def _expert_scores(
     progress: Progress,
     ask_refused_again: bool,
 ) -> tuple[str, ExpertScores]:
-    """Return whose scores they are, and the scores."""
+    """Return the identity of the expert, and its scores."""
     if isinstance(source, str):
         return f"{RECORDED}{source}", ExpertScores(np.asarray(dataset.expert)[rows])
     return score_with(
