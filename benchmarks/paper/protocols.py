@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.cube import FIGURES
+from benchmarks.paper.methods import BATCHES, PaperMethods, uncertainty_rank
 from benchmarks.paper.pareto import pareto
-from calibrate.evaluate import ALPHAS, ScoredRows
-from calibrate.evaluate.methods import BATCHES, Methods
-from calibrate.evaluate.metrics import measure
-from calibrate.evaluate.signals import uncertainty, uncertainty_rank
+from calibrate.evaluate.figures import measure
+from calibrate.evaluate.grid import ALPHAS
+from calibrate.evaluate.methods import uncertainty
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.risk.rows import Rows
 from calibrate.risk.splits import random_split
 from ctd_guardrail.policy.guarantees import largest_count
@@ -45,7 +46,7 @@ OWN_METHODS: Final = (
     *("probe", "expert", "random", "uncertainty", "uncertainty_rank", "ridge"),
     *("ctd", "ctd_auroc", "ctd_accuracy", "ctd_brier", "oracle"),
 )
-"""Names of :class:`calibrate.evaluate.methods.Methods`. ``ridge`` is ``ctd`` with the paper's delegation value."""
+"""Names of :class:`benchmarks.paper.methods.PaperMethods`. ``ridge`` is ``ctd`` with the paper's delegation value."""
 
 PAPER_ALPHAS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 TOP_SIGNALS: Final = ("uncertainty", "ridge", "oracle")
@@ -131,11 +132,11 @@ def compare_targets(test: ScoredRows, values: tuple[FloatArray, FloatArray]) -> 
     return np.array([[_figures(test, rank < largest_count(n, alpha)) for alpha in ALPHAS] for rank in ranks])
 
 
-def _methods(calibration: ScoredRows, test: ScoredRows, *, delta: float, seed: int) -> Methods:
+def _methods(calibration: ScoredRows, test: ScoredRows, *, delta: float, seed: int) -> PaperMethods:
     scores = CalibrationScores.from_rows(
         d=calibration.d, p=calibration.p, expert=calibration.expert, label=calibration.label
     )
-    return Methods(test, scores, delta=delta, tau=_TAU, seed=seed)
+    return PaperMethods(test, scores, delta=delta, tau=_TAU, seed=seed)
 
 
 def _take(rows: ScoredRows, index: NDArray[np.intp]) -> ScoredRows:
@@ -143,5 +144,5 @@ def _take(rows: ScoredRows, index: NDArray[np.intp]) -> ScoredRows:
 
 
 def _figures(rows: ScoredRows, delegated: BoolArray) -> list[float]:
-    metrics = measure(rows.label, rows.cascade_score(delegated), tau=_TAU)
-    return [float(delegated.mean()) if name == "rate" else getattr(metrics, name) for name in FIGURES]
+    figures = measure(rows.label, rows.cascade_score(delegated), rows.clusters, tau=_TAU)
+    return [float(delegated.mean()) if name == "rate" else figures[name].value for name in FIGURES]

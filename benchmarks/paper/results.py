@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.paper.cube import Cube
 from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS, TARGETS
 from benchmarks.paper.trial import SPLITS, Outcome
-from calibrate.evaluate import ALPHAS
+from calibrate.evaluate.grid import ALPHAS
 from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["Index", "Result", "read_results", "write_results"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.paper.cube import FIGURES, Cube, standard_error
 from benchmarks.paper.results import Index, Result
 from benchmarks.table import Cell, Table
-from calibrate.evaluate import ALPHAS
+from calibrate.evaluate.grid import ALPHAS
 
 __all__ = ["TABLES", "targets"]
 

@@ -16,8 +16,9 @@ from benchmarks.paper.draws import Counts, Draw, draw_rows
 from benchmarks.paper.material import Material
 from benchmarks.paper.plan import PlanRecipe, Setting
 from benchmarks.paper.protocols import compare_targets, own_protocol, paper_protocol
-from calibrate.evaluate import ALPHAS, ScoredRows
 from calibrate.evaluate.budget import splits_table
+from calibrate.evaluate.grid import ALPHAS
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.train import SafetyRows, TokenRows, TrainedProbes, train_probes
 from calibrate.train.logistic import fit_logistic
 from calibrate.train.train import layer_columns

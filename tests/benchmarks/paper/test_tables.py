@@ -16,7 +16,7 @@ from benchmarks.paper.publish import publish
 from benchmarks.paper.results import Index, Result
 from benchmarks.paper.tables import TABLES, targets
 from benchmarks.table import Table
-from calibrate.evaluate import ALPHAS
+from calibrate.evaluate.grid import ALPHAS
 
 PUBLISHED = Path(__file__).parents[3] / "docs" / "benchmarks"
 FIRST, OTHER, TOKENS = "probe on layer 4", "the same, Platt-scaled", "attention"
