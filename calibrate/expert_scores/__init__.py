@@ -1,1 +1,1 @@
-"""Expert scores of calibration rows: worker pool, score log, refused rows."""
+"""Internal. Expert scores of calibration rows: worker pool, score log, refused rows."""
