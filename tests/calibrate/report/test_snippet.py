@@ -44,7 +44,7 @@ def test_ids_of_models_are_no_paths(policy: Policy, tmp_path: Path) -> None:
 
 def test_without_an_expert_it_says_that_one_has_to_be_named(policy: Policy, tmp_path: Path) -> None:
     text = "".join(piece.text for piece in snippet(policy.manifest, tmp_path / "policy", None))
-    assert "Put the expert here" in text
+    assert "Insert the expert" in text
     assert yaml.safe_load(text)["custom_data"]["ctd"]["expert"]["type"] == "openai"
 
 
