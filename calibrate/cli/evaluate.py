@@ -28,9 +28,10 @@ def evaluate(
     policy: Annotated[Path, typer.Argument(metavar="POLICY", help="Policy folder.")],
     *,
     data: Annotated[list[Path], typer.Option(metavar="FILE", help="Labelled rows, JSON lines; may be repeated.")],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything that is written.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all files that are written.")],
     expert_column: Annotated[
-        str | None, typer.Option(metavar="C", help="Field with recorded expert scores; the policy's if left out.")
+        str | None,
+        typer.Option(metavar="C", help="Field with recorded expert scores; by default that of the calibration."),
     ] = None,
     expert_config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML file with an `expert` section: the expert to ask.")

@@ -1,4 +1,4 @@
-"""``ctd-calibrate schema``: what editors need to help with a ``CALIBRATE.yml``."""
+"""``ctd-calibrate schema``: the JSON Schema of ``CALIBRATE.yml``, for editors."""
 
 from __future__ import annotations
 
