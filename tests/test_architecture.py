@@ -34,7 +34,6 @@ ARROWS_UP = {("serving", "ctd_guardrail")}  # the version, which the root states
 # Circles that are still there, likewise.
 ROOM_CIRCLES = [
     {"calibrate.config", "calibrate.risk"},
-    {"calibrate.evaluate", "calibrate.train"},
 ]
 FILE_CIRCLES = [{"calibrate.expert_scores.ask", "calibrate.expert_scores.ray"}]
 SOURCES = [*MODULES, *(path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py"))]
