@@ -6,7 +6,8 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.paper.cube import FIGURES
 from benchmarks.paper.delegation import fit_binary_value, fit_ridge_value
 from benchmarks.paper.protocols import compare_targets
-from calibrate.evaluate import ALPHAS, ScoredRows
+from calibrate.evaluate.grid import ALPHAS
+from calibrate.evaluate.rows import ScoredRows
 
 
 def world(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
