@@ -1,12 +1,19 @@
 """The arrows between the rooms, and what may not come in at all."""
 
 import ast
+import importlib
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import is_dataclass
+from enum import Enum
 from pathlib import Path
+from threading import Lock, RLock
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import pytest
+from pydantic import BaseModel
 
 from tools.house import ROOT, TREES, Tree, find_circles
 
@@ -150,6 +157,26 @@ def test_array_types_have_one_name_each() -> None:
     }
     assert {path for path in defined if not path.startswith(OWN_ARRAYS)} == {"ctd_guardrail/_typing.py"}
     assert {folder for folder in OWN_ARRAYS if any(path.startswith(folder) for path in defined)} == set(OWN_ARRAYS)
+
+
+def test_one_object_of_the_process_can_change() -> None:
+    mutable = (WeakSet, WeakValueDictionary, WeakKeyDictionary, deque, type(Lock()), type(RLock()))
+    found = []
+    for path in MODULES:
+        if not under(path, "ctd_guardrail/") or path.name == "__main__.py":
+            continue
+        module = importlib.import_module(".".join(path.with_suffix("").parts))
+        for node in tree(path).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for name in (target.id for target in targets if isinstance(target, ast.Name)):
+                value = vars(module).get(name)
+                own = type(value).__module__.startswith("ctd_guardrail.") and not isinstance(value, Enum)
+                frozen = is_dataclass(value) and type(value).__dataclass_params__.frozen
+                frozen |= isinstance(value, BaseModel) and value.model_config.get("frozen", False)
+                empty = isinstance(value, dict | list | set) and not value
+                if isinstance(value, mutable) or empty or (own and not frozen and not isinstance(value, tuple)):
+                    found.append(f"{module.__name__}.{name}")
+    assert found == ["ctd_guardrail.runtime.runtime._PROCESS"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

@@ -31,12 +31,9 @@ from ctd_guardrail.nemo.gate import Gate, OpenRequest, current_request, enter, e
 from ctd_guardrail.nemo.guards import guard_for, refusals_of, section_of
 from ctd_guardrail.nemo.messages import messages_from_events
 from ctd_guardrail.nemo.server import mark_guarded
+from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["ctd_check_input", "install"]
-
-# IORails hands a rail its configuration, and makes a copy of it for each synchronous call. Keyed by the object, for
-# a configuration has no hash of its own; an entry goes when its configuration goes.
-_GATES: Final[dict[int, Gate]] = {}
 
 _llms: ContextVar[Mapping[str, Any]] = ContextVar("ctd_iorails_llms")
 _MAIN: Final = "main"
@@ -56,7 +53,7 @@ def install() -> None:
     @wraps(begin)
     def __init__(self: IORails, config: RailsConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         begin(self, config, *args, **kwargs)
-        gate = _GATES.get(id(config))
+        gate = _gate_of(config)
         if gate is not None:
             _guard_doors(self, gate)
 
@@ -77,7 +74,7 @@ async def ctd_check_input(
     def client() -> ClientRequest:
         return ClientRequest([*messages_from_events(events), {"role": "user", "content": user_message}])
 
-    return await screen(_GATES.get(id(config)), client, user_message=user_message or None)
+    return await screen(_gate_of(config), client, user_message=user_message or None)
 
 
 def _prepare(config: RailsConfig) -> None:
@@ -86,7 +83,7 @@ def _prepare(config: RailsConfig) -> None:
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
     """
-    if id(config) not in _GATES:
+    if _gate_of(config) is None:
         section = section_of(config)
         if section.principal is not None:
             raise ConfigError(
@@ -96,10 +93,24 @@ def _prepare(config: RailsConfig) -> None:
                 hint="Use LLMRails, or the sidecar",
             )
         collaborators = RailCollaborators(config=config, llms=_llms.get, llm_task_manager=LLMTaskManager(config))
-        _GATES[id(config)] = Gate(
+        gates = _gates(Runtime.default())
+        gates[id(config)] = Gate(
             guard_for(config, collaborators), section, refusals=refusals_of(config), operator_texts=tuple
         )
-        weakref.finalize(config, _GATES.pop, id(config), None)
+        weakref.finalize(config, gates.pop, id(config), None)
+
+
+def _gate_of(config: RailsConfig) -> Gate | None:
+    return next((gate for runtime in Runtime.all() if (gate := _gates(runtime).get(id(config)))), None)
+
+
+def _gates(runtime: Runtime) -> dict[int, Gate]:
+    """Return the gates by the identity of their configurations.
+
+    IORails hands a configuration to a rail, and copies it for each synchronous call. A configuration has no hash, so
+    its identity is the key. The entry is removed when the configuration is collected.
+    """
+    return runtime.own("gates of IORails", dict)
 
 
 def _guard_doors(engine: Any, gate: Gate) -> None:
