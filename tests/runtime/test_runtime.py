@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import threading
-import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from ctd_guardrail.decision import Reason, Verdict
 from ctd_guardrail.runtime.lru import LruCache
 from ctd_guardrail.runtime.runtime import Runtime
 from tests.support.internals import scorer_of
+from tests.support.waiting import wait_until
 
 FILES = Path("/proc/self/fd")
 
@@ -74,21 +74,14 @@ def test_fifty_guards_leave_no_thread_no_file_and_no_model(
 
     serve(1)  # what libraries open once
     gc.collect()
-    settle(lambda: not own_threads())
+    wait_until(lambda: not own_threads())
     threads, files = own_threads(), open_files()
     model = serve(50)
     gc.collect()
     assert model() is None
     assert own_threads() == threads == []
     # The judge's own threads close their ends of the connections a moment later.
-    settle(lambda: open_files() <= files)
-    assert open_files() <= files
-
-
-def settle(is_over: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not is_over() and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: open_files() <= files, explain=lambda: open_files() - files)
 
 
 async def test_a_guard_of_a_closed_runtime_blocks(make_rail_folder: Callable[..., Path]) -> None:

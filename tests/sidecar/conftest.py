@@ -37,8 +37,7 @@ def gated(make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> 
         sidecar = make_sidecar(Path("nowhere"), loads=False, **settings)
         guard = CountingGuard()
         monkeypatch.setattr(sidecar.service, "check", guard.check)
-        put_guard(sidecar.service, SimpleNamespace(principal=principal, watch=None))
-        monkeypatch.setattr(sidecar.service, "aclose", _nothing)
+        put_guard(sidecar.service, SimpleNamespace(principal=principal, watch=None, aclose=_nothing))
         sidecar.service.status = Status.READY
         services.append(sidecar.service)
         return sidecar, guard

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -191,5 +192,5 @@ def test_health_names_the_alarms_that_keep_traffic_away(gated: Callable[..., Any
     sidecar, _ = gated()
     watch = SimpleNamespace(alarms={"rate": 7, "score_drift": None})
     config = SimpleNamespace(monitor=MonitorConfig(on_alarm="not_ready"))
-    put_guard(sidecar.service, SimpleNamespace(watch=watch, config=config))
+    put_guard(sidecar.service, SimpleNamespace(watch=watch, config=config, aclose=AsyncMock()))
     assert httpx.get(f"{sidecar.url}/health").json() == {"status": "UNHEALTHY", "reason": "alarms: rate"}
