@@ -18,7 +18,16 @@ from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
 from ctd_guardrail.runtime.files import write_whole
 from ctd_guardrail.runtime.lock import writing
 
-__all__ = ["MANIFEST_FILE", "TENSORS_FILE", "finish_write", "read_json", "read_tensors", "write_files"]
+__all__ = [
+    "MANIFEST_FILE",
+    "TENSORS_FILE",
+    "finish_write",
+    "parse_json",
+    "read_json",
+    "read_manifest_file",
+    "read_tensors",
+    "write_files",
+]
 
 MANIFEST_FILE: Final = "policy.json"
 TENSORS_FILE: Final = "policy.safetensors"
@@ -38,8 +47,29 @@ def read_json(path: Path) -> Any:
     Raises:
         PolicyFormatError: It cannot be read, or is not JSON with each key once and finite numbers.
     """
+    return parse_json(read_manifest_file(path), path)
+
+
+def read_manifest_file(path: Path) -> bytes:
+    """Return the content of a manifest.
+
+    Raises:
+        PolicyFormatError: It cannot be read, or is too large.
+    """
     with _open(path, _LARGEST_MANIFEST) as file:
-        raw = _read_whole(file, path)
+        return _read_whole(file, path)
+
+
+def parse_json(raw: bytes, path: Path) -> Any:
+    """Return the value of JSON in which each key occurs once and all numbers are finite.
+
+    Args:
+        raw: The JSON.
+        path: The file that holds it, for error messages.
+
+    Raises:
+        PolicyFormatError: It is something else.
+    """
     try:
         return json.loads(raw.decode(), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
