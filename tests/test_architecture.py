@@ -141,7 +141,6 @@ OWN_ARRAYS = (
     "calibrate/evaluate/",
     "calibrate/expert_scores/",
     "calibrate/pipeline/",
-    "calibrate/report/",
     "calibrate/risk/",
     "calibrate/train/",
     "ctd_guardrail/monitors/",
