@@ -245,3 +245,18 @@ def test_means_and_tokens_average_with_every_option() -> None:
 def test_a_kind_that_reads_tokens_needs_them() -> None:
     with pytest.raises(DataError, match="only mean activations"):
         train_probes(*world(300, 0).columns, seed=0, recipe=Recipe(kinds=("ema",)))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_candidate_that_is_only_scored_trains_no_fits_for_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    pooled, labels, expert, ragged = spiked(60, 0)
+    rows = TrainingRows(pooled, labels, np.arange(60), expert, ragged)
+
+    def refuse(fit: tokens.TokenFit) -> dict[str, np.ndarray]:
+        raise AssertionError(f"{fit.kind} trains five more fits")
+
+    monkeypatch.setattr(tokens.TokenFit, "held_out", refuse)
+    trained = train_candidate(rows, ("ema",), Recipe(), seed=0, measured=False)
+    assert "cross_fitted" not in trained.record["delegation"]
+    with pytest.raises(AssertionError, match="five more"):
+        train_candidate(rows, ("ema",), Recipe(merge="average"), seed=0, measured=False)
