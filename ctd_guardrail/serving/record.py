@@ -1,6 +1,6 @@
-"""ctd_export.json: what an exported checkpoint was made from, and what whoever serves it must answer.
+"""ctd_export.json: the origin of an exported checkpoint, and known answers of an engine that serves it.
 
-The file lies beside the weights. Engines ignore it; the guard reads it to know that the engine serves its probes.
+The file is beside the weights. Engines ignore it; the guard uses it to verify that the engine serves its probes.
 """
 
 from __future__ import annotations
