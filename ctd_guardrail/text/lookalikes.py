@@ -15,16 +15,16 @@ STYLED_LETTERS: Final = {
     # Negative circled and negative squared letters, which have no compatibility form.
     **{chr(first + i): letter for first in (0x1F150, 0x1F170) for i, letter in enumerate(string.ascii_uppercase)},
 }
-"""Letters in another style and what they stand for; no orthography of a language needs them."""
+"""Styled letter to plain letter. No language needs the styled ones."""
 
 STYLED: Final = re.compile("[ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢɡɑ\U0001f150-\U0001f169\U0001f170-\U0001f189]")
-"""Matches one of them."""
+"""Matches one styled letter."""
 
 _TABLE: Final = str.maketrans(LOOKALIKES)
 _LOOKALIKE: Final = re.compile(f"[{''.join(LOOKALIKES)}]")
 _WORD: Final = re.compile("[\\w\u0300-\u036f]+")
 _ACCENT: Final = re.compile("[\u0300-\u036f]")
-# Letters of Cyrillic, Armenian, Cherokee, Lisu and Coptic. Greek ones stand alone in Latin text as symbols.
+# Letters of Cyrillic, Armenian, Cherokee, Lisu and Coptic. Not Greek: Latin text uses its letters as symbols.
 _OTHER: Final = re.compile("[\u0400-\u058f\u13a0-\u13ff\u2c80-\u2cff\ua4d0-\ua4ff\uab70-\uabbf]")
 _LATIN: Final = re.compile("[A-Za-z]")
 
@@ -32,9 +32,9 @@ _LATIN: Final = re.compile("[A-Za-z]")
 def fold_lookalikes(text: str) -> str:
     """Return a decomposed text with its lookalikes in Latin.
 
-    A word is folded if it holds a Latin letter and becomes all Latin. Whole words of lookalikes are folded where
-    the other script has no letter of its own in the whole text and most letters are Latin: a passage that is written
-    in that script does not do without the others.
+    A word is folded if it has a Latin letter and becomes all Latin. Words that consist of lookalikes are folded if
+    most letters of the text are Latin and all others are lookalikes: a passage in the other script would also have
+    letters that do not look Latin.
     """
     if not _LOOKALIKE.search(text):
         return text
@@ -44,7 +44,7 @@ def fold_lookalikes(text: str) -> str:
         return folded
     if len(_LATIN.findall(folded)) < len(others):
         return folded
-    # Greek letters beside them are now in Latin words.
+    # Fold again: Greek letters may now stand in Latin words.
     return _WORD.sub(_fold_word, _OTHER.sub(lambda match: LOOKALIKES[match[0]], folded))
 
 
