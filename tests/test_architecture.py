@@ -138,7 +138,6 @@ def test_a_private_part_of_the_product_is_touched_from_one_test_file_at_most() -
 # Folders that still name their own array types. Delete an entry when its files import those of _typing.py.
 OWN_ARRAYS = (
     "benchmarks/",
-    "calibrate/evaluate/",
     "calibrate/expert_scores/",
     "calibrate/pipeline/",
     "calibrate/risk/",
