@@ -19,11 +19,12 @@ from calibrate.compute.cluster import map_rows
 from calibrate.compute.wire import from_text, to_error, to_failure, to_text
 from calibrate.config.cluster import RayConfig
 from calibrate.config.expert import ExpertSection
-from calibrate.expert_scores.ask import ExpertScores, ScoreRequests
 from calibrate.expert_scores.refused import LimitedLog, Limits
+from calibrate.expert_scores.requests import ExpertScores, ScoreRequests
 from calibrate.expert_scores.score_log import Refusal, ScoreLog
 from calibrate.expert_scores.worker_pool import WorkerPool
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.errors import CtdError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.protocol import ExpertScore
@@ -34,7 +35,6 @@ __all__ = ["ask_from_actors"]
 _ROUNDS: Final = 8
 
 Batch = dict[str, NDArray[Any]]
-IntArray = NDArray[np.int64]
 
 
 def ask_from_actors(

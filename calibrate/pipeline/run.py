@@ -26,7 +26,8 @@ from calibrate.config.file import CalibrateConfig
 from calibrate.evaluate.grid import ALPHAS, Grid
 from calibrate.evaluate.record import record_grid
 from calibrate.evaluate.rows import ScoredRows
-from calibrate.expert_scores.ask import ExpertScores, score_with
+from calibrate.expert_scores.ask import score_with
+from calibrate.expert_scores.requests import ExpertScores
 from calibrate.features import pool_activations
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.features.scoring import score_rows

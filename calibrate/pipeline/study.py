@@ -17,8 +17,9 @@ from calibrate.config.expert import ExpertSection
 from calibrate.evaluate.grid import policy_grid
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.study import Study, measure_study
-from calibrate.expert_scores.ask import ExpertScores, score_with
+from calibrate.expert_scores.ask import score_with
 from calibrate.expert_scores.refused import RefusedRow
+from calibrate.expert_scores.requests import ExpertScores
 from calibrate.features.scoring import score_rows
 from calibrate.risk.splits import one_per_cluster
 from calibrate.rows.data import Dataset, read_dataset

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from calibrate.cli.app import app
 from calibrate.config.cluster import RayConfig
 from calibrate.config.expert import AskedOpenAIExpert
-from calibrate.expert_scores.ask import ExpertScores, score_with
+from calibrate.expert_scores.ask import score_with
+from calibrate.expert_scores.requests import ExpertScores
 from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.rows.data import Dataset
 from ctd_guardrail.errors import DataError, ExpertUnavailableError

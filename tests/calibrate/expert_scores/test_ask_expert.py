@@ -16,7 +16,8 @@ import pytest
 import stamina
 from rich.progress import Progress
 
-from calibrate.expert_scores.ask import ExpertScores, ask_expert
+from calibrate.expert_scores.ask import ask_expert
+from calibrate.expert_scores.requests import ExpertScores
 from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.rows.data import Dataset, read_dataset
 from ctd_guardrail.errors import DataError, ExpertTimeoutError, ExpertUnavailableError, OverlongError

@@ -24,7 +24,8 @@ from calibrate.cli.app import app
 from calibrate.compute.progress import progress_bars
 from calibrate.config.expert import AskedLocalExpert, AskedOpenAIExpert
 from calibrate.config.file import load_config
-from calibrate.expert_scores.ask import ExpertScores, score_with
+from calibrate.expert_scores.ask import score_with
+from calibrate.expert_scores.requests import ExpertScores
 from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.rows.data import Dataset, read_dataset
 from ctd_guardrail.errors import ConfigError, DataError, ExpertUnavailableError
