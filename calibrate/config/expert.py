@@ -1,4 +1,4 @@
-"""The ``expert`` section of CALIBRATE.yml: that of the rail, and what asking about many rows takes beside it."""
+"""The ``expert`` section of CALIBRATE.yml: the rail's section, and a limit on refused rows."""
 
 from __future__ import annotations
 
@@ -26,36 +26,27 @@ _MaxRefusedRows = Annotated[StrictInt | StrictFloat, Field(ge=0), AfterValidator
 
 
 class AskedOpenAIExpert(OpenAIExpertConfig):
-    """A judge behind an OpenAI-compatible chat-completions endpoint, and how many rows it may refuse.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
+    """A judge behind an OpenAI-compatible chat-completions endpoint, with a limit on refused rows."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share below 1. Look at the
+    refused rows before you raise it."""
 
 
 class AskedRailExpert(RailExpertConfig):
-    """An input rail of NeMo Guardrails, and how many rows it may refuse.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
+    """An input rail of NeMo Guardrails, with a limit on refused rows."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share below 1. Look at the
+    refused rows before you raise it."""
 
 
 class AskedLocalExpert(LocalExpertConfig):
-    """A Hugging Face model in this process, and how many rows it may refuse.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
+    """A Hugging Face model in this process, with a limit on refused rows."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share below 1. Look at the
+    refused rows before you raise it."""
 
 
 ExpertSection = Annotated[AskedOpenAIExpert | AskedRailExpert | AskedLocalExpert, Field(discriminator="type")]

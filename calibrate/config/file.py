@@ -1,4 +1,4 @@
-"""CALIBRATE.yml: what is calibrated, on which data, with which expert, to which budget."""
+"""CALIBRATE.yml: base model, data, expert, budget and probes of a calibration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from calibrate.config.cluster import RayConfig
@@ -16,6 +16,7 @@ from calibrate.config.training import TrainOptions
 from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec, Layers
 from ctd_guardrail.config.section import CostConfig
+from ctd_guardrail.config.types import Price, Section, Share, Text
 from ctd_guardrail.config.validation import load_yaml, validate
 from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.text.conversation import Context
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 
-Section = TypeVar("Section", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
@@ -50,24 +51,16 @@ def _as_tuple(value: Any) -> Any:
     return [value] if isinstance(value, Mapping) else value
 
 
-_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 _Path = Annotated[Path, AfterValidator(_beside_the_file)]
 _Paths = Annotated[tuple[_Path, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
 class BaseModelConfig(ActivationSpec):
-    """The base model, where in it activations are read, and on which device.
+    """The base model, where in it activations are read, and on which device."""
 
-    Attributes:
-        device: ``auto`` (CUDA where there is one), ``cpu``, a torch device such as ``cuda:1``, or several with commas
-            between them.
-    """
-
-    device: Annotated[str, Field(min_length=1)] = "auto"
+    device: Text = "auto"
+    """Torch device: ``auto`` (CUDA if there is one), ``cpu``, for example ``cuda:1``, or several with commas between
+    them."""
 
     @property
     def spec(self) -> ActivationSpec:
@@ -75,37 +68,32 @@ class BaseModelConfig(ActivationSpec):
         return ActivationSpec(**self.model_dump(exclude={"device"}))
 
 
-class DataConfig(_Section):
-    """Labelled conversations.
-
-    Attributes:
-        path: JSON lines, plain or gzip: one file or several.
-        safety_path: Files that the safety probe is trained on instead of the training rows of ``path``.
-        expert_column: Field that holds recorded expert scores, P(unsafe) in [0, 1].
-        context: What the probes and the expert see of a row: its last user turn (``last_turn``), or the conversation
-            up to and with it. The rail shows them the same of every turn.
-    """
+class DataConfig(Section):
+    """Labelled conversations."""
 
     path: _Paths
+    """Files of labelled rows: JSON lines, plain or gzip, one file or several."""
     safety_path: _Paths | None = None
-    expert_column: Annotated[str, Field(min_length=1)] | None = None
+    """Files of other rows for the safety probe, instead of the training rows of ``path``. Use them if you have many
+    labels from elsewhere."""
+    expert_column: Text | None = None
+    """Field of the rows with recorded expert scores, P(unsafe) in [0, 1]. With it, no expert is asked."""
     context: Context = Context.CONVERSATION
+    """Text of a row that the probes and the expert read: its last user turn (``last_turn``), or the conversation up to
+    that turn (``conversation``). The rail does the same for every turn."""
 
 
-class SplitConfig(_Section):
-    """Shares of the rows. Where none of the three is written, a ``split`` field in the rows decides, if they have it.
+class SplitConfig(Section):
+    """Shares of the rows. If no share is written and the rows have a ``split`` field, that field decides."""
 
-    Attributes:
-        train: Share that both probes are trained on.
-        calibration: Share that the budget is certified on.
-        test: Share that the cascade is evaluated on.
-        seed: Seed of the assignment and of everything random after it.
-    """
-
-    train: _Share = 0.6
-    calibration: _Share = 0.2
-    test: _Share = 0.2
+    train: Share = 0.6
+    """Share of the rows that trains both probes."""
+    calibration: Share = 0.2
+    """Share of the rows that certifies the budget."""
+    test: Share = 0.2
+    """Share of the rows that evaluates the cascade."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split, the folds and the random baseline."""
 
     @property
     def are_written(self) -> bool:
@@ -124,42 +112,37 @@ class SplitConfig(_Section):
         return self
 
 
-class RiskConfig(_Section):
-    """A performance risk to hold beside the budget, for example ``{metric: fnr, max: 0.1}``.
-
-    Attributes:
-        metric: ``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss``,
-            ``cost`` or ``auroc_error``.
-        max: The bound.
-    """
+class RiskConfig(Section):
+    """A performance risk to hold beside the budget, for example ``{metric: fnr, max: 0.1}``."""
 
     metric: Metric
+    """Risk: ``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss``, ``cost``
+    or ``auroc_error``."""
     max: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    """Upper bound of the risk."""
 
 
-class BudgetConfig(_Section):
-    """The budget that the policy certifies, and what else it shall hold.
+class BudgetConfig(Section):
+    """The budget that the policy certifies, and risks to certify beside it."""
 
-    Attributes:
-        alpha: Largest share of the inputs that the expert may see.
-        delta: Admissible probability that calibration misses it, or any of the risks.
-        method: ``closed_form`` certifies the budget alone, and the rail may change alpha and delta freely.
-            ``structured`` certifies risks as well; ``pareto`` is the procedure of the paper, for comparison.
-        risk: One risk or several, for ``structured`` and ``pareto``.
-        criterion: Of several certified settings, the one that is best at this is used.
-        costs: Prices for the criterion and the risk ``cost``.
-        taus: Decision thresholds to choose from together with lambda.
-        bands: Half-widths of the abstain band to choose from.
-    """
-
-    alpha: _Share
-    delta: _Share = 0.05
+    alpha: Share
+    """Budget: the largest share of the inputs that goes to the expert. The rail may set another one without a new
+    calibration."""
+    delta: Share = 0.05
+    """Probability that the calibration misses the budget or one of the risks."""
     method: Literal["closed_form", "structured", "pareto"] = "closed_form"
+    """``closed_form`` certifies the budget alone, and the rail may change alpha and delta freely. ``structured``
+    certifies risks as well; ``pareto`` is the procedure of the paper, for comparison."""
     risk: Annotated[tuple[RiskConfig, ...], BeforeValidator(_as_tuple)] = ()
+    """Risks to certify: one or a list, with ``method: structured`` or ``pareto``."""
     criterion: Criterion = Criterion.ACCURACY
+    """Choice among several certified settings: the one with the best value."""
     costs: CostConfig = CostConfig()
-    taus: Annotated[tuple[_Share, ...], Field(min_length=1)] = (0.5,)
+    """Prices for the criterion and the risk ``cost``."""
+    taus: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.5,)
+    """Decision thresholds to choose from, together with lambda."""
     bands: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.0,)
+    """Half-widths of the abstain band to choose from."""
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> BudgetConfig:
@@ -172,58 +155,49 @@ class BudgetConfig(_Section):
         raise PydanticCustomError("method", "{problem}", {"problem": problem, "hint": hint})
 
 
-class HiddenStatesConfig(_Section):
-    """Files of hidden states that vLLM has written, method ``extract_hidden_states``.
-
-    Attributes:
-        path: Their folder.
-        layers: Layers in the files, ``eagle_aux_hidden_state_layer_ids``; None: those of ``base.layers``.
-    """
+class HiddenStatesConfig(Section):
+    """Files of hidden states that vLLM wrote with its method ``extract_hidden_states``."""
 
     path: _Path
+    """Folder of the files."""
     layers: Layers | None = None
+    """Layers in the files, vLLM's ``eagle_aux_hidden_state_layer_ids``. By default those of ``base.layers``."""
 
 
-class PriceConfig(_Section):
-    """What the report reckons costs with.
+class PriceConfig(Section):
+    """Prices for the costs in the report."""
 
-    Attributes:
-        expert_call: Price of one call of the expert.
-        currency: Its unit, as the report shall write it.
-    """
-
-    expert_call: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    expert_call: Price
+    """Price of one call of the expert."""
     currency: Annotated[str, Field(min_length=1, max_length=12)] = "USD"
+    """Currency of the price, as the report writes it."""
 
 
-class CalibrateConfig(_Section):
-    """The content of CALIBRATE.yml. Relative paths start from the file's folder.
-
-    Attributes:
-        base: Base model and site of the activations.
-        data: Labelled conversations.
-        expert: Whom to ask for expert scores; None where ``data.expert_column`` has them.
-        splits: Shares of training, calibration and test rows.
-        budget: alpha and delta.
-        probes: How the probes are trained.
-        prices: What the report reckons costs with; None: it shows none.
-        output: Folder of the policy.
-        cache: Folder of activations and expert scores, from which a later run goes on.
-        hidden_states: Hidden states of the rows from vLLM; None: the base model reads the rows.
-        run_on: Cluster that computes activations and asks the expert; None: this process does.
-    """
+class CalibrateConfig(Section):
+    """The content of CALIBRATE.yml. Relative paths start from the file's folder."""
 
     base: BaseModelConfig
+    """Base model, and the layers whose activations the probes read."""
     data: DataConfig
+    """Files of labelled conversations, and the text of a row that is read."""
     expert: ExpertSection | None = None
+    """Expert that is asked for scores. Leave it out if ``data.expert_column`` has them."""
     splits: SplitConfig = SplitConfig()
+    """Shares of training, calibration and test rows."""
     budget: BudgetConfig
+    """Budget and risks that the policy certifies."""
     probes: TrainOptions = TrainOptions()
+    """Training of the probes."""
     prices: PriceConfig | None = None
+    """Prices for the report. By default it shows no costs."""
     output: _Path
+    """Folder that the policy and the report are written to."""
     cache: Annotated[_Path, Field(validate_default=True)] = Path(".ctd-cache")
+    """Folder of activations and expert scores. A later run continues from it."""
     hidden_states: HiddenStatesConfig | None = None
+    """Hidden states of the rows from vLLM. By default the base model reads the rows."""
     run_on: RayConfig | None = None
+    """Cluster that computes activations and asks the expert. By default this process does."""
 
     @model_validator(mode="after")
     def _hidden_states_fit(self) -> CalibrateConfig:
@@ -281,7 +255,7 @@ def load_config(path: Path) -> CalibrateConfig:
     )
 
 
-class _ExpertFile(_Section):
+class _ExpertFile(Section):
     expert: ExpertSection
 
 
@@ -307,7 +281,7 @@ def _resolve_expert(expert: ExpertSection | None, folder: Path) -> ExpertSection
             return expert
 
 
-def _resolve(section: Section, key: str, folder: Path) -> Section:
+def _resolve(section: _Model, key: str, folder: Path) -> _Model:
     """Make a path absolute. A Hugging Face id looks like a relative path, so only a folder that exists is one."""
     path = folder / str(getattr(section, key))
     return section.model_copy(update={key: type(getattr(section, key))(path)}) if path.is_dir() else section

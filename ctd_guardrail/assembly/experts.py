@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
 
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from ctd_guardrail.experts.rail.expert import RailCollaborators
 
 __all__ = ["build_experts"]
+
+# Inputs that may wait for each call under way: a fast expert serves so many within its deadline, and more would only
+# fail later.
+_WAITING: Final = 4
+# Principals with caps of their own: about 2 MB of memory. All beyond them share one cap.
+_PRINCIPALS: Final = 10_000
 
 
 def build_experts(
@@ -53,7 +59,7 @@ def build_experts(
     """
     caps = _shared_caps(config, folder, runtime)
     experts: dict[str | None, BoundedExpert] = {}
-    for name, section in ((None, config.expert), *config.experts.items()):
+    for name, section in config.every_expert.items():
         expert = build_expert(section, rail_collaborators=rail_collaborators, base_dir=folder, runtime=runtime)
         check_expert(manifest, expert.identity)
         experts[name] = _bounded(expert, section, config, caps)
@@ -61,12 +67,12 @@ def build_experts(
 
 
 def _bounded(expert: Expert, section: ExpertConfig, config: CtdConfig, caps: SpendCaps | None) -> BoundedExpert:
-    breaker = None if config.breaker is None else CircuitBreaker(**config.breaker.model_dump(), health=health_of)
+    breaker = None if config.breaker is None else CircuitBreaker(failures=config.breaker, health=health_of)
     if isinstance(section, LocalExpertConfig):
         # A local expert has its own queue, and needs several inputs in it to form batches.
         bulkhead, timeout_s = None, None
     else:
-        bulkhead, timeout_s = Bulkhead(section.max_concurrency, section.max_waiting), section.timeout_s
+        bulkhead, timeout_s = Bulkhead(section.max_concurrency, _WAITING * section.max_concurrency), section.timeout_s
     return BoundedExpert(
         expert,
         is_enabled=config.expert_enabled,
@@ -86,7 +92,7 @@ def _shared_caps(config: CtdConfig, folder: Path, runtime: Runtime) -> SpendCaps
     key = (str(folder.resolve()), config.model_dump_json(include=parts), *_url(config))
 
     def make() -> SpendCaps:
-        most = 1 if config.principal is None else config.principal.most
+        most = 1 if config.principal is None else _PRINCIPALS
         return SpendCaps(tuple(_caps(config)), _store(config, runtime), max_principals=most)
 
     shared: Shared[tuple[str, ...], SpendCaps] = runtime.shared("spend caps")
@@ -118,5 +124,4 @@ def _store(config: CtdConfig, runtime: Runtime) -> BucketStore:
             key=f"{SECTION}.cap_store.url_env",
             hint="Export the address of the server under this name, for example redis://127.0.0.1:6379/0",
         )
-    store = config.cap_store
-    return RedisStore(SecretStr(url), name=store.name, timeout_s=store.timeout_s, runtime=runtime)
+    return RedisStore(SecretStr(url), name=config.cap_store.name, runtime=runtime)

@@ -28,19 +28,16 @@ _Count = Annotated[int, Field(ge=1, le=4096)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class DelegationCosts(_Section):
-    """What the two errors of a verdict cost, in one unit.
-
-    Attributes:
-        missed: An unsafe input that is let through.
-        false_alarm: A safe input that is blocked.
-    """
+    """Prices of the two errors of a verdict, in the same unit. Only their ratio matters."""
 
     missed: _Price = 1.0
+    """Price of an unsafe input that is allowed."""
     false_alarm: _Price = 1.0
+    """Price of a safe input that is blocked."""
 
     @property
     def relative(self) -> tuple[float, float]:

@@ -61,7 +61,7 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
                 openai_expert(
                     url, api_key_env="JUDGE_API_KEY", timeout_s=0.02 if fault in {"hang", "slow_drip"} else 30
                 ),
-                breaker=CircuitBreaker(failures=20, open_s=0.05, trials=1, health=health_of),
+                breaker=CircuitBreaker(failures=20, open_s=0.05, health=health_of),
                 caps=caps,
                 attempts=2,
                 timeout_s=0.02 if fault in {"hang", "slow_drip"} else 30,
