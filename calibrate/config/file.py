@@ -134,7 +134,8 @@ class BudgetConfig(Section):
     """``closed_form`` certifies the budget alone, and the rail may change alpha and delta freely. ``structured``
     certifies risks as well; ``pareto`` is the procedure of the paper, for comparison."""
     risk: Annotated[tuple[RiskConfig, ...], BeforeValidator(_as_tuple)] = ()
-    """Risks to certify: one or a list, with ``method: structured`` or ``pareto``."""
+    """Risks to certify, with ``method: structured`` or ``pareto``: one or a list, for example ``{metric: fnr, max:
+    0.1}``. The rail then keeps the certified setting, and another alpha needs a new calibration."""
     criterion: Criterion = Criterion.ACCURACY
     """Choice among several certified settings: the one with the best value."""
     costs: CostConfig = CostConfig()
@@ -159,7 +160,7 @@ class HiddenStatesConfig(Section):
     """Files of hidden states that vLLM wrote with its method ``extract_hidden_states``."""
 
     path: _Path
-    """Folder of the files."""
+    """Folder of the files, see docs/serving.md."""
     layers: Layers | None = None
     """Layers in the files, vLLM's ``eagle_aux_hidden_state_layer_ids``. By default those of ``base.layers``."""
 
@@ -181,7 +182,8 @@ class CalibrateConfig(Section):
     data: DataConfig
     """Files of labelled conversations, and the text of a row that is read."""
     expert: ExpertSection | None = None
-    """Expert that is asked for scores. Leave it out if ``data.expert_column`` has them."""
+    """Expert that is asked for scores, see docs/experts.md. Leave it out if ``data.expert_column`` has them. Here it
+    also has ``max_refused_rows``, the rows that it may refuse: a number of rows, or a share below 1 (0.01)."""
     splits: SplitConfig = SplitConfig()
     """Shares of training, calibration and test rows."""
     budget: BudgetConfig

@@ -32,7 +32,8 @@ class TrainOptions(Section):
     """Layers that the delegation heads read: ``all`` of ``base.layers``, or the ``same`` as the safety probe, which
     saves deeper layers in the rail. ``auto`` is ``all`` with ``data.safety_path`` and ``same`` without."""
     kinds: Annotated[tuple[Reduction, ...], Field(min_length=1), AfterValidator(_distinct)] = ("mean",)
-    """Candidates for the reduction of token activations. With several, their average is a candidate too."""
+    """Candidates for the reduction of token activations. With several, their average is a candidate too. All but
+    ``mean`` read every token, and take minutes to hours to train."""
     delegation: Delegation = "plug_in"
     """Method that predicts d. ``plug_in``: eta, e1 and e0 are learnt and put together with p. ``direct``: d is a ridge
     regression of v (arXiv 2604.14251, section 4). ``binary``: d is the probability that the probe is wrong and the
@@ -44,7 +45,7 @@ class TrainOptions(Section):
     ``length``, the logarithm of the number of tokens."""
     calibrate: Literal["none", "platt", "auto"] = "none"
     """Platt scaling of p and of the expert's score: ``none``, ``platt``, or ``auto``: if it lowers the out-of-fold
-    Brier score of the cascade."""
+    Brier score of the cascade. A scaled verdict of an expert that is often wrong may no longer block."""
     merge: Literal["replace", "average", "stacking"] = "replace"
     """Score of a delegated input: ``replace`` (the expert's), ``average`` of both, or ``stacking`` (a logistic
     regression on both logits)."""

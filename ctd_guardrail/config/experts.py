@@ -69,9 +69,9 @@ class Completions(Section):
     """The two answers whose likelihoods a causal language model compares."""
 
     unsafe: Text
-    """Answer that means unsafe."""
+    """Causal models only: the answer that means unsafe. Without ``completions``, it is Yes."""
     safe: Text
-    """Answer that means safe."""
+    """Causal models only: the answer that means safe. Without ``completions``, it is No."""
 
 
 class LocalExpertConfig(Section):
