@@ -18,7 +18,7 @@ from ctd_guardrail.assembly.self_test import SelfTestResult, self_test
 from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import Mode, OnFailure
-from ctd_guardrail.errors import ConfigError, CtdError
+from ctd_guardrail.errors import CtdError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.text.conversation import Conversation
 
@@ -102,7 +102,7 @@ def _doors() -> Iterator[Finding]:
 def _wiring(rail: RailFolder, engine: Engine) -> Finding:
     try:
         check_wiring(rail, engine=engine)
-    except ConfigError as error:
+    except CtdError as error:
         # The sidecar needs no wiring, so this alone does not keep the guard from its work.
         return Finding(Outcome.WARNING, "wiring in NeMo", str(error))
     return Finding(Outcome.OK, "wiring in NeMo", "the rail is found and called")
