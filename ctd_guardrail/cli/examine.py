@@ -1,4 +1,4 @@
-"""What works and what does not in a configuration that is loaded for good."""
+"""The checks of ``ctd-guardrail doctor`` on a configuration that is fully loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _QUESTION: Final = "What is the capital of France?"
 
 
 class Outcome(StrEnum):
-    """How a finding came out. An ``error`` means that the rail is not ready."""
+    """Result of a check. An ``error`` means that the rail is not ready."""
 
     OK = "ok"
     INFO = "info"
@@ -39,12 +39,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """One check and its result.
 
     Attributes:
-        outcome: How it came out.
-        subject: What it is about.
-        text: What was found; never a text that users wrote.
+        outcome: The result.
+        subject: The part that was checked.
+        text: The result in words; it never holds a text that users wrote.
     """
 
     outcome: Outcome
@@ -57,12 +57,12 @@ class Finding:
 
 
 async def examine(folder: Path, *, engine: Engine = Engine.AUTO, deadline_s: float = 30.0) -> list[Finding]:
-    """Load a configuration folder and try all its parts.
+    """Load a configuration folder and check all its parts.
 
     Args:
         folder: NeMo Guardrails configuration folder.
         engine: NeMo's engine that will run it.
-        deadline_s: Seconds that one call of an expert may take.
+        deadline_s: Seconds for one call of an expert.
 
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
@@ -103,7 +103,7 @@ def _wiring(rail: RailFolder, engine: Engine) -> Finding:
     try:
         check_wiring(rail, engine=engine)
     except CtdError as error:
-        # The sidecar needs no wiring, so this alone does not keep the guard from its work.
+        # The sidecar needs no wiring, so this alone is no error.
         return Finding(Outcome.WARNING, "wiring in NeMo", str(error))
     return Finding(Outcome.OK, "wiring in NeMo", "the rail is found and called")
 
@@ -125,7 +125,7 @@ def _base_model(guard: Guard) -> Iterator[Finding]:
     fingerprint = manifest.fingerprint
     source = guard.config.source
     if source is not None:
-        # Whether the engine is there, and serves it, shows in the inputs below: each waits until it has proven itself.
+        # The inputs below show whether the engine serves it: each waits until the engine has proven itself.
         yield Finding(Outcome.INFO, "base model", f"{manifest.activations.model}, served as {source.model!r} by vLLM")
         return
     yield Finding(
@@ -161,7 +161,7 @@ def _settings(guard: Guard) -> Iterator[Finding]:
 
 
 def _failures(config: CtdConfig) -> Finding:
-    """Name what the failure policy lets through."""
+    """Return the failure policy, with a warning if it allows inputs."""
     if isinstance(config.on_failure, OnFailure):
         stated = {"every cause": config.on_failure}
     else:
@@ -172,7 +172,7 @@ def _failures(config: CtdConfig) -> Finding:
 
 
 async def _expert(name: str | None, guarded: BoundedExpert, deadline_s: float) -> Finding:
-    """Ask once, past caps and breaker: a doctor that was refused a call would know nothing."""
+    """Call the expert once, without caps and breaker: a refused call would show nothing."""
     subject = "expert" if name is None else f"expert {name}"
     if not guarded.is_enabled:
         return Finding(Outcome.WARNING, subject, "it is switched off: expert_enabled is false")

@@ -34,7 +34,7 @@ _IORAILS_VARIABLE: Final = "NEMO_GUARDRAILS_IORAILS_ENGINE"
 
 
 class Engine(StrEnum):
-    """Which of NeMo's engines will run the configuration; ``auto`` goes by ``NEMO_GUARDRAILS_IORAILS_ENGINE``."""
+    """Engine of NeMo that runs the configuration. ``auto`` reads ``NEMO_GUARDRAILS_IORAILS_ENGINE``."""
 
     AUTO = "auto"
     LLMRAILS = "llmrails"
@@ -42,7 +42,7 @@ class Engine(StrEnum):
 
 
 def check_wiring(rail: RailFolder, *, engine: Engine = Engine.AUTO) -> None:
-    """Refuse a folder whose rail NeMo would not find or not call.
+    """Refuse a folder if NeMo would not find its rail, or not call it.
 
     Args:
         rail: The folder.
@@ -67,7 +67,7 @@ def check_wiring(rail: RailFolder, *, engine: Engine = Engine.AUTO) -> None:
 
 
 def notes(rail: RailFolder) -> list[str]:
-    """Return what holds in a configuration and may surprise its operator."""
+    """Return notes on settings that may surprise the operator."""
     config, said = rail.config, []
     if config.principal is not None and config.principal.header is None:
         said.append(

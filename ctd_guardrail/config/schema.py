@@ -18,7 +18,7 @@ __all__ = ["config_schema", "model_schema"]
 
 
 def config_schema() -> dict[str, Any]:
-    """Return the schema of a NeMo Guardrails ``config.yml`` as far as it is this package's."""
+    """Return the schema of this package's section in a NeMo Guardrails ``config.yml``."""
     schema = model_schema(CtdConfig)
     definitions = schema.pop("$defs")
     for key in reversed(SECTION.split(".")):
@@ -47,7 +47,7 @@ def model_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes what a file may hold: one value stands for a list of it where the model takes it so."""
+    """Writes the schema of a file: one value stands for a list of it if the model accepts that."""
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         inner = super().function_before_schema(schema)

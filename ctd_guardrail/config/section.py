@@ -26,7 +26,7 @@ __all__ = ["SECTION", "CostConfig", "CtdConfig", "OverrideName", "SelfTestConfig
 SECTION: Final = "custom_data.ctd"
 
 OverrideName = Literal["alpha", "delta", "guarantee", "horizon", "mode", "expert", "on_failure", "max_expert_calls"]
-"""A setting that a single request may change where ``allow_overrides`` names it."""
+"""A setting that a single request may change if ``allow_overrides`` names it."""
 
 
 def _as_tuple(value: object) -> object:
@@ -185,7 +185,7 @@ class CtdConfig(Section):
 
     @model_validator(mode="after")
     def _bounds_are_of_what_may_change(self) -> CtdConfig:
-        # The guarantee and its horizon are bounded by alpha.
+        # The bound of alpha also bounds the guarantee and its horizon.
         allowed = {*self.allow_overrides, *(["alpha"] if "guarantee" in self.allow_overrides else [])}
         for name in self.override_bounds.model_dump(exclude_none=True):
             if name not in allowed:

@@ -28,7 +28,7 @@ def _check_url(value: str) -> str:
     except ValueError:  # brackets or port
         complete = False
     if not complete:
-        raise _bad_url("not an address", "Write http://HOST:PORT or https://HOST, and the path where there is one")
+        raise _bad_url("not an address", "Write http://HOST:PORT or https://HOST, and the path if there is one")
     if parts.username is not None or parts.password is not None:
         raise _bad_url("an address must not hold credentials", "Put the key into the variable of api_key_env")
     if parts.query or parts.fragment:
