@@ -66,7 +66,7 @@ lock: $(VENV)/.dev
 
 # The tables of settings in docs/, from the models.
 docs-tables: $(VENV)/.dev
-	$(BIN)/python tools/settings_tables.py
+	$(BIN)/python -m tools.settings_tables
 
 # Sidecar, judge and Prometheus (apt-get install prometheus) on this machine, and every panel of the dashboard.
 operate: $(VENV)/.dev

@@ -1,18 +1,13 @@
 """The tables of settings say what the models say."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-_SPEC = importlib.util.spec_from_file_location("settings_tables", ROOT / "tools" / "settings_tables.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-settings_tables = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(settings_tables)
+from tools import settings_tables
 
+ROOT = Path(__file__).parents[2]
 PAGES = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
 PATHS = frozenset[str]().union(*(settings_tables.paths_of(page) for page in PAGES.values()))
 # Explained in the text of the page: the rail's experts, and a bound on a risk.
