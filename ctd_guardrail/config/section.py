@@ -94,7 +94,7 @@ class CtdConfig(Section):
     inputs that tie with the threshold; without it, they stay with the probe. Set it if d takes few distinct values."""
     expert: ExpertConfig
     """The expert that judges delegated inputs, see docs/experts.md."""
-    experts: Annotated[dict[Text, ExpertAddress], Field(default_factory=dict)]
+    experts: dict[Text, ExpertAddress] = Field(default_factory=dict)
     """Further addresses of the same expert (type ``openai``), by name. A request may choose one of them."""
     expert_enabled: bool = True
     """Kill switch: with ``false``, no expert is called, and delegated inputs fail with ``expert_disabled``."""
