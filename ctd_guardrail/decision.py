@@ -1,9 +1,11 @@
-"""What the cascade answers: a frozen value that says what was decided, by whom, why, and how long it took."""
+"""The decision of a guard: verdict, route, reason, scores and times, as a frozen value."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import add
+from typing import NamedTuple
 
 __all__ = [
     "Decision",
@@ -27,7 +29,7 @@ class Verdict(StrEnum):
 
 
 class Route(StrEnum):
-    """Who the input was assigned to: ``expert`` if d(x) > lambda or an audit's coin says so, else ``probe``."""
+    """Where the input was assigned: ``expert`` if d(x) > lambda or the audit's coin falls on it, else ``probe``."""
 
     PROBE = "probe"
     EXPERT = "expert"
@@ -37,8 +39,8 @@ class Reason(StrEnum):
     """Why the verdict is what it is.
 
     The first four are judgements of the content. ``blank`` means that there was nothing to judge, ``abstained`` that
-    the score lies in the policy's abstain band. All others mean that the guard could not do its work, and that the
-    stated failure policy chose the verdict.
+    the score lies in the policy's abstain band. All others mean that the guard could not do its work. ``on_failure``
+    then chooses the verdict; ``non_text`` and ``overlong`` have settings of their own.
     """
 
     PROBE_SAFE = "probe_safe"
@@ -67,7 +69,7 @@ class Reason(StrEnum):
 
     @property
     def is_failure(self) -> bool:
-        """Whether the guard broke, as opposed to having judged the content."""
+        """Whether the guard could not do its work; False for a judgement of the content."""
         return self not in _JUDGEMENTS
 
 
@@ -79,7 +81,7 @@ _JUDGEMENTS = frozenset(
 class OnFailure(StrEnum):
     """What to do with an input when the guard cannot do its work.
 
-    ``probe`` falls back to the safety probe's own verdict, and blocks where not even the probe has run.
+    ``probe`` uses the verdict of the safety probe, and blocks if the probe has not run.
     """
 
     BLOCK = "block"
@@ -97,8 +99,8 @@ class Mode(StrEnum):
 class OnUnreadable(StrEnum):
     """What to do with an input that the probes cannot read: content that is not text, or too much of it.
 
-    ``expert`` asks the expert, who may read more than the base model does. The failure policy has no say here: who
-    writes the input chooses its form, and a policy that is meant for outages would be a way around the guard.
+    ``expert`` asks the expert, who may read more than the base model does. ``on_failure`` does not apply: the author of
+    the input chooses its form, and a setting for outages would be a way around the guard.
     """
 
     ALLOW = "allow"
@@ -109,7 +111,7 @@ class OnUnreadable(StrEnum):
 class OnHistory(StrEnum):
     """What to do with the assistant's messages in the history that a client sends.
 
-    ``screen`` judges each that no unit shows; ``trust`` does not: the app keeps the history itself.
+    ``screen`` judges each message that no unit shows. ``trust`` judges none, for apps that keep the history themselves.
     """
 
     SCREEN = "screen"
@@ -119,21 +121,20 @@ class OnHistory(StrEnum):
 class RefusedTurns(StrEnum):
     """What to do with an earlier turn that was refused.
 
-    ``forgive`` lets the conversation go on behind a refusal that this guard gave; ``strict`` stops it as long as the
-    turn is part of it.
+    ``forgive`` lets the conversation continue after a refusal of this guard. ``strict`` stops it while the turn is part
+    of it.
     """
 
     FORGIVE = "forgive"
     STRICT = "strict"
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(NamedTuple):
     """Wall-clock milliseconds of one decision.
 
     Attributes:
         probe_ms: Tokenising, queueing, forward pass and both probes.
-        expert_ms: The expert's answer, 0 where it was not asked.
+        expert_ms: The expert's answer; 0 if it was not asked.
         total_ms: All of it.
         queue_ms: Of ``probe_ms``, the wait for the device.
         forward_ms: Of ``probe_ms``, the batch on the device.
@@ -145,15 +146,9 @@ class Timings:
     queue_ms: float = 0.0
     forward_ms: float = 0.0
 
-    def __add__(self, other: Timings) -> Timings:
-        """Return the time of one decision after another."""
-        return Timings(
-            self.probe_ms + other.probe_ms,
-            self.expert_ms + other.expert_ms,
-            self.total_ms + other.total_ms,
-            self.queue_ms + other.queue_ms,
-            self.forward_ms + other.forward_ms,
-        )
+    def plus(self, other: Timings) -> Timings:
+        """Return the times of one decision after another."""
+        return Timings(*map(add, self, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +157,15 @@ class Decision:
 
     Attributes:
         verdict: Allow or block.
-        route: Whom the budget rule assigned the input to.
+        route: Where the budget rule assigned the input.
         reason: Why.
-        p: Safety probe, P(unsafe) in [0, 1]; None where it did not run.
-        d: Delegation value, the predicted improvement by the expert, in [-1, 1]; None where it did not run.
-        p_expert: Expert, P(unsafe) in [0, 1]; None where it was not asked or gave no score.
+        p: Safety probe, P(unsafe) in [0, 1]; None if it did not run.
+        d: Delegation value, the predicted improvement by the expert, in [-1, 1]; None if it did not run.
+        p_expert: Expert, P(unsafe) in [0, 1]; None if it was not asked or gave no score.
         mode: Whether the verdict counts.
         timings: How long it took.
-        on_failure: The failure policy that chose the verdict; None where the guard did its work, or where the failure
-            policy has no say.
-        receipt: Proof that this guard refused this turn, where it has a key for receipts; None elsewhere.
+        on_failure: The value of ``on_failure`` that chose the verdict; None if the setting did not apply.
+        receipt: Proof that this guard refused this turn, if it has a key for receipts; None otherwise.
     """
 
     verdict: Verdict
@@ -187,8 +181,8 @@ class Decision:
 
     @property
     def is_bypass(self) -> bool:
-        """Whether the guard could not do its work, and a failure policy other than ``block`` took its place."""
-        return self.on_failure not in {None, OnFailure.BLOCK}
+        """Whether the guard could not do its work, and ``on_failure`` was not ``block``."""
+        return self.on_failure is not None and self.on_failure is not OnFailure.BLOCK
 
     @property
     def is_blocking(self) -> bool:

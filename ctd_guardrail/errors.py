@@ -9,7 +9,7 @@
     ├── HostError                NeMo Guardrails is not as this version knows it
     ├── PolicyError
     │   ├── PolicyFormatError    the policy folder cannot be read as a policy
-    │   ├── PolicyIntegrityError its content is not what its manifest says
+    │   ├── PolicyIntegrityError its content differs from its manifest
     │   ├── PolicyLockedError    another process writes it
     │   └── PolicyMismatchError  it was made for another base model, tokenizer, layer, dtype or expert
     ├── InfeasibleBudgetError    the calibration scores cannot certify this alpha at this delta
@@ -22,17 +22,17 @@
     ├── OverrideError            a request asks for a setting that it may not have
     └── ExpertError
         ├── ExpertNotAskedError     it was not asked
-        │   ├── BreakerOpenError       it failed too often just now
-        │   ├── CapStoreError          the store that the caps are kept in cannot be reached
-        │   ├── ExpertCapError         nothing is left under a cap
+        │   ├── BreakerOpenError       it failed too often a moment ago
+        │   ├── CapStoreError          the store of the caps cannot be reached
+        │   ├── ExpertCapError         a cap has nothing left
         │   ├── ExpertDisabledError    it is switched off
         │   └── ExpertOverloadedError  too many inputs are waiting for it
         ├── ExpertTimeoutError      no answer before the deadline
         ├── ExpertUnavailableError  refused, unreachable, rate-limited or failing
         └── ExpertVerdictError      an answer that is not a verdict
 
-A message says what is wrong, where (file, key path or row), and what to do. None of them carries the text of a
-conversation or a secret.
+A message states what is wrong, where (file, key path or row), and what to do. No message holds a secret or the text of
+a conversation.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class DependencyError(CtdError):
 
 
 class HostError(CtdError):
-    """The host, NeMo Guardrails, keeps something in another way than this version of the rail knows."""
+    """The host, NeMo Guardrails, is built in another way than this version of the rail expects."""
 
 
 class PolicyError(CtdError):
@@ -146,7 +146,7 @@ class PolicyLockedError(PolicyError):
 
 
 class PolicyMismatchError(PolicyError):
-    """The policy was calibrated on something else than what is about to be served."""
+    """The policy was calibrated on another base model, tokenizer, layer, dtype or expert than the served one."""
 
 
 class InfeasibleBudgetError(CtdError):
@@ -189,7 +189,7 @@ class ActivationUnavailableError(ActivationError):
     Args:
         problem: What is wrong.
         hint: What to do about it.
-        has_lost_connection: Whether there was no answer at all, so that whatever answers next may be something else.
+        has_lost_connection: Whether there was no answer at all. The next answer may then come from another engine.
     """
 
     def __init__(self, problem: str, *, hint: str = "", has_lost_connection: bool = False) -> None:
@@ -202,14 +202,14 @@ class OverloadedError(ActivationError):
 
 
 class OverrideError(CtdError):
-    """A request asks for a setting that it may not have, or that makes no sense."""
+    """A request asks for a setting that it may not change, or for an invalid value."""
 
 
 class ExpertError(CtdError):
     """The expert gave no usable score.
 
     Attributes:
-        attempts: Calls that were made for it, where one was made at all.
+        attempts: Calls that were made for it.
     """
 
     attempts: int = 1
@@ -220,11 +220,11 @@ class ExpertNotAskedError(ExpertError):
 
 
 class BreakerOpenError(ExpertNotAskedError):
-    """The expert failed too often just now, and is left alone for a while."""
+    """The expert failed too often a moment ago, and is not called for a while."""
 
 
 class CapStoreError(ExpertNotAskedError):
-    """The store in which several processes keep a cap cannot be reached, so that nobody knows what is left."""
+    """The store of a cap that several processes share cannot be reached, so the remaining amount is unknown."""
 
 
 class ExpertCapError(ExpertNotAskedError):
@@ -236,7 +236,7 @@ class ExpertDisabledError(ExpertNotAskedError):
 
 
 class ExpertOverloadedError(ExpertNotAskedError):
-    """As many inputs as may are waiting for the expert already."""
+    """The largest number of inputs is waiting for the expert already."""
 
 
 class ExpertTimeoutError(ExpertError):
@@ -249,8 +249,8 @@ class ExpertUnavailableError(ExpertError):
     Args:
         problem: What is wrong.
         hint: What to do about it.
-        is_transient: Whether the same call may well succeed a little later.
-        retry_after_s: Seconds after which the expert itself wants to be asked again; None where it does not say.
+        is_transient: Whether the same call may succeed a little later.
+        retry_after_s: Seconds after which the expert accepts another call; None if it states none.
     """
 
     def __init__(

@@ -17,8 +17,6 @@ from benchmarks.table import Table, add_csv_option
 from ctd_guardrail.monitors.audit_floor import AuditFloor
 from ctd_guardrail.monitors.rate_alarm import RateAlarm
 from ctd_guardrail.monitors.score_drift import ScoreDriftAlarm
-from ctd_guardrail.monitors.threshold_tracker import ThresholdTracker
-from ctd_guardrail.monitors.token_bucket import TokenBucket
 from ctd_guardrail.policy.budget import Guarantee, certify, sort_scores
 from ctd_guardrail.policy.envelope import critical_eta
 from ctd_guardrail.policy.selection import Criterion, best_threshold
@@ -110,16 +108,13 @@ def monitor_times() -> dict[str, float]:
     """Return microseconds for each update of each monitor, over a stream at the budget."""
     rng = np.random.default_rng(1)
     calibration = np.sort(rng.normal(size=1000))
-    k = certify(calibration, ALPHA, DELTA).k
     scores = rng.normal(size=UPDATES).tolist()
     delegated = (rng.random(UPDATES) < ALPHA * 0.9).tolist()
     rate, drift = RateAlarm(ALPHA), ScoreDriftAlarm(calibration, seed=0)
-    bucket, tracker, floor = TokenBucket(ALPHA, 20), ThresholdTracker(calibration, ALPHA, k), AuditFloor(0.01)
+    floor = AuditFloor(0.01)
     return {
         "rate alarm": _per_update(lambda i: rate.update(delegated=delegated[i])),
         "score drift alarm": _per_update(lambda i: drift.update(scores[i])),
-        "token bucket": _per_update(lambda i: bucket.update(delegated=delegated[i])),
-        "threshold tracker": _per_update(lambda i: tracker.update(delegated=delegated[i])),
         "audit floor": _per_update(lambda i: floor.update(missed=False if i % 100 == 0 else None)),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from calibrate.features import PooledRows, collect_tokens, pool_activations
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import find_clusters
 from calibrate.train import SafetyRows
+from calibrate.train.train import layer_columns
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.errors import DataError
@@ -57,6 +58,18 @@ class Material:
     file_of_row: IntArray
     groups: NDArray[np.str_]
     safety: SafetyRows | None
+
+    def reading(self, layers: tuple[int, ...]) -> Material:
+        """Return the material with the activations of some layers only."""
+        if layers == self.layers:
+            return self
+        keep = layer_columns(layers, self.layers, self.pooled.values.shape[1])
+        safety = self.safety
+        if safety is not None and isinstance(safety.pooled, PooledRows):
+            safety = replace(safety, pooled=safety.pooled.columns(keep), tokens=_columns(safety.tokens, keep))
+        return replace(
+            self, pooled=self.pooled.columns(keep), tokens=_columns(self.tokens, keep), layers=layers, safety=safety
+        )
 
 
 def load_material(
@@ -131,6 +144,10 @@ def _take(tokens: list[Ragged] | None, rows: IntArray) -> list[Ragged] | None:
     return None if tokens is None else [tokens[row] for row in rows.tolist()]
 
 
+def _columns(tokens: list[Ragged] | None, keep: IntArray) -> list[Ragged] | None:
+    return None if tokens is None else [Ragged(row.values[:, keep], row.lengths) for row in tokens]
+
+
 def _row_means(pooled: PooledRows, plan: Plan) -> NDArray[np.float32]:
     starts = np.cumsum(pooled.windows) - pooled.windows
     lengths = pooled.lengths.astype(np.float32)
@@ -160,7 +177,7 @@ def _expert_scores(
         judge = build_expert(expert)
         try:
             scores = await ask_expert(
-                dataset, rows, judge, journal=cache / "expert.sqlite", concurrency=_EXPERT_CONCURRENCY,
+                dataset, rows, judge, log=cache / "expert.sqlite", concurrency=_EXPERT_CONCURRENCY,
                 progress=progress,
             )  # fmt: skip
         finally:

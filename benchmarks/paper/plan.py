@@ -11,11 +11,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from calibrate.config.file import BaseModelConfig
-from calibrate.config.training import TrainOptions
+from calibrate.config.recipe import Recipe
+from ctd_guardrail.activations.spec import Layers
 from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.config.validation import load_yaml, validate
 
-__all__ = ["Plan", "RowCounts", "SafetySource", "Setting", "load_plan"]
+__all__ = ["Plan", "PlanRecipe", "RowCounts", "SafetySource", "Setting", "load_plan"]
 
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -29,6 +30,16 @@ _Files = Annotated[
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class PlanRecipe(Recipe):
+    """A recipe of CALIBRATE.yml, and the layers that it reads.
+
+    Attributes:
+        reads: Layers of ``base.layers`` that the probes may read; None: all.
+    """
+
+    reads: Layers | None = None
 
 
 class RowCounts(_Section):
@@ -93,7 +104,8 @@ class Plan(_Section):
     Attributes:
         base: Base model and layers.
         experts: By name, a column of recorded scores or a section ``expert`` as in CALIBRATE.yml.
-        recipes: By name, a section ``probes`` as in CALIBRATE.yml. The main tables show the first. Recipes that read
+        recipes: By name, a section ``probes`` as in CALIBRATE.yml, and the layers that it reads. The main tables show
+            the first. Recipes that read
             every token take minutes a seed, and run only in the settings that name them.
         seeds: Number of seeds, for recipes that run over the first few seeds only.
         settings: Settings to measure.
@@ -102,7 +114,7 @@ class Plan(_Section):
 
     base: BaseModelConfig
     experts: Annotated[dict[_Name, _Name | ExpertConfig], Field(min_length=1)]
-    recipes: Annotated[dict[_Name, TrainOptions], Field(min_length=1)]
+    recipes: Annotated[dict[_Name, PlanRecipe], Field(min_length=1)]
     seeds: dict[_Name, _Count] = {}
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)]
     delta: _Share = 0.1
@@ -110,7 +122,7 @@ class Plan(_Section):
     @property
     def mean_recipes(self) -> list[str]:
         """Names of the recipes that every setting runs."""
-        return [name for name, options in self.recipes.items() if not options.reads_tokens]
+        return [name for name, recipe in self.recipes.items() if not recipe.reads_tokens]
 
     @property
     def token_recipes(self) -> list[str]:

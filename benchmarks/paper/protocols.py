@@ -15,16 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.cube import FIGURES
-from calibrate.evaluate import ALPHAS, ScoredRows
-from calibrate.evaluate.methods import BATCHES, Methods
-from calibrate.evaluate.metrics import measure
-from calibrate.evaluate.signals import uncertainty, uncertainty_rank
-from calibrate.risk.pareto import pareto
+from benchmarks.paper.methods import BATCHES, PaperMethods, uncertainty_rank
+from benchmarks.paper.pareto import pareto
+from calibrate.evaluate.figures import measure
+from calibrate.evaluate.grid import ALPHAS
+from calibrate.evaluate.methods import uncertainty
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.risk.rows import Rows
 from calibrate.risk.splits import random_split
+from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.store import CalibrationScores
 
-__all__ = ["OWN_METHODS", "PAPER_ALPHAS", "PAPER_METHODS", "TOP_SIGNALS", "own_protocol", "paper_protocol"]
+__all__ = [
+    "OWN_METHODS",
+    "PAPER_ALPHAS",
+    "PAPER_METHODS",
+    "TARGETS",
+    "TOP_SIGNALS",
+    "compare_targets",
+    "own_protocol",
+    "paper_protocol",
+]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -35,7 +46,7 @@ OWN_METHODS: Final = (
     *("probe", "expert", "random", "uncertainty", "uncertainty_rank", "ridge"),
     *("ctd", "ctd_auroc", "ctd_accuracy", "ctd_brier", "oracle"),
 )
-"""Names of :class:`calibrate.evaluate.methods.Methods`. ``ridge`` is ``ctd`` with the paper's delegation value."""
+"""Names of :class:`benchmarks.paper.methods.PaperMethods`. ``ridge`` is ``ctd`` with the paper's delegation value."""
 
 PAPER_ALPHAS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 TOP_SIGNALS: Final = ("uncertainty", "ridge", "oracle")
@@ -43,6 +54,9 @@ _TOP_K: Final = tuple(f"{signal}_top_{size}" for signal in TOP_SIGNALS for size 
 _CERTIFIED: Final = ("uncertainty", "uncertainty_rank", "ridge", "ctd")
 PAPER_METHODS: Final = ("probe", "expert", "random", *_CERTIFIED, *_TOP_K, "oracle")
 """``ctd`` is this package's delegation value under the paper's calibration."""
+
+TARGETS: Final = ("continuous", "binary")
+"""Targets of the paper's delegation value: v, and 1[probe wrong and expert right]."""
 
 
 def own_protocol(
@@ -104,11 +118,25 @@ def paper_protocol(rows: ScoredRows, ridge: FloatArray, *, delta: float, seed: i
     return np.array([[_figures(shown, delegated(method, alpha)) for alpha in PAPER_ALPHAS] for method in PAPER_METHODS])
 
 
-def _methods(calibration: ScoredRows, test: ScoredRows, *, delta: float, seed: int) -> Methods:
+def compare_targets(test: ScoredRows, values: tuple[FloatArray, FloatArray]) -> FloatArray:
+    """Return the figures of delegation values on equally many delegated rows, shape [targets, alphas, figures].
+
+    Figure 6 of the paper: each target delegates the top share alpha of its own ranking.
+
+    Args:
+        test: Rows of the evaluation.
+        values: Delegation values of the targets in :data:`TARGETS`, each of shape [n].
+    """
+    n = test.label.size
+    ranks = [np.argsort(np.argsort(-value, kind="stable"), kind="stable") for value in values]
+    return np.array([[_figures(test, rank < largest_count(n, alpha)) for alpha in ALPHAS] for rank in ranks])
+
+
+def _methods(calibration: ScoredRows, test: ScoredRows, *, delta: float, seed: int) -> PaperMethods:
     scores = CalibrationScores.from_rows(
         d=calibration.d, p=calibration.p, expert=calibration.expert, label=calibration.label
     )
-    return Methods(test, scores, delta=delta, tau=_TAU, seed=seed)
+    return PaperMethods(test, scores, delta=delta, tau=_TAU, seed=seed)
 
 
 def _take(rows: ScoredRows, index: NDArray[np.intp]) -> ScoredRows:
@@ -116,5 +144,5 @@ def _take(rows: ScoredRows, index: NDArray[np.intp]) -> ScoredRows:
 
 
 def _figures(rows: ScoredRows, delegated: BoolArray) -> list[float]:
-    metrics = measure(rows.label, rows.cascade_score(delegated), tau=_TAU)
-    return [float(delegated.mean()) if name == "rate" else getattr(metrics, name) for name in FIGURES]
+    figures = measure(rows.label, rows.cascade_score(delegated), rows.clusters, tau=_TAU)
+    return [float(delegated.mean()) if name == "rate" else figures[name].value for name in FIGURES]

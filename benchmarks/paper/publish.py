@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.paper.figures import draw_curves, draw_paper, draw_values
 from benchmarks.paper.results import Index, Result
-from benchmarks.paper.tables import TABLES
+from benchmarks.paper.tables import TABLES, targets
 
 __all__ = ["publish"]
 
@@ -26,6 +26,8 @@ def publish(
     index = Index(results, recipes, token_recipes)
     for name, table in TABLES.items():
         table(index).write(docs / "benchmarks" / f"paper-{name}.csv")
+    if any(result.targets is not None for result in results):
+        targets(index).write(docs / "benchmarks" / "paper-targets.csv")
     pictures = {
         "curves": draw_curves(index),
         "values": draw_values(index.main),

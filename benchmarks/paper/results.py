@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.cube import Cube
-from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS
+from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS, TARGETS
 from benchmarks.paper.trial import SPLITS, Outcome
-from calibrate.compute.cache import write_atomically
-from calibrate.evaluate import ALPHAS
+from calibrate.evaluate.grid import ALPHAS
+from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["Index", "Result", "read_results", "write_results"]
 
@@ -38,6 +38,7 @@ class Result:
         splits: Random calibration splits of all seeds: the share in which the rate exceeded alpha, the expected
             share, and the mean rate, shape [3, alphas].
         splits_count: Number of splits.
+        targets: Figures of the continuous and of the binary target; None if the binary target was not trained.
     """
 
     setting: str
@@ -49,6 +50,7 @@ class Result:
     spearman: FloatArray
     splits: FloatArray
     splits_count: int
+    targets: Cube | None = None
 
     @property
     def family(self) -> str:
@@ -71,6 +73,7 @@ class Result:
     ) -> Self:
         """Join the outcomes of all seeds."""
         paper = [outcome.paper for outcome in outcomes if outcome.paper is not None]
+        targets = [outcome.targets for outcome in outcomes if outcome.targets is not None]
         return cls(
             setting=setting,
             refit_of=refit_of,
@@ -81,6 +84,7 @@ class Result:
             spearman=np.array([outcome.spearman for outcome in outcomes]),
             splits=np.mean([outcome.splits for outcome in outcomes], axis=0),
             splits_count=len(outcomes) * SPLITS,
+            targets=Cube.stack(TARGETS, ALPHAS, targets) if targets else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,15 +99,16 @@ class Result:
             "spearman": self.spearman.tolist(),
             "splits": self.splits.tolist(),
             "splits_count": self.splits_count,
+            "targets": self.targets.to_dict() if self.targets else None,
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """Return what :meth:`to_dict` wrote."""
         arrays = {name: np.array(content[name]) for name in ("spearman", "splits")}
-        cubes = {"own": Cube.from_dict(content["own"])}
-        paper = Cube.from_dict(content["paper"]) if content["paper"] else None
-        return cls(**(content | arrays | cubes | {"paper": paper}))
+        found = {name: content.get(name) for name in ("own", "paper", "targets")}
+        cubes = {name: Cube.from_dict(cube) if cube else None for name, cube in found.items()}
+        return cls(**(content | arrays | cubes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,7 @@ class Index:
 def write_results(file: Path, results: Sequence[Result]) -> None:
     """Write results to a gzip file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, gzip.compress(json.dumps([result.to_dict() for result in results]).encode()))
+    write_whole(file, gzip.compress(json.dumps([result.to_dict() for result in results]).encode()))
 
 
 def read_results(file: Path) -> list[Result]:

@@ -77,8 +77,10 @@ def run_setting(
         for (expert, scores), (recipe, refit) in product(material.experts.items(), variants):
             if seed >= plan.seeds.get(recipe, seeds):
                 continue
-            scored = train_and_score(material, scores, drawn, plan.recipes[recipe], refit=refit, seed=seed)
             with_paper = recipe == first and not refit
+            scored = train_and_score(
+                material, scores, drawn, plan.recipes[recipe], refit=refit, seed=seed, with_binary=with_paper
+            )
             outcome = evaluate_scores(scored, delta=plan.delta, seed=seed, with_paper=with_paper)
             outcomes.setdefault((expert, recipe, refit), []).append(outcome)
         progress.advance(bar)

@@ -35,6 +35,7 @@ _USES: Final[dict[str, Callable[..., Any]]] = {
     "calibrate.train.learner.choose_windows": choose_windows,
     "calibrate.train.learner.fit_tokens": fit_tokens,
     "benchmarks.paper.trial.fit_logistic": fit_logistic,
+    "benchmarks.paper.delegation.fit_logistic": fit_logistic,
 }
 # Number of results in memory. Each takes a tenth of a megabyte, but a fit to tokens keeps its tokens.
 _KEPT: Final = 4096

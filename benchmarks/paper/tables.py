@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from benchmarks.paper.cube import FIGURES, Cube, standard_error
 from benchmarks.paper.results import Index, Result
 from benchmarks.table import Cell, Table
-from calibrate.evaluate import ALPHAS
+from calibrate.evaluate.grid import ALPHAS
 
-__all__ = ["TABLES"]
+__all__ = ["TABLES", "targets"]
 
 FloatArray = NDArray[np.float64]
 
@@ -137,6 +137,17 @@ def protocol(index: Index) -> Table:
             for figure, (method, place, alpha) in product(_RANKED, _budgets(result.paper, methods)):
                 summary = _summary(result.paper.get(method, figure)[:, place])
                 table.add(result.setting, result.expert, method, alpha, figure, *summary)
+    return table
+
+
+def targets(index: Index) -> Table:
+    """Return the paper's continuous target minus its binary target, on equally many delegated rows."""
+    table = Table(["setting", "expert", "alpha", "figure", *_MEAN])
+    for result in index.main:
+        if result.targets is not None:
+            for figure, (place, alpha) in product(_JUDGED, enumerate(result.targets.alphas)):
+                gain = result.targets.gain("continuous", "binary", figure)[:, place]
+                table.add(result.setting, result.expert, alpha, figure, *_summary(gain))
     return table
 
 

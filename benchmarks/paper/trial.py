@@ -10,18 +10,18 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import spearmanr
-from sklearn.linear_model import Ridge
 
+from benchmarks.paper.delegation import fit_binary_value, fit_ridge_value
 from benchmarks.paper.draws import Counts, Draw, draw_rows
 from benchmarks.paper.material import Material
-from benchmarks.paper.plan import Setting
-from benchmarks.paper.protocols import own_protocol, paper_protocol
-from calibrate.config.training import TrainOptions
-from calibrate.evaluate import ALPHAS, ScoredRows
+from benchmarks.paper.plan import PlanRecipe, Setting
+from benchmarks.paper.protocols import compare_targets, own_protocol, paper_protocol
 from calibrate.evaluate.budget import splits_table
+from calibrate.evaluate.grid import ALPHAS
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.train import SafetyRows, TokenRows, TrainedProbes, train_probes
 from calibrate.train.logistic import fit_logistic
-from calibrate.train.probes import layer_columns
+from calibrate.train.train import layer_columns
 from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["SPLITS", "Outcome", "Scores", "draw", "evaluate_scores", "train_and_score"]
@@ -32,8 +32,6 @@ IntArray = NDArray[np.int64]
 SPLITS: Final = 25
 """Number of random calibration splits of each seed, in which realised rates are counted."""
 
-# arXiv 2604.14251, section 4: raw activations, neither standardised nor cross-validated.
-_RIDGE_PENALTY: Final = 1.0
 _COLUMNS: Final = ("p", "d", "expert", "label")
 
 
@@ -45,11 +43,14 @@ class Scores:
         calibration: Rows that certify.
         test: Rows of the evaluation.
         ridge: The paper's delegation values of both parts.
+        binary: The delegation value of the binary target, on the test rows; None if it was not trained,
+            or the training rows have too few corrections.
     """
 
     calibration: ScoredRows
     test: ScoredRows
     ridge: tuple[FloatArray, FloatArray]
+    binary: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Outcome:
         own: Figures of this package's protocol, shape [methods, alphas, figures].
         paper: Figures of the paper's protocol in the same shape; None if it was not run.
         spearman: Rank correlation with the true v on the test rows: of d, and of the paper's ridge.
+        targets: Figures of the continuous and of the binary target, shape [2, alphas, figures]; None if the binary
+            target was not trained.
         splits: Over :data:`SPLITS` random calibration splits, the share in which the realised rate of CTD exceeded
             alpha, the expected share, and the mean rate, shape [3, alphas].
     """
@@ -68,6 +71,7 @@ class Outcome:
     paper: FloatArray | None
     spearman: tuple[float, float]
     splits: FloatArray
+    targets: FloatArray | None = None
 
 
 def draw(material: Material, setting: Setting, *, seed: int) -> Draw:
@@ -77,7 +81,14 @@ def draw(material: Material, setting: Setting, *, seed: int) -> Draw:
 
 
 def train_and_score(
-    material: Material, expert: FloatArray, drawn: Draw, options: TrainOptions, *, refit: bool, seed: int
+    material: Material,
+    expert: FloatArray,
+    drawn: Draw,
+    recipe: PlanRecipe,
+    *,
+    refit: bool,
+    seed: int,
+    with_binary: bool = False,
 ) -> Scores:
     """Train on the drawn rows and score the others.
 
@@ -85,10 +96,12 @@ def train_and_score(
         material: All rows.
         expert: Expert scores, shape [n].
         drawn: Rows of each part.
-        options: Options of the training.
+        recipe: Options of the training.
         refit: Whether the training rows also train the safety probe, instead of rows of another source.
         seed: Seed of the training.
+        with_binary: Whether the delegation value of the binary target is trained as well.
     """
+    material = material.reading(recipe.reads or material.layers)
     rows = drawn.train
     pooled, labels, clusters = material.pooled.take(rows), material.labels[rows], material.clusters[rows]
     trained = train_probes(
@@ -96,11 +109,11 @@ def train_and_score(
         labels,
         expert[rows],
         clusters,
+        recipe=recipe,
         seed=seed,
         safety=None if refit else _safety_rows(material, drawn),
-        options=options,
         layers=material.layers,
-        tokens=TokenRows(np.arange(rows.size), _take(material.tokens, rows)) if options.reads_tokens else None,
+        tokens=TokenRows(np.arange(rows.size), _take(material.tokens, rows)) if recipe.reads_tokens else None,
         measured=False,
     )
     parts = (drawn.calibration, drawn.test)
@@ -110,10 +123,12 @@ def train_and_score(
         p = expit(fit_logistic(material.means[rows].astype(np.float64), labels, clusters, seed=seed).out_of_fold)
     else:
         p = _scored_rows(trained, material, expert, rows).p
-    value = (2.0 * labels - 1.0) * (trained.merge(p, expert[rows]) - p)
-    ridge = Ridge(_RIDGE_PENALTY).fit(material.means[rows], value)
-    predicted = [ridge.predict(material.means[part]) for part in parts]
-    return Scores(scored[0], scored[1], (predicted[0], predicted[1]))
+    merged, means = trained.merge(p, expert[rows]), material.means
+    ridge = fit_ridge_value(means[rows], labels, p, merged)
+    binary = None
+    if with_binary:
+        binary = fit_binary_value(means[rows], labels, p, merged, clusters=clusters, fresh=means[drawn.test], seed=seed)
+    return Scores(scored[0], scored[1], (ridge.predict(means[parts[0]]), ridge.predict(means[parts[1]])), binary)
 
 
 def evaluate_scores(scores: Scores, *, delta: float, seed: int, with_paper: bool) -> Outcome:
@@ -127,6 +142,7 @@ def evaluate_scores(scores: Scores, *, delta: float, seed: int, with_paper: bool
         paper=paper_protocol(everything, np.concatenate(scores.ridge), delta=delta, seed=seed) if with_paper else None,
         spearman=(correlations[0], correlations[1]),
         splits=_split_again(everything, calibration.label.size, delta=delta, seed=seed),
+        targets=None if scores.binary is None else compare_targets(test, (scores.ridge[1], scores.binary)),
     )
 
 

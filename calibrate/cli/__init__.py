@@ -1,1 +1,1 @@
-"""The command `ctd-calibrate`: one file a subcommand."""
+"""Internal. The command ``ctd-calibrate``, one file for each subcommand."""

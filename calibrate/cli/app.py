@@ -20,7 +20,7 @@ app: Final = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,  # they hold users' texts
+    pretty_exceptions_show_locals=False,  # locals contain users' texts
     help="Calibrate policies for ctd-guardrail.\n\nSee it work: [bold]ctd-calibrate demo[/bold]. "
     "Then your own: [bold]ctd-calibrate run CALIBRATE.yml[/bold]",
 )

@@ -1,4 +1,4 @@
-"""``ctd-calibrate evaluate``: every figure of a policy, on any data and with any expert."""
+"""``ctd-calibrate evaluate``: every figure of a policy, on any labelled data and with any expert."""
 
 from __future__ import annotations
 
@@ -11,33 +11,30 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from calibrate import study
 from calibrate.cli.refused import AskRefusedAgain
-from calibrate.config.file import load_expert
 from ctd_guardrail.cli.console import exit_on_error
-from ctd_guardrail.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
-    from calibrate.evaluate.policy_study import PolicyStudy
+    from calibrate.pipeline.study import PolicyStudy
 
 __all__ = ["evaluate"]
 
 _FIGURES: Final = ("auroc", "accuracy", "brier", "missed_harm")
-_METHODS: Final = ("probe", "random", "uncertainty", "uncertainty_rank", "ctd", "oracle", "expert")
+_METHODS: Final = ("probe", "random", "uncertainty", "ctd", "oracle", "expert")
 
 
 def evaluate(
     policy: Annotated[Path, typer.Argument(metavar="POLICY", help="Policy folder.")],
     *,
     data: Annotated[list[Path], typer.Option(metavar="FILE", help="Labelled rows, JSON lines; may be repeated.")],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything that is written.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all files that are written.")],
     expert_column: Annotated[
-        str | None, typer.Option(metavar="C", help="Field with recorded expert scores; the policy's if left out.")
+        str | None,
+        typer.Option(metavar="C", help="Field with recorded expert scores; by default that of the calibration."),
     ] = None,
     expert_config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML file with an `expert` section: the expert to ask.")
-    ] = None,
-    binary_policy: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Policy with `delegation: binary`, to compare targets with.")
     ] = None,
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, or a torch device.")] = "auto",
     cache: Annotated[Path, typer.Option(metavar="DIR", help="Folder of saved expert scores.")] = Path(".ctd-cache"),
@@ -47,8 +44,8 @@ def evaluate(
 ) -> None:
     """Measure a policy on rows that it was not made from, and draw every figure.
 
-    Rows that the policy was trained or calibrated on, and rows that depend on them, are left out: on the files of the
-    calibration, the test rows are what remains.
+    Rows that the policy was trained or calibrated on are left out, and so are rows that depend on them. On the files of
+    the calibration, the test rows remain.
 
     Writes study.json, a CSV file for each table, an SVG file for each plot, and report.html.
 
@@ -57,32 +54,21 @@ def evaluate(
     Exit status: 0 done, 2 bad input.
     """
     with exit_on_error():
-        if expert_column is not None and expert_config is not None:
-            raise ConfigError("there is more than one source of expert scores", hint="Give one of the two options")
-        expert = None if expert_config is None else load_expert(expert_config)
-        try:
-            # Heavy imports only once the options are known to be right.
-            from calibrate.evaluate.policy_study import study_policy  # noqa: PLC0415
-            from calibrate.report.study_files import write_study  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] not in {"sklearn", "jinja2"}:
-                raise
-            raise DependencyError(
-                f"an evaluation needs {error.name}, which is not installed",
-                hint="Run: pip install 'ctd-guardrail[calibrate]'",
-            ) from error
-        result = study_policy(
+        result = study(
             policy,
             data,
-            cache=cache,
-            console=Console(stderr=True),
+            to=to,
             expert_column=expert_column,
-            expert=expert,
-            binary_folder=binary_policy,
+            expert_config=expert_config,
+            cache=cache,
             device=device,
             ask_refused_again=ask_refused_again,
+            show_text=show_text,
+            console=Console(stderr=True),
         )
-        report = write_study(result, to, policy_folder=policy, expert=expert, show_text=show_text)
+        from calibrate.report.page import REPORT_FILE  # noqa: PLC0415  # loaded by the study already
+
+        report = to / REPORT_FILE
     if as_json:
         typer.echo(json.dumps({"report": str(report), **result.to_dict()}, allow_nan=False))
     else:
@@ -90,21 +76,21 @@ def evaluate(
 
 
 def _print_summary(result: PolicyStudy, report: Path, console: Console) -> None:
-    study = result.study
-    table = Table(title=f"At alpha = {study.alpha:g}", title_justify="left", box=SIMPLE_HEAD)
+    figures = result.study
+    table = Table(title=f"At alpha = {figures.alpha:g}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("method")
     for name in ("rate", "AUROC", "accuracy", "Brier", "missed"):
         table.add_column(name, justify="right")
-    cascade = study.tables["cascade"]
+    cascade = figures.tables["cascade"]
     for method in _METHODS:
-        for row in cascade.where(method=method, alpha=study.alpha):
+        for row in cascade.where(method=method, alpha=figures.alpha):
             cells = (_with_error(row[figure], row[f"{figure}_se"]) for figure in _FIGURES)
             table.add_row(method, f"{row['rate']:.3f}", *cells)
     console.print(table)
-    (faic,) = study.tables["faic"].where(figure="auroc", method="ctd")
+    (faic,) = figures.tables["faic"].where(figure="auroc", method="ctd")
     share = _with_error(faic["share"], faic["share_se"])
     console.print(
-        f"{study.rows:,} rows, {study.unsafe / study.rows:.1%} unsafe; left out: {result.judged.used:,} that the "
+        f"{figures.rows:,} rows, {figures.unsafe / figures.rows:.1%} unsafe; left out: {result.judged.used:,} that the "
         f"policy was made from, {result.judged.dependent:,} that depend on others, "
         f"{len(result.judged.refused):,} that the expert refused. FAIC {share}. "
         f"Expert: {result.expert}.",

@@ -1,4 +1,4 @@
-"""``ctd-calibrate prompts``: the rows as token ids, for an engine that reads them in the place of this package."""
+"""``ctd-calibrate prompts``: the rows as token ids, for vLLM to compute their hidden states."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from calibrate.compute.cache import write_atomically
 from calibrate.compute.progress import progress_bars
 from calibrate.config.file import load_config
 from calibrate.rows.data import read_dataset
 from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.errors import ActivationError, InputError
+from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["prompts"]
 
 
 def prompts(
-    config: Annotated[Path, typer.Argument(metavar="CALIBRATE.yml", help="What to calibrate, on which data.")],
+    config: Annotated[Path, typer.Argument(metavar="CALIBRATE.yml", help="Settings of the calibration.")],
     to: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines to write.")],
 ) -> None:
     """Write every window of every row as a request to vLLM's /v1/completions: token ids, one new token.
 
-    A vLLM that runs with the method extract_hidden_states writes the hidden states of each to its shared_storage_path.
-    Name that folder in CALIBRATE.yml, and `ctd-calibrate run` takes them in the place of its own forward pass:
+    vLLM with the method extract_hidden_states writes the hidden states of each request to its shared_storage_path.
+    Name that folder in CALIBRATE.yml, and `ctd-calibrate run` reads them instead of running the base model:
 
     [dim]hidden_states: {path: /shared/hidden}[/]
 
@@ -51,5 +51,5 @@ def prompts(
                         raise dataset.error(row, error.problem, hint=error.hint) from error
         model = settings.base.model
         lines = (json.dumps({"model": model, "prompt": list(window), "max_tokens": 1}) for window in windows)
-        write_atomically(to, ("\n".join(lines) + "\n").encode("ascii"))
+        write_whole(to, ("\n".join(lines) + "\n").encode("ascii"))
     console.print(f"{to}: {len(windows)} requests", soft_wrap=True)

@@ -21,14 +21,14 @@ def recalibrate(
     policy: Annotated[Path, typer.Option(help="Policy folder; the old policy is kept in its folder history/.")],
     scores: Annotated[Path, typer.Option(help="CSV file of traffic; its first line names the columns.")],
     column: Annotated[str, typer.Option(help="Column of the delegation values.")] = "dv",
-    alpha: Annotated[float | None, typer.Option(help="Budget; the policy's where left out.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Budget; by default the policy's.")] = None,
     delta: Annotated[
-        float | None, typer.Option(help="Error probability of all recalibrations together; the policy's if left out.")
+        float | None, typer.Option(help="Error probability of all recalibrations together; by default the policy's.")
     ] = None,
 ) -> None:
     """Certify the budget on new traffic and print the new certificate beside the old one as one JSON object.
 
-    The i-th recalibration of a policy is made at 6 delta / (pi^2 i^2), so repeating it until it pleases is paid for.
+    The i-th recalibration of a policy uses 6 delta / (pi^2 i^2), so that all of them together keep delta.
 
     Exit status: 0 certified, 3 infeasible (the policy is unchanged), 2 bad input.
     """

@@ -10,7 +10,5 @@ __all__ = ["AskRefusedAgain"]
 
 AskRefusedAgain = Annotated[
     bool,
-    typer.Option(
-        "--ask-refused-again", help="Ask again about rows that the expert refused in an earlier run, once it is mended."
-    ),
+    typer.Option("--ask-refused-again", help="Ask again about rows that the expert refused in an earlier run."),
 ]

@@ -22,11 +22,11 @@ def read_column(path: Path, column: str) -> NDArray[np.float64]:
         column: Name of the column.
 
     Returns:
-        The numbers, shape [rows]. Blank lines are no rows.
+        The numbers, shape [rows]. Blank lines are skipped.
 
     Raises:
-        DataError: The file cannot be read, has no such column or no row, or a row holds no finite number there; its
-            line in the file is named.
+        DataError: The file cannot be read, has no such column or no row, or a row has no finite number in it. The
+            message names the line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -56,7 +56,7 @@ def _number(fields: list[str], index: int, path: Path, line: int) -> float:
     try:
         value = float(fields[index])
     except ValueError:
-        # Not quoted: the wrong column may hold users' text.
+        # The value is not quoted: a wrong column may contain users' text.
         raise DataError("the score is not a number", file=path, row=line) from None
     if not math.isfinite(value):
         raise DataError(f"the score is {value}", file=path, row=line, hint="Scores must be finite numbers")

@@ -17,11 +17,11 @@ __all__ = ["certificate_json", "threshold"]
 
 def threshold(
     scores: Annotated[Path, typer.Option(help="CSV file; its first line names the columns.")],
-    alpha: Annotated[float, typer.Option(help="Budget: largest share of the inputs that the expert may see.")],
-    delta: Annotated[float, typer.Option(help="Admissible probability that the guarantee fails.")],
+    alpha: Annotated[float, typer.Option(help="Budget: largest share of the inputs that goes to the expert.")],
+    delta: Annotated[float, typer.Option(help="Probability that the guarantee fails.")],
     column: Annotated[str, typer.Option(help="Column of the delegation values.")] = "dv",
     guarantee: Annotated[Guarantee, typer.Option(help="What alpha bounds.")] = Guarantee.EXACT,
-    horizon: Annotated[int | None, typer.Option(help="For `next`: the number of inputs to speak of.")] = None,
+    horizon: Annotated[int | None, typer.Option(help="For `next`: number of inputs that are covered.")] = None,
 ) -> None:
     """Print the delegation threshold and its certificate as one JSON object.
 
@@ -37,7 +37,7 @@ def threshold(
 
 
 def certificate_json(certificate: Certificate) -> dict[str, Any]:
-    """Return a certificate as strict JSON: the threshold is null where nothing is delegated."""
+    """Return a certificate as strict JSON: the threshold is null if alpha cannot be certified."""
     feasible = certificate.status is Status.CERTIFIED
     return {
         "status": certificate.status.value,

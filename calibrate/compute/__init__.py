@@ -1,1 +1,1 @@
-"""Calibration on the machines of a Ray cluster. Only this room imports ray, and only where it is used."""
+"""Internal. Workers in this process or on a Ray cluster, the cache, and progress bars."""

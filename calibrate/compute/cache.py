@@ -1,38 +1,26 @@
-"""The folder from which a run that was stopped goes on: activations and expert scores, no text."""
+"""Cache folder of activations and expert scores, from which a stopped run continues. It holds no text."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ctd_guardrail.errors import ConfigError
 
-__all__ = ["open_cache", "write_atomically"]
+__all__ = ["open_cache"]
 
 
 def open_cache(folder: Path) -> Path:
-    """Create the folder where it does not exist, and keep version control out of it.
+    """Create the folder if it does not exist, with a ``.gitignore`` for everything in it.
 
     Raises:
         ConfigError: It cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Activations can give away what they were computed from.
+        # Activations can reveal the text that they were computed from.
         (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written to ({error.strerror})", key="cache", hint="Name another folder"
         ) from error
     return folder
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a run after a crash, sees all of it or nothing."""
-    # The process in the name: two runs may compute the same file at the same time.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster, and one way to run a pool of actors over rows."""
+"""Connection to a Ray cluster, and a pool of actors that maps rows."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ctd_guardrail.errors import ConfigError, DependencyError
 
 __all__ = ["connect", "map_rows"]
 
-# Ray reports home and opens a dashboard unless it is told not to.
+# No usage reports, no progress bars of Ray's own, no backend messages.
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 
 
 @contextmanager
 def connect(config: RayConfig | None) -> Iterator[None]:
-    """Hold a connection to the cluster; nothing where there is none to connect to, or a connection is open already.
+    """Hold a connection to the cluster. Without a configuration, or with an open connection, do nothing.
 
     Raises:
         DependencyError: ray is not installed.
@@ -37,7 +37,7 @@ def connect(config: RayConfig | None) -> Iterator[None]:
         raise DependencyError(
             "`run_on` needs ray, which is not installed", hint="Run: pip install 'ctd-guardrail[ray]'"
         ) from error
-    # Its own bars and banners would draw over ours.
+    # Ray's bars and banners would draw over our progress bars.
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     is_ours = not ray.is_initialized()
@@ -54,12 +54,12 @@ def connect(config: RayConfig | None) -> Iterator[None]:
 def map_rows(
     config: RayConfig, worker: type, arguments: tuple[Any, ...], rows: Sequence[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield what a pool of actors makes of rows, as soon as it is there, in any order.
+    """Yield the results of a pool of actors for rows, as they arrive, in any order.
 
     Args:
         config: The cluster; :func:`connect` holds the connection.
-        worker: Maps a batch of one row, a column of one value under each name, to a batch of one row.
-        arguments: Of its constructor.
+        worker: Class that maps a batch of one row to a batch of one row. A batch has one value under each name.
+        arguments: Arguments of its constructor.
         rows: The rows: numbers, text and bytes.
     """
     import ray.data  # noqa: PLC0415  # an extra
@@ -67,7 +67,7 @@ def map_rows(
     if not rows:
         return
     with warnings.catch_warnings():
-        # Ray reads its own deprecated settings.
+        # Ray uses deprecated settings of its own.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
         dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map_batches(
             worker,
@@ -97,7 +97,7 @@ def _start(config: RayConfig) -> None:
 
 
 def _check_size(config: RayConfig) -> None:
-    """Refuse what would wait for ever for actors that no machine has room for."""
+    """Refuse actors that do not fit the cluster. Ray would wait for them for ever."""
     import ray  # noqa: PLC0415  # an extra
 
     there = ray.cluster_resources()

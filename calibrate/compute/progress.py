@@ -1,4 +1,4 @@
-"""Progress bars on the terminal, with rate and time to go."""
+"""Progress bars on the terminal, with rate and remaining time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _RateColumn(ProgressColumn):
 
 
 def progress_bars(console: Console) -> Progress:
-    """Return an empty set of bars; every stage adds its own."""
+    """Return an empty set of progress bars. Every stage adds its own."""
     return Progress(
         TextColumn("{task.description:<15}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Activations from a pool of actors, each of which holds the base model."""
+"""Activations from a pool of actors. Each actor holds the base model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from calibrate.compute.cluster import map_rows
 from calibrate.compute.wire import from_text, to_error, to_failure, to_text
-from calibrate.compute.workers import RefusedError, Tensors, Work, do
+from calibrate.compute.workers import RefusedError, Tensors, Work, run_work
 from calibrate.config.cluster import RayConfig
 from ctd_guardrail.activations.base_model import BatchedBaseModel, load_base_model
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
@@ -24,28 +24,28 @@ Batch = dict[str, NDArray[Any]]
 
 
 class RayWorkers:
-    """Actors on a cluster, as :class:`~calibrate.compute.workers.Workers`. What they make comes back as safetensors.
+    """Actors on a cluster, as :class:`~calibrate.compute.workers.Workers`. Their results come back as safetensors.
 
     Args:
         config: The cluster.
-        engine: The base model as this process has loaded it: that of the actors must be the same.
+        base_model: The base model in this process. The actors must load the same one.
         device: Device of the actors' base models, ``auto`` for the GPU that Ray gives them.
     """
 
-    def __init__(self, config: RayConfig, engine: BatchedBaseModel, *, device: str) -> None:
+    def __init__(self, config: RayConfig, base_model: BatchedBaseModel, *, device: str) -> None:
         self._config = config
-        self._engine = engine
+        self._base_model = base_model
         self._device = device
 
     def map(self, work: Work, chunks: Sequence[Sequence[Conversation]]) -> Iterator[tuple[int, Tensors]]:
-        """Yield the number of each chunk and what was made of it, as soon as it is there, in any order.
+        """Yield the number of each chunk and its tensors, as they arrive, in any order.
 
         Raises:
             RefusedError: A conversation cannot be read.
             ActivationError: The base model failed, or an actor has loaded another one.
         """
         rows = [{"chunk": number, "conversations": to_text(chunk)} for number, chunk in enumerate(chunks)]
-        arguments = (self._engine.spec, self._engine.fingerprint, self._device, work)
+        arguments = (self._base_model.spec, self._base_model.fingerprint, self._device, work)
         for row in map_rows(self._config, _Worker, arguments, rows):
             if not row["failure"]:
                 yield row["chunk"], load(row["content"])
@@ -57,33 +57,33 @@ class RayWorkers:
 
 
 class _Worker:
-    """The plain loop's own work, in another process.
+    """Runs the work in another process.
 
-    What goes wrong is returned, not raised: Ray would try again, and would print what it cannot pass on.
+    Errors are returned, not raised. Ray would retry them, and print errors that it cannot transfer.
     """
 
     def __init__(self, spec: ActivationSpec, fingerprint: Fingerprint, device: str, work: Work) -> None:
         self._work = work
         self._problem: CtdError | None = None
         try:
-            self._engine = load_base_model(spec, device=device)
+            self._base_model = load_base_model(spec, device=device)
         except CtdError as error:
             self._problem = error
             return
-        if self._engine.fingerprint != fingerprint:
+        if self._base_model.fingerprint != fingerprint:
             self._problem = ActivationError(
                 f"an actor has loaded another {spec.model!r} than the machine that started the run",
                 hint="Give all machines the same files, or name a revision under base.revision",
             )
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return the chunk's number, what was made of it, and what went wrong, at which place (-1: at none)."""
+        """Return number and tensors of the chunk, or the error and the place of its conversation (-1: none)."""
         (number,) = batch["chunk"].tolist()
         content, failure, place = b"", "", -1
         try:
             if self._problem is not None:
                 raise self._problem
-            content = save(do(self._work, self._engine, number, from_text(batch["conversations"][0])))
+            content = save(run_work(self._work, self._base_model, number, from_text(batch["conversations"][0])))
         except RefusedError as error:
             failure, place = to_failure(ActivationError(error.problem, hint=error.hint)), error.place
         except CtdError as error:

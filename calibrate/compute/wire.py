@@ -1,4 +1,4 @@
-"""Conversations and failures on their way to an actor and back, as JSON text."""
+"""Conversations and errors as JSON text, for the transfer between actors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["from_text", "to_error", "to_failure", "to_text"]
 
 
 def to_text(conversations: Sequence[Conversation]) -> str:
-    """Return conversations as text. All characters are escaped: a lone surrogate has no other way."""
+    """Return conversations as text. All characters are escaped, because UTF-8 cannot encode a lone surrogate."""
     return json.dumps([[(each.role, each.content, each.is_text) for each in one.messages] for one in conversations])
 
 
 def from_text(text: str) -> list[Conversation]:
-    """Return the conversations again."""
+    """Return the conversations that :func:`to_text` wrote."""
     return [Conversation(tuple(Message(*each) for each in one)) for one in json.loads(text)]
 
 
@@ -28,7 +28,7 @@ def to_failure(error: CtdError) -> str:
 
 
 def to_error(failure: str) -> CtdError:
-    """Return the error again."""
+    """Return the error that :func:`to_failure` wrote."""
     kind, problem, hint = json.loads(failure)
     error: CtdError = getattr(errors, kind)(problem, hint=hint)
     return error

@@ -1,4 +1,4 @@
-"""Who computes what the base model makes of chunks of conversations: this process, or the actors of a Ray cluster.
+"""Workers that run the base model on chunks of conversations: this process, or the actors of a Ray cluster.
 
 Both call the same function on the same chunks, so both get the same numbers.
 """
@@ -14,12 +14,12 @@ from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.errors import ActivationError, InputError, OverloadedError
 from ctd_guardrail.text.conversation import Conversation
 
-__all__ = ["InProcess", "RefusedError", "Tensors", "Work", "Workers", "do"]
+__all__ = ["InProcess", "RefusedError", "Tensors", "Work", "Workers", "run_work"]
 
 Tensors = dict[str, torch.Tensor]
 
 Work = Callable[[BatchedBaseModel, Sequence[Conversation]], Tensors]
-"""Maps a chunk of conversations to what is kept of it, under names. A module's function or a partial of one."""
+"""Maps a chunk of conversations to named tensors. A function of a module, or a partial of one."""
 
 
 class RefusedError(Exception):
@@ -28,8 +28,8 @@ class RefusedError(Exception):
     Args:
         chunk: Number of its chunk.
         place: Its place in the chunk.
-        problem: What is wrong with it.
-        hint: What to do about it.
+        problem: The fault of the conversation.
+        hint: Advice for the user.
     """
 
     def __init__(self, chunk: int, place: int, problem: str, hint: str) -> None:
@@ -41,10 +41,10 @@ class RefusedError(Exception):
 
 
 class Workers(Protocol):
-    """Does a piece of work on many chunks."""
+    """Applies a piece of work to many chunks."""
 
     def map(self, work: Work, chunks: Sequence[Sequence[Conversation]]) -> Iterator[tuple[int, Tensors]]:
-        """Yield the number of each chunk and what was made of it, as soon as it is there, in any order.
+        """Yield the number of each chunk and its tensors, as they arrive, in any order.
 
         Raises:
             RefusedError: A conversation cannot be read.
@@ -54,42 +54,42 @@ class Workers(Protocol):
 
 
 class InProcess:
-    """The plain loop: one chunk after the other.
+    """Computes one chunk after the other in this process.
 
     Args:
-        engine: The base model.
+        base_model: The base model.
     """
 
-    def __init__(self, engine: BatchedBaseModel) -> None:
-        self._engine = engine
+    def __init__(self, base_model: BatchedBaseModel) -> None:
+        self._base_model = base_model
 
     def map(self, work: Work, chunks: Sequence[Sequence[Conversation]]) -> Iterator[tuple[int, Tensors]]:
-        """Yield the number of each chunk and what was made of it.
+        """Yield the number of each chunk and its tensors.
 
         Raises:
             RefusedError: A conversation cannot be read.
             ActivationError: The base model failed.
         """
         for number, chunk in enumerate(chunks):
-            yield number, do(work, self._engine, number, chunk)
+            yield number, run_work(work, self._base_model, number, chunk)
 
 
-def do(work: Work, engine: BatchedBaseModel, number: int, chunk: Sequence[Conversation]) -> Tensors:
-    """Return what is made of one chunk.
+def run_work(work: Work, base_model: BatchedBaseModel, number: int, chunk: Sequence[Conversation]) -> Tensors:
+    """Return the tensors of one chunk.
 
     Raises:
         RefusedError: A conversation cannot be read.
         ActivationError: The base model failed.
     """
     try:
-        return work(engine, chunk)
+        return work(base_model, chunk)
     except OverloadedError:
         raise
     except (InputError, ActivationError):
-        # One of them is to blame; alone, each says whether it is.
+        # One of the conversations is at fault. Run alone, it fails again.
         for place, conversation in enumerate(chunk):
             try:
-                work(engine, [conversation])
+                work(base_model, [conversation])
             except (InputError, ActivationError) as error:
                 raise RefusedError(number, place, error.problem, error.hint) from error
         raise

@@ -1,1 +1,1 @@
-"""CALIBRATE.yml: pydantic models and their checks."""
+"""Internal. CALIBRATE.yml: pydantic models and their checks."""

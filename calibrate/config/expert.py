@@ -1,4 +1,4 @@
-"""The ``expert`` section of CALIBRATE.yml: the rail's section, and a limit on refused rows."""
+"""The ``expert`` section of CALIBRATE.yml: the section of the rail, and the limit of refused rows."""
 
 from __future__ import annotations
 
@@ -26,27 +26,24 @@ _MaxRefusedRows = Annotated[StrictInt | StrictFloat, Field(ge=0), AfterValidator
 
 
 class AskedOpenAIExpert(OpenAIExpertConfig):
-    """A judge behind an OpenAI-compatible chat-completions endpoint, with a limit on refused rows."""
+    """A judge behind an OpenAI-compatible chat-completions endpoint, and how many rows it may refuse."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
-    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share below 1. Look at the
-    refused rows before you raise it."""
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
 
 class AskedRailExpert(RailExpertConfig):
-    """An input rail of NeMo Guardrails, with a limit on refused rows."""
+    """An input rail of NeMo Guardrails, and how many rows it may refuse."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
-    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share below 1. Look at the
-    refused rows before you raise it."""
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
 
 class AskedLocalExpert(LocalExpertConfig):
-    """A Hugging Face model in this process, with a limit on refused rows."""
+    """A Hugging Face model in this process, and how many rows it may refuse."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
-    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share below 1. Look at the
-    refused rows before you raise it."""
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
 
 ExpertSection = Annotated[AskedOpenAIExpert | AskedRailExpert | AskedLocalExpert, Field(discriminator="type")]

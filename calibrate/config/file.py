@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from calibrate.config.cluster import RayConfig
 from calibrate.config.expert import AskedLocalExpert, AskedRailExpert, ExpertSection
-from calibrate.config.training import TrainOptions
+from calibrate.config.recipe import Recipe
 from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec, Layers
-from ctd_guardrail.config.section import CostConfig
-from ctd_guardrail.config.types import Price, Section, Share, Text
+from ctd_guardrail.config.types import Section, Share
 from ctd_guardrail.config.validation import load_yaml, validate
-from ctd_guardrail.policy.selection import Criterion
 from ctd_guardrail.text.conversation import Context
 
 __all__ = [
@@ -56,15 +54,15 @@ _Paths = Annotated[tuple[_Path, ...], BeforeValidator(_as_list), Field(min_lengt
 
 
 class BaseModelConfig(ActivationSpec):
-    """The base model, where in it activations are read, and on which device."""
+    """The base model, the site of the activations, and the device."""
 
-    device: Text = "auto"
-    """Torch device: ``auto`` (CUDA if there is one), ``cpu``, for example ``cuda:1``, or several with commas between
+    device: Annotated[str, Field(min_length=1)] = "auto"
+    """``auto`` (CUDA if there is one), ``cpu``, a torch device such as ``cuda:1``, or several with commas between
     them."""
 
     @property
     def spec(self) -> ActivationSpec:
-        """What the policy pins: everything but the device."""
+        """Everything but the device, as the policy records it."""
         return ActivationSpec(**self.model_dump(exclude={"device"}))
 
 
@@ -72,28 +70,27 @@ class DataConfig(Section):
     """Labelled conversations."""
 
     path: _Paths
-    """Files of labelled rows: JSON lines, plain or gzip, one file or several."""
+    """JSON lines, plain or gzip: one file or several."""
     safety_path: _Paths | None = None
-    """Files of other rows for the safety probe, instead of the training rows of ``path``. Use them if you have many
-    labels from elsewhere."""
-    expert_column: Text | None = None
-    """Field of the rows with recorded expert scores, P(unsafe) in [0, 1]. With it, no expert is asked."""
+    """Files that the safety probe is trained on instead of the training rows of ``path``."""
+    expert_column: Annotated[str, Field(min_length=1)] | None = None
+    """Field that holds recorded expert scores, P(unsafe) in [0, 1]."""
     context: Context = Context.CONVERSATION
-    """Text of a row that the probes and the expert read: its last user turn (``last_turn``), or the conversation up to
-    that turn (``conversation``). The rail does the same for every turn."""
+    """The part of a row that the probes and the expert read: its last user turn (``last_turn``), or the conversation up
+    to and with it. The rail shows them the same part of every turn."""
 
 
 class SplitConfig(Section):
-    """Shares of the rows. If no share is written and the rows have a ``split`` field, that field decides."""
+    """Shares of the rows. If none of the three is written, the ``split`` field of the rows decides, if they have it."""
 
     train: Share = 0.6
-    """Share of the rows that trains both probes."""
+    """Share that both probes are trained on."""
     calibration: Share = 0.2
-    """Share of the rows that certifies the budget."""
+    """Share that the budget is certified on."""
     test: Share = 0.2
-    """Share of the rows that evaluates the cascade."""
+    """Share that the cascade is evaluated on."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the split, the folds and the random baseline."""
+    """Seed of the split and of all later random choices."""
 
     @property
     def are_written(self) -> bool:
@@ -113,62 +110,54 @@ class SplitConfig(Section):
 
 
 class RiskConfig(Section):
-    """A performance risk to hold beside the budget, for example ``{metric: fnr, max: 0.1}``."""
+    """A performance risk to certify beside the budget, for example ``{metric: fnr, max: 0.1}``."""
 
     metric: Metric
-    """Risk: ``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss``, ``cost``
-    or ``auroc_error``."""
+    """``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss`` or
+    ``auroc_error``."""
     max: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     """Upper bound of the risk."""
 
 
 class BudgetConfig(Section):
-    """The budget that the policy certifies, and risks to certify beside it."""
+    """The budget that the policy certifies, and the performance risks that it certifies beside it."""
 
     alpha: Share
-    """Budget: the largest share of the inputs that goes to the expert. The rail may set another one without a new
-    calibration."""
+    """Largest share of the inputs that the expert may see."""
     delta: Share = 0.05
-    """Probability that the calibration misses the budget or one of the risks."""
-    method: Literal["closed_form", "structured", "pareto"] = "closed_form"
-    """``closed_form`` certifies the budget alone, and the rail may change alpha and delta freely. ``structured``
-    certifies risks as well; ``pareto`` is the procedure of the paper, for comparison."""
+    """Admissible probability that calibration misses the budget or one of the risks."""
     risk: Annotated[tuple[RiskConfig, ...], BeforeValidator(_as_tuple)] = ()
-    """Risks to certify, with ``method: structured`` or ``pareto``: one or a list, for example ``{metric: fnr, max:
-    0.1}``. The rail then keeps the certified setting, and another alpha needs a new calibration."""
-    criterion: Criterion = Criterion.ACCURACY
-    """Choice among several certified settings: the one with the best value."""
-    costs: CostConfig = CostConfig()
-    """Prices for the criterion and the risk ``cost``."""
+    """One risk or several. Without any, the budget alone is certified, and the rail may change alpha and delta. With
+    risks, the rail runs at the certified setting that has the lowest error rate."""
     taus: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.5,)
-    """Decision thresholds to choose from, together with lambda."""
+    """Decision thresholds to choose from together with lambda, with risks."""
     bands: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.0,)
-    """Half-widths of the abstain band to choose from."""
+    """Half-widths of the abstain band to choose from, with risks."""
 
     @model_validator(mode="after")
-    def _fits_the_method(self) -> BudgetConfig:
-        if self.method == "closed_form" and (self.risk or self.taus[1:] or self.bands != (0.0,)):
-            problem, hint = "the closed form certifies the budget alone", "Set method: structured"
-        elif self.method == "structured" and not self.risk:
-            problem, hint = "there is no risk to certify", "Add `risk: {metric: fnr, max: 0.1}`, or leave method out"
-        else:
-            return self
-        raise PydanticCustomError("method", "{problem}", {"problem": problem, "hint": hint})
+    def _chooses_for_a_risk(self) -> BudgetConfig:
+        if not self.risk and (self.taus[1:] or self.bands != (0.0,)):
+            raise PydanticCustomError(
+                "risk",
+                "`taus` and `bands` are chosen for a risk, and there is none",
+                {"hint": "Add `risk: {metric: fnr, max: 0.1}`, or leave them out"},
+            )
+        return self
 
 
 class HiddenStatesConfig(Section):
-    """Files of hidden states that vLLM wrote with its method ``extract_hidden_states``."""
+    """Files of hidden states that vLLM has written, method ``extract_hidden_states``."""
 
     path: _Path
     """Folder of the files, see docs/serving.md."""
     layers: Layers | None = None
-    """Layers in the files, vLLM's ``eagle_aux_hidden_state_layer_ids``. By default those of ``base.layers``."""
+    """Layers in the files, ``eagle_aux_hidden_state_layer_ids``; None: those of ``base.layers``."""
 
 
 class PriceConfig(Section):
     """Prices for the costs in the report."""
 
-    expert_call: Price
+    expert_call: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     """Price of one call of the expert."""
     currency: Annotated[str, Field(min_length=1, max_length=12)] = "USD"
     """Currency of the price, as the report writes it."""
@@ -178,7 +167,7 @@ class CalibrateConfig(Section):
     """The content of CALIBRATE.yml. Relative paths start from the file's folder."""
 
     base: BaseModelConfig
-    """Base model, and the layers whose activations the probes read."""
+    """Base model and site of the activations."""
     data: DataConfig
     """Files of labelled conversations, and the text of a row that is read."""
     expert: ExpertSection | None = None
@@ -188,18 +177,18 @@ class CalibrateConfig(Section):
     """Shares of training, calibration and test rows."""
     budget: BudgetConfig
     """Budget and risks that the policy certifies."""
-    probes: TrainOptions = TrainOptions()
-    """Training of the probes."""
+    probes: Recipe = Recipe()
+    """Recipe of the training."""
     prices: PriceConfig | None = None
-    """Prices for the report. By default it shows no costs."""
+    """Prices for the report; None: it shows no costs."""
     output: _Path
-    """Folder that the policy and the report are written to."""
+    """Folder of the policy."""
     cache: Annotated[_Path, Field(validate_default=True)] = Path(".ctd-cache")
-    """Folder of activations and expert scores. A later run continues from it."""
+    """Folder of activations and expert scores, from which a later run continues."""
     hidden_states: HiddenStatesConfig | None = None
-    """Hidden states of the rows from vLLM. By default the base model reads the rows."""
+    """Hidden states of the rows from vLLM; None: the base model reads the rows."""
     run_on: RayConfig | None = None
-    """Cluster that computes activations and asks the expert. By default this process does."""
+    """Cluster that computes activations and asks the expert; None: this process."""
 
     @model_validator(mode="after")
     def _hidden_states_fit(self) -> CalibrateConfig:
@@ -284,6 +273,6 @@ def _resolve_expert(expert: ExpertSection | None, folder: Path) -> ExpertSection
 
 
 def _resolve(section: _Model, key: str, folder: Path) -> _Model:
-    """Make a path absolute. A Hugging Face id looks like a relative path, so only a folder that exists is one."""
+    """Make the path of an existing folder absolute. Any other value is a Hugging Face id."""
     path = folder / str(getattr(section, key))
     return section.model_copy(update={key: type(getattr(section, key))(path)}) if path.is_dir() else section

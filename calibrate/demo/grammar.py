@@ -1,13 +1,13 @@
-"""The demo's grammar: hand-written acts and requests by topic, and the sentences that acts are put into.
+"""The grammar of the demonstration: hand-written acts and requests by topic, and the sentences around the acts.
 
-The texts are in ``grammar/*.yaml``: one file a topic, and ``frames.yaml`` for what the topics share. ``{a|b}`` stands
-for one of its alternatives. ``{my}``, ``{me}``, ``{myself}`` and ``{I}`` follow the person who acts: ``their``,
-``them`` and so on where a frame speaks of somebody else.
+The texts are in ``grammar/*.yaml``: one file for each topic, and ``frames.yaml`` for what the topics share. ``{a|b}``
+stands for one of its alternatives. ``{my}``, ``{me}``, ``{myself}`` and ``{I}`` become ``their``, ``them`` and so on
+if the frame is about another person.
 
-What makes a request harmful is spread over its parts on purpose. A wish is harmful or not by its act. A harmful act
-is harmful or not by its frame, and frames for and against it are made of the same words in another order. A neutral
-act is judged by its end: a knife is sharpened for a trout or for a stepfather. Words mislead: processes are killed
-and photographs blown up. So a linear probe on pooled activations has something to learn and much to miss.
+The harmfulness of a request depends on several of its parts, by design. A wish is harmful if its act is. A harmful act
+is harmful or not by its frame, and frames for and against it contain the same words in another order. A neutral act is
+judged by its end: a knife is sharpened for a trout or for a stepfather. Single words mislead: processes are killed and
+photographs blown up. A linear probe on pooled activations therefore learns something and misses much.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PRONOUNS: Final[Mapping[str, str]] = {"my": "their", "me": "them", "myself": "t
 
 
 class Kind(StrEnum):
-    """What a family holds; also its key in a topic's file."""
+    """Kind of a family; also its key in a topic's file."""
 
     HARMFUL = "harmful"
     PROTECTIVE = "protective"
@@ -50,7 +50,7 @@ class Kind(StrEnum):
     HARMLESS_REQUEST = "harmless_requests"
 
 
-# For each kind of act: the lists of frames that it takes, how often, and the label that follows.
+# For each kind of act: its lists of frames, their frequencies, and the resulting labels.
 _STANCES: Final[Mapping[Kind, tuple[tuple[str, float, int], ...]]] = {
     Kind.HARMFUL: (
         ("wish", 0.14, 1),
@@ -62,7 +62,7 @@ _STANCES: Final[Mapping[Kind, tuple[tuple[str, float, int], ...]]] = {
     Kind.PROTECTIVE: (("wish", 0.6, 0), ("support", 0.4, 0)),
     Kind.ORDINARY: (("wish", 0.8, 0), ("support", 0.2, 0)),
 }
-# Share of acts with a manner, and the list it comes from.
+# Share of acts with a manner, and the lists of manners.
 _MANNER: Final = 0.5
 _MANNERS: Final = {
     Kind.HARMFUL: "harmful_manners",
@@ -76,12 +76,12 @@ _FIRST_PERSON: Final = frozenset({"wish", "insist"})
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One hand-written pattern: all rows made from it stay together in every split.
+    """One hand-written pattern. All rows made from it stay together in every split.
 
     Attributes:
         id: For example ``finance/neutral/3``.
         group: The topic.
-        kind: What the pattern is.
+        kind: Kind of the pattern.
         pattern: The act or the whole request, with slots.
         goals: Harmless ends, then harmful ends, of a neutral act; empty otherwise.
     """
@@ -95,7 +95,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The sentences that acts are put into.
+    """The sentences around the acts.
 
     Attributes:
         lists: Frames by list name, as in ``frames.yaml``.
@@ -108,12 +108,12 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request before any decoration.
+    """A request without greeting, thanks or careless spelling.
 
     Attributes:
         text: The request in one turn.
-        turns: The same request told over several turns, user and assistant in alternation, user first and last.
-        label: 1 where it is harmful.
+        turns: The same request over several turns, user and assistant in alternation, user first and last.
+        label: 1 = harmful.
     """
 
     text: str

@@ -1,9 +1,8 @@
-"""Writes the demo's data set, from a seed: rows for the expert, rows for calibration, and rows that neither sees.
+"""The demonstration's data set: rows for the expert, rows for calibration, and rows that neither of them sees.
 
-Families (:mod:`calibrate.demo.grammar`) are dealt to the three files whole: what the expert knows about the acts and
-requests of the other rows, it has generalised. The sentences around the acts are shared. Calibration and unseen rows
-are made alike, so that a budget certified on the one holds on the other. ``docs/demo-data.md`` tells how the texts
-were written.
+Whole families (:mod:`calibrate.demo.grammar`) are dealt to the three files. The expert therefore has to generalise to
+the acts and requests of the other files. The sentences around the acts are shared. Calibration and unseen rows follow
+one law, so that a budget certified on the first holds on the second. ``docs/demo-data.md`` describes the texts.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ctd_guardrail.errors import DataError
 
 __all__ = ["DemoFiles", "write_dataset"]
 
-# Families are dealt in this cycle, and drawn with these relative frequencies. Unseen rows repeat a family seldom.
+# Families are dealt in this cycle, and drawn with these relative frequencies. Unseen rows rarely repeat a family.
 _DEAL: Final = (
     "expert",
     "prompts",
@@ -37,24 +36,24 @@ _DEAL: Final = (
     "expert",
 )
 _FREQUENCY: Final = {"expert": 7, "prompts": 7, "unseen": 2}
-# Shares of rows: several turns; and of the others, with a greeting, with thanks, in small letters without full stop.
+# Shares of rows with several turns; of the others: with a greeting, with thanks, in lower case without full stop.
 _MULTI_TURN: Final = 0.1
 _GREETING: Final = 0.12
 _THANKS: Final = 0.12
 _CARELESS: Final = 0.15
-# Texts tried before a draw of a family counts as used up.
+# Attempts to find a new text of a family.
 _ATTEMPTS: Final = 20
 _ROUNDS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class DemoFiles:
-    """Where the three parts are, each in JSON lines.
+    """Paths of the three files, each in JSON lines.
 
     Attributes:
-        expert: Rows on which the expert is trained.
+        expert: Training rows of the expert.
         prompts: Rows for the two probes and their calibration.
-        unseen: Rows for the final run, which neither the expert nor the calibration sees.
+        unseen: Rows for the final run, unknown to the expert and the calibration.
     """
 
     expert: Path
@@ -68,12 +67,12 @@ def write_dataset(path_dir: Path, *, rows: int = 6000, seed: int = 0) -> DemoFil
     Every row has ``id``, ``text`` or ``messages``, ``label`` (1 = harmful), ``group`` and ``cluster``, the family.
 
     Args:
-        path_dir: Folder to write into; made if missing.
-        rows: Rows in all three files.
-        seed: Same seed, same bytes.
+        path_dir: Folder to write to; created if missing.
+        rows: Number of rows in all three files.
+        seed: The same seed gives the same bytes.
 
     Raises:
-        DataError: There are not so many different requests.
+        DataError: The grammar has fewer different requests.
     """
     rng = random.Random(seed)  # noqa: S311  # a data set, not a secret
     pools = _deal(load_families(), rng)
@@ -87,7 +86,7 @@ def write_dataset(path_dir: Path, *, rows: int = 6000, seed: int = 0) -> DemoFil
             if len(seen) == rows:
                 break
     else:
-        raise DataError(f"the grammar has only {len(seen)} requests to offer, not {rows}", hint="Ask for fewer rows")
+        raise DataError(f"the grammar has only {len(seen)} different requests, not {rows}", hint="Ask for fewer rows")
     path_dir.mkdir(parents=True, exist_ok=True)
     files = DemoFiles(**{name: path_dir / f"{name}.jsonl" for name in parts})
     for name, part in parts.items():
@@ -119,7 +118,7 @@ def _draws(pools: dict[str, list[Family]], rng: random.Random) -> Iterator[tuple
 
 
 def _fresh(family: Family, frames: Frames, rng: random.Random, seen: set[str]) -> Request | None:
-    """Return a request whose text is new, or None where the family has hardly any left."""
+    """Return a request with a new text; None if the family seems to have none left."""
     for _ in range(_ATTEMPTS):
         request = render(family, frames, rng)
         if request.text not in seen:

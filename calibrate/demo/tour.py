@@ -1,4 +1,4 @@
-"""The whole method on one laptop: data, expert, calibration, and unseen messages through NeMo Guardrails."""
+"""The demonstration: data, expert, calibration, and unseen messages through NeMo Guardrails."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from calibrate import calibrate
 from calibrate.compute.progress import progress_bars
 from calibrate.config.file import load_config
 from calibrate.demo.expert import train_expert
 from calibrate.demo.prompts import write_dataset
 from calibrate.pipeline.run import PipelineResult
-from calibrate.pipeline.run import run as run_pipeline
-from calibrate.report.documents import write_documents
+from calibrate.report.page import REPORT_FILE
 from calibrate.report.summary import print_summary
 from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.decision import Reason, Route, Verdict
@@ -57,31 +57,30 @@ class _Screened:
 
 
 def tour(folder: Path, *, console: Console) -> None:
-    """Run the demonstration in a folder; a second run takes up what the first one left.
+    """Run the demonstration in a folder. A second run reuses the files of the first.
 
     Args:
-        folder: Made where it does not exist. Files that the user has edited in it are kept.
-        console: Where the tour is shown.
+        folder: Created if it does not exist. Edited files in it are kept.
+        console: Where the demonstration is shown.
 
     Raises:
-        CtdError: A file in the folder was edited in a way that does not work.
+        CtdError: An edited file in the folder is not valid.
     """
     _copy_templates(folder)
     console.rule("[bold]1. Data[/]")
     data = write_dataset(folder / "data")
-    console.print(f"Prompts written by this package, harmless and harmful, with look-alikes of both: {folder / 'data'}")
+    console.print(f"Harmless and harmful prompts from this package, with look-alikes of both: {folder / 'data'}")
 
     console.rule("[bold]2. Expert[/]")
     if (folder / "expert" / "config.json").exists():
         console.print(f"A fine-tuned classifier, trained in an earlier run: {folder / 'expert'}")
     else:
         report = train_expert(data.expert, folder / "expert")
-        console.print(f"A classifier fine-tuned on prompts that nothing else sees: {folder / 'expert'} ({report})")
+        console.print(f"A classifier fine-tuned on its own prompts: {folder / 'expert'} ({report})")
 
     console.rule("[bold]3. Calibration[/]")
-    config = load_config(folder / "CALIBRATE.yml")
-    result = run_pipeline(config, console=console)
-    page = write_documents(result, config, command=["ctd-calibrate", "run", str(folder / "CALIBRATE.yml")])
+    result = calibrate(folder / "CALIBRATE.yml", console=console)
+    page = result.output / REPORT_FILE
     print_summary(result, console, report=page)
 
     console.rule("[bold]4. Unseen messages through NeMo Guardrails[/]")
@@ -102,7 +101,7 @@ def _copy_templates(folder: Path) -> None:
 
 
 class _StandInLLM:
-    """Takes the place of the main LLM: what matters here is whether it is reached."""
+    """Replaces the main LLM: the demonstration only shows whether a message reaches it."""
 
     model_name = "stand-in"
     provider_name = None
@@ -122,7 +121,7 @@ class _StandInLLM:
 
 
 async def _screen(rails: Path, rows: Sequence[dict[str, Any]], console: Console) -> list[_Screened]:
-    # NeMo reads both when it is imported. A checkout is not on its import path by itself; site-packages is.
+    # NeMo reads both when it is imported. site-packages is on its import path, a checkout is not.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ["COLANGPATH"] = os.pathsep.join(filter(None, [_package_root(), os.environ.get("COLANGPATH", "")]))
     from nemoguardrails import LLMRails, RailsConfig  # noqa: PLC0415
@@ -161,7 +160,7 @@ def _package_root() -> str:
 
 
 def _print_messages(screened: Sequence[_Screened], console: Console) -> None:
-    """Show some messages, those that went to the expert among them."""
+    """Show some messages, delegated ones among them."""
     delegated = [item for item in screened if item.route is Route.EXPERT]
     decided = [item for item in screened if item.route is Route.PROBE]
     shown = [*decided[: _ROWS_SHOWN - min(len(delegated), _ROWS_SHOWN // 2)], *delegated[: _ROWS_SHOWN // 2]]

@@ -1,21 +1,4 @@
-"""The cascade against its baselines on rows that nothing was fitted to: figures, their errors and their tests."""
+"""Internal. The grid of methods, budgets and figures on rows that nothing was fitted to, and its views.
 
-from calibrate.evaluate.cascade import ALPHAS, Cell, Evaluation, evaluate
-from calibrate.evaluate.combine import combine_studies
-from calibrate.evaluate.methods import METHODS
-from calibrate.evaluate.rows import ScoredRows
-from calibrate.evaluate.study import Study, study
-from calibrate.evaluate.table import Table
-
-__all__ = [
-    "ALPHAS",
-    "METHODS",
-    "Cell",
-    "Evaluation",
-    "ScoredRows",
-    "Study",
-    "Table",
-    "combine_studies",
-    "evaluate",
-    "study",
-]
+``grid`` measures the cascade; ``record``, ``study`` and the budget explorer of ``calibrate.report`` are views of it.
+"""

@@ -1,4 +1,4 @@
-"""What becomes of the budget: the rate that it comes to, the groups that it goes to, and the threshold it sets."""
+"""How the budget is spent: realised rates, groups, and the effect of the threshold."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from scipy.stats import betabinom
 
 from calibrate.evaluate.curves import columns_with_errors, figures_with_errors
 from calibrate.evaluate.delegation import proportion_interval
-from calibrate.evaluate.methods import Methods
-from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.figures import measure
+from calibrate.evaluate.grid import Grid
+from calibrate.evaluate.methods import CERTIFIED
 from calibrate.evaluate.table import Record, Table
 from calibrate.risk.splits import one_per_cluster
 from ctd_guardrail.policy.guarantees import largest_count, max_exceedances
@@ -27,14 +28,15 @@ SPLITS: Final = 500
 _CHUNK: Final = 50
 
 
-def composition_table(rows: ScoredRows, methods: Methods, alphas: Sequence[float]) -> Table:
-    """Return figure 10 of the paper: which groups the delegated rows come from."""
+def composition_table(grid: Grid, alphas: Sequence[float]) -> Table:
+    """Return figure 10 of the paper: the groups of the delegated rows."""
+    rows = grid.rows
     group = np.array(["all"] * rows.label.size if rows.group is None else rows.group)
     names = np.unique(group).tolist()
     records: list[Record] = []
-    for method in ("uncertainty", "ctd"):
+    for method in CERTIFIED:
         for alpha in alphas:
-            delegated = methods.delegate(method, alpha).rows
+            delegated = grid.methods.delegate(method, alpha).rows
             records += [
                 {
                     "method": method,
@@ -48,8 +50,8 @@ def composition_table(rows: ScoredRows, methods: Methods, alphas: Sequence[float
             ]
     return Table(
         "composition",
-        "Groups that the delegated rows come from; the budget holds over the mixture, not in each group",
-        {"method": "who chooses the rows", "alpha": "budget", "group": "group of the rows"},
+        "Groups of the delegated rows; the budget holds for all groups together, not for each",
+        {"method": "how the rows are chosen", "alpha": "budget", "group": "group of the rows"},
         {
             "rate": "share of the group's rows that go to the expert",
             "share": "share of the delegated rows that are of this group",
@@ -59,18 +61,20 @@ def composition_table(rows: ScoredRows, methods: Methods, alphas: Sequence[float
     )
 
 
-def sensitivity_table(rows: ScoredRows, *, tau: float, steps: int = 40) -> Table:
+def sensitivity_table(grid: Grid, *, steps: int = 40) -> Table:
     """Return the cascade's figures at thresholds over the whole range of d."""
+    rows = grid.rows
     records: list[Record] = []
     for share in np.linspace(0.0, 1.0, steps + 1).tolist():
         threshold = float(np.quantile(rows.d, 1.0 - share))
         delegated = rows.d > threshold
-        figures = figures_with_errors(rows.label, rows.cascade_score(delegated), rows.clusters, tau=tau)
-        records.append({"share": share, "threshold": threshold, "rate": float(delegated.mean()), **figures})
+        figures = measure(rows.label, rows.cascade_score(delegated), rows.clusters, tau=grid.tau)
+        rate = float(delegated.mean())
+        records.append({"share": share, "threshold": threshold, "rate": rate, **figures_with_errors(figures)})
     return Table(
         "sensitivity",
-        "The cascade's figures at every threshold: what moving lambda does",
-        {"share": "lambda is the quantile of d that this share of the rows lies above, but for ties"},
+        "The cascade's figures at every threshold lambda",
+        {"share": "share of the rows above lambda, except for ties"},
         {"threshold": "lambda", "rate": "share of the rows that go to the expert", **columns_with_errors()},
         tuple(records),
     )
@@ -86,21 +90,22 @@ def splits_table(
     seed: int = 0,
     splits: int = SPLITS,
 ) -> Table:
-    """Return figure 11 of the paper: rates that budgets come to when other rows calibrate.
+    """Return figure 11 of the paper: realised rates over random choices of the calibration rows.
 
-    Held-out rows, one of each cluster, are split at random again and again; one part sets the threshold and the rate is
-    counted on the other. ``plug_in`` takes the empirical (1 - alpha)-quantile of d for the threshold, as one would
-    without a certificate. Random splits of rows without ties follow the beta-binomial law exactly, whatever the rows,
-    so ``expected`` is what a right procedure shows here; ``exact`` is its error on the population, at most delta. They
-    differ because finitely many rows to count on add luck of their own.
+    Held-out rows, one of each cluster, are split at random many times: one part sets the threshold, the other counts
+    the rate. ``plug_in`` takes the empirical (1 - alpha)-quantile of d as its threshold, without a certificate.
+
+    Without ties, the count over random splits follows the beta-binomial law exactly, for any rows. ``expected`` is
+    therefore what a correct procedure shows here. ``exact`` is its error on the population, at most delta. The two
+    differ because finitely many counted rows add variance.
 
     Args:
         signals: Signal by name, each of shape [n].
         clusters: Shape [n].
         alphas: Budgets.
         delta: Error probability of each certificate.
-        calibration_rows: How many rows calibrate in each split, where so many can be spared; None takes half.
-        seed: Of the splits.
+        calibration_rows: Number of rows that calibrate in each split, if there are enough; None takes half.
+        seed: Seed of the splits.
         splits: Number of splits.
     """
     kept = one_per_cluster(clusters.tolist(), seed=seed)
@@ -121,7 +126,7 @@ def splits_table(
     return Table(
         "splits",
         f"Share of rows that go to the expert over {splits} random calibration splits",
-        {"method": "what sets the threshold", "alpha": "budget"},
+        {"method": "rule that sets the threshold", "alpha": "budget"},
         {
             "rate": "mean share of rows that went to the expert",
             "rate_p05": "5% of the splits stay below this share",
@@ -129,9 +134,9 @@ def splits_table(
             "violations": "share of the splits that went over budget",
             "violations_low": "lower end of its 95% interval (Clopper and Pearson)",
             "violations_high": "upper end",
-            "expected": "share of splits that a rule with k calibration rows above its threshold would show here",
+            "expected": "share of splits over budget that theory expects here for a rule with this k",
             "exact": "P(the true rate exceeds alpha) of that rule; at most delta for a certificate",
-            "k": "calibration rows above the threshold; -1 where alpha cannot be certified",
+            "k": "calibration rows above the threshold; -1 if alpha cannot be certified",
             "calibration_rows": "rows that calibrate in each split",
             "counted_rows": "rows that the rate is counted on",
             "splits": "number of splits",

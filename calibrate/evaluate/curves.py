@@ -1,87 +1,51 @@
-"""Figures of the cascade against its budget, the area they win, and whether differences are more than luck."""
+"""The cascade's figures against its budget, and the area under each curve."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from calibrate.evaluate.influence import FIGURES, Influences, cluster_error, measure_with_influence
-from calibrate.evaluate.methods import Methods
-from calibrate.evaluate.metrics import Metrics
-from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.figures import FIGURES, Figure, divide, integrate
+from calibrate.evaluate.grid import Cell, Grid
 from calibrate.evaluate.table import Record, Table
 
-__all__ = [
-    "Point",
-    "Points",
-    "area_table",
-    "cascade_table",
-    "columns_with_errors",
-    "figures_with_errors",
-    "measure_points",
-]
-
-FloatArray = NDArray[np.float64]
+__all__ = ["Cells", "area_table", "cascade_table", "columns_with_errors", "figures_with_errors", "read_cells"]
 
 _AREA_FIGURES: Final = ("auroc", "accuracy", "brier")
 
+Cells = Mapping[tuple[str, float], Cell]
+"""(method, alpha) -> cell of the grid."""
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One method at one budget.
 
-    Attributes:
-        rate: Share of the rows that went to the expert.
-        threshold: The certified threshold, where there is one.
-        metrics: Figures of the cascade's score.
-        influences: Influence of each row on each figure.
+def read_cells(grid: Grid, budgets: Sequence[float]) -> Cells:
+    """Return the cells of every method at these budgets.
+
+    Raises:
+        ConfigError: A budget lies outside (0, 1).
+        DataError: All rows have one label.
     """
-
-    rate: float
-    threshold: float | None
-    metrics: Metrics
-    influences: Influences
+    return {(name, alpha): grid.cell(name, alpha) for name in grid.methods.names for alpha in budgets}
 
 
-Points = Mapping[tuple[str, float], Point]
-"""(method, alpha) -> point."""
-
-
-def measure_points(rows: ScoredRows, methods: Methods, budgets: Sequence[float], *, tau: float) -> Points:
-    """Measure every method at every budget."""
-    points: dict[tuple[str, float], Point] = {}
-    for name in methods.names:
-        for alpha in budgets:
-            delegation = methods.delegate(name, alpha)
-            metrics, influences = measure_with_influence(rows.label, rows.cascade_score(delegation.rows), tau=tau)
-            points[name, alpha] = Point(float(delegation.rows.mean()), delegation.threshold, metrics, influences)
-    return points
-
-
-def cascade_table(rows: ScoredRows, points: Points) -> Table:
+def cascade_table(cells: Cells) -> Table:
     """Return figures 3, 4, 7, 8, 12 and 13 of the paper as one table."""
-    clusters = rows.clusters
     records = tuple(
         {
             "method": method,
             "alpha": alpha,
-            "rate": point.rate,
-            "threshold": point.threshold,
-            **_with_errors(point, clusters),
+            "rate": cell.figures["rate"].value,
+            "threshold": cell.threshold,
+            **figures_with_errors(cell.figures),
         }
-        for (method, alpha), point in points.items()
+        for (method, alpha), cell in cells.items()
     )
     return Table(
         "cascade",
-        "The cascade's figures against its budget, for every way of spending it",
-        {"method": "who chooses the rows that go to the expert", "alpha": "budget"},
+        "The cascade's figures against its budget, for every method",
+        {"method": "how the rows that go to the expert are chosen", "alpha": "budget"},
         {
             "rate": "share of the rows that went to the expert",
-            "threshold": "certified threshold, where the method has one",
+            "threshold": "certified threshold, if the method has one",
             **columns_with_errors(),
         },
         records,
@@ -96,42 +60,41 @@ def columns_with_errors() -> dict[str, str]:
     return columns
 
 
-def figures_with_errors(label: FloatArray, score: FloatArray, clusters: NDArray[np.int64], *, tau: float) -> Record:
-    """Return each figure of a score and its standard error, as columns of a row."""
-    metrics, influences = measure_with_influence(label, score, tau=tau)
-    return _with_errors(Point(0.0, None, metrics, influences), clusters)
-
-
-def _with_errors(point: Point, clusters: NDArray[np.int64]) -> Record:
+def figures_with_errors(figures: Mapping[str, Figure]) -> Record:
+    """Return each figure and its standard error as columns of a row."""
     record: Record = {}
     for name in FIGURES:
-        record[name] = getattr(point.metrics, name)
-        record[f"{name}_se"] = cluster_error(point.influences[name], clusters)
+        record |= {name: figures[name].value, f"{name}_se": figures[name].error}
     return record
 
 
-def area_table(rows: ScoredRows, points: Points) -> Table:
-    """Return, for each figure, the share of the oracle's area over the probe that a method reaches.
+def area_table(cells: Cells) -> Table:
+    """Return, for each figure, the area that a method wins over the probe as a share of the oracle's.
 
-    For CTD this is FAIC = area(CTD - probe) / area(oracle - probe), areas by the trapezoid rule over the budgets from
-    0, where every cascade is its probe, to the largest. The error of the ratio is by the delta method.
+    For CTD this is FAIC = area(CTD - probe) / area(oracle - probe). Areas are by the trapezoid rule from budget 0, at
+    which every cascade is its probe, to the largest budget. The error of the ratio is by the delta method.
     """
-    budgets = sorted({alpha for _, alpha in points})
-    names = [name for name in dict.fromkeys(name for name, _ in points) if name not in {"probe", "expert", "oracle"}]
+    budgets = sorted({alpha for _, alpha in cells})
+    names = [name for name in dict.fromkeys(name for name, _ in cells) if name not in {"probe", "expert", "oracle"}]
     records = []
     for figure in _AREA_FIGURES:
-        bound, bound_influence = _area(points, "oracle", figure, budgets)
+        bound = _area(cells, "oracle", figure, budgets)
         for method in names:
-            area, influence = _area(points, method, figure, budgets)
-            ratio = area / bound if bound else float("nan")
-            error = (
-                cluster_error((influence - ratio * bound_influence) / bound, rows.clusters) if bound else float("nan")
+            area = _area(cells, method, figure, budgets)
+            share = divide(area, bound)
+            records.append(
+                {
+                    "figure": figure,
+                    "method": method,
+                    "area": area.value,
+                    "share": share.value,
+                    "share_se": share.error,
+                }
             )
-            records.append({"figure": figure, "method": method, "area": area, "share": ratio, "share_se": error})
     return Table(
         "faic",
         f"Area won over the probe alone for budgets up to {budgets[-1]:g}, as a share of the oracle's",
-        {"figure": "what the curve shows", "method": "who chooses the rows"},
+        {"figure": "what the curve shows", "method": "how the rows are chosen"},
         {
             "area": "area between the method's curve and the probe's; positive is better, also for Brier",
             "share": "area / the oracle's area; for CTD this is FAIC",
@@ -141,13 +104,9 @@ def area_table(rows: ScoredRows, points: Points) -> Table:
     )
 
 
-def _area(points: Points, method: str, figure: str, budgets: Sequence[float]) -> tuple[float, FloatArray]:
-    """Return the area over the probe and its influences."""
-    sign = -1.0 if figure == "brier" else 1.0
-    gains, influences = [0.0], [np.zeros_like(points["probe", budgets[0]].influences[figure])]
-    for alpha in budgets:
-        point, probe = points[method, alpha], points["probe", alpha]
-        gains.append(sign * (getattr(point.metrics, figure) - getattr(probe.metrics, figure)))
-        influences.append(sign * (point.influences[figure] - probe.influences[figure]))
-    grid = [0.0, *budgets]
-    return float(np.trapezoid(gains, grid)), np.trapezoid(np.array(influences), grid, axis=0)
+def _area(cells: Cells, method: str, figure: str, budgets: Sequence[float]) -> Figure:
+    """Return the area over the probe, positive where the method is better."""
+    probe = cells["probe", budgets[0]].figures[figure]
+    gains = [probe - probe, *(cells[method, alpha].figures[figure] - probe for alpha in budgets)]
+    area = integrate(gains, [0.0, *budgets])
+    return -area if figure == "brier" else area

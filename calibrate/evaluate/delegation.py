@@ -1,16 +1,16 @@
-"""How well a signal finds the rows on which the expert is worth its call."""
+"""How well a signal finds the rows on which the expert improves the score."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from calibrate.evaluate.influence import cluster_error, mean_error, measure_with_influence
-from calibrate.evaluate.methods import Methods
+from calibrate.evaluate.figures import mean_of
+from calibrate.evaluate.grid import Grid
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.table import Record, Table
 from ctd_guardrail.policy.guarantees import largest_count
@@ -22,86 +22,35 @@ __all__ = [
     "groups_table",
     "proportion_interval",
     "reliability_table",
-    "targets_table",
 ]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 BINS: Final = 10
-"""Bins of d, each with as many rows as the others but for ties, which stay together."""
+"""Number of bins of d. They hold equally many rows, except that ties stay together."""
 
 _SHARES: Final = (0.02, *(i / 20 for i in range(1, 21)))
-_SIGNALS: Final = ("uncertainty", "uncertainty_rank", "ctd", "oracle")
-_BY_GROUP: Final = {"group": "group of the rows; `all` where they have none"}
+_BY_GROUP: Final = {"group": "group of the rows; `all` if they have none"}
 _BY_BIN: Final = {"bin": "bin of d, from the lowest"}
 
 
-def gain_table(rows: ScoredRows, methods: Methods) -> Table:
+def gain_table(grid: Grid) -> Table:
     """Return figure 5 of the paper: the mean true v of the rows that each signal ranks highest."""
-    n = rows.label.size
+    rows = grid.rows
     records = [
-        {"signal": signal, "share": share, **_mean("value", rows.value, methods.top(signal, count), rows)}
-        for signal in _SIGNALS
+        {"signal": signal, "share": share, **_mean("value", rows.value, grid.methods.top(signal, count), rows)}
+        for signal in grid.methods.signals
         for share in _SHARES
-        if (count := largest_count(n, share))
+        if (count := largest_count(rows.label.size, share))
     ]
     return Table(
         "gain",
         "Mean true delegation value of the rows that a signal ranks highest; the oracle is the bound",
-        {"signal": "what ranks the rows", "share": "share k/N of the rows, from the top"},
+        {"signal": "signal that ranks the rows", "share": "share k/N of the rows, from the top"},
         {"value": "mean of v over them", "value_se": "standard error of value"},
         tuple(records),
     )
-
-
-def targets_table(rows: ScoredRows, alphas: Sequence[float], *, tau: float) -> Table:
-    """Return figure 6 of the paper: probes of the continuous and of the binary target, each by its top share."""
-    if rows.binary is None:
-        records: list[Record] = []
-    else:
-        records = list(_compare_targets(rows, rows.binary, alphas, tau=tau))
-    return Table(
-        "targets",
-        "Delegation probe of the continuous target v minus one of the binary target, on equally many rows",
-        {"figure": "what is compared", "alpha": "share of the rows that go to the expert, from the top of each signal"},
-        {
-            "continuous": "figure when d is trained on v",
-            "binary": "figure when d is trained on 1[probe wrong and expert right]",
-            "difference": "continuous - binary",
-            "difference_se": "standard error of difference, over clusters",
-        },
-        tuple(records),
-    )
-
-
-def _compare_targets(rows: ScoredRows, binary: FloatArray, alphas: Sequence[float], *, tau: float) -> Iterator[Record]:
-    n = rows.label.size
-    for alpha in alphas:
-        tops = [np.argsort(-signal, kind="stable")[: largest_count(n, alpha)] for signal in (rows.d, binary)]
-        masks = [np.isin(np.arange(n), top) for top in tops]
-        measured = [measure_with_influence(rows.label, rows.cascade_score(mask), tau=tau) for mask in masks]
-        for figure in ("auroc", "accuracy", "brier"):
-            one, other = (getattr(metrics, figure) for metrics, _ in measured)
-            influence = measured[0][1][figure] - measured[1][1][figure]
-            yield _difference(figure, alpha, one=one, other=other, influence=influence, rows=rows)
-        # The sum of v over the delegated rows is a mean over all rows: what the budget has bought.
-        one, other = (float((rows.value * mask).mean()) for mask in masks)
-        influence = rows.value * masks[0] - rows.value * masks[1] - (one - other)
-        yield _difference("bought_value", alpha, one=one, other=other, influence=influence, rows=rows)
-
-
-def _difference(
-    figure: str, alpha: float, *, one: float, other: float, influence: FloatArray, rows: ScoredRows
-) -> Record:
-    return {
-        "figure": figure,
-        "alpha": alpha,
-        "continuous": one,
-        "binary": other,
-        "difference": one - other,
-        "difference_se": cluster_error(influence, rows.clusters),
-    }
 
 
 def groups_table(rows: ScoredRows) -> Table:
@@ -134,7 +83,7 @@ def groups_table(rows: ScoredRows) -> Table:
 
 
 def reliability_table(rows: ScoredRows) -> Table:
-    """Return the calibration plot of d: in bins of d, the mean of the true v."""
+    """Return the mean of the true v in bins of d."""
     records = [
         {
             "bin": number,
@@ -146,7 +95,7 @@ def reliability_table(rows: ScoredRows) -> Table:
     ]
     return Table(
         "reliability",
-        "True delegation value where d takes this value; on the diagonal, d means what it says",
+        "Mean true delegation value by d; on the diagonal, d is calibrated",
         _BY_BIN,
         {
             "rows": "number of rows",
@@ -158,11 +107,12 @@ def reliability_table(rows: ScoredRows) -> Table:
     )
 
 
-def fixes_table(rows: ScoredRows, *, tau: float) -> Table:
-    """Return how often the expert fixes, and how often it spoils, the probe's verdict in bins of d."""
+def fixes_table(grid: Grid) -> Table:
+    """Return how often the expert corrects the probe's verdict, and how often it spoils it, in bins of d."""
+    rows = grid.rows
     unsafe = rows.label == 1
-    probe_right = (rows.p >= tau) == unsafe
-    cascade_right = (rows.cascade_score(np.ones_like(unsafe)) >= tau) == unsafe
+    probe_right = (rows.p >= grid.tau) == unsafe
+    cascade_right = (rows.merged >= grid.tau) == unsafe
     outcomes = {"fixes": ~probe_right & cascade_right, "spoils": probe_right & ~cascade_right}
     records = [
         {
@@ -179,7 +129,7 @@ def fixes_table(rows: ScoredRows, *, tau: float) -> Table:
     ]
     return Table(
         "fixes",
-        "How often the expert repairs the probe's verdict, and how often it spoils it, where d takes this value",
+        "How often the expert corrects the probe's verdict, and how often it spoils it, by d",
         _BY_BIN,
         {
             "rows": "number of rows",
@@ -209,12 +159,12 @@ def _proportion(name: str, count: int, total: int) -> Record:
 
 
 def _mean(name: str, values: FloatArray, chosen: BoolArray, rows: ScoredRows) -> Record:
-    mean, error = mean_error(values, chosen, rows.clusters)
-    return {name: mean, f"{name}_se": error}
+    mean = mean_of(values[chosen], rows.clusters[chosen])
+    return {name: mean.value, f"{name}_se": mean.error}
 
 
 def _bins(d: FloatArray) -> Iterator[BoolArray]:
-    """Yield the rows of each bin that has any, from the lowest d."""
+    """Yield the rows of each bin that is not empty, from the lowest d."""
     edges = np.unique(np.quantile(d, np.linspace(0.0, 1.0, BINS + 1)))
     number = np.clip(np.searchsorted(edges, d, side="right") - 1, 0, max(0, edges.size - 2))
     for i in range(max(1, edges.size - 1)):

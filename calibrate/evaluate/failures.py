@@ -1,4 +1,4 @@
-"""Rows on which delegation went wrong: figure 2 of the paper, without the texts."""
+"""Rows on which delegation went wrong, without their texts (figure 2 of the paper)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from calibrate.evaluate.methods import Methods
-from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.grid import Grid
+from calibrate.evaluate.methods import CERTIFIED
 from calibrate.evaluate.table import Record, Table
 
 __all__ = ["failures_table"]
@@ -15,23 +15,23 @@ __all__ = ["failures_table"]
 _MOST: Final = 20
 
 
-def failures_table(rows: ScoredRows, methods: Methods, alpha: float, *, tau: float, most: int = _MOST) -> Table:
-    """Return the worst rows of each case, at one budget.
+def failures_table(grid: Grid, alpha: float, *, most: int = _MOST) -> Table:
+    """Return the worst rows of each case at one budget.
 
-    ``uncertainty_wasted`` and ``ctd_wasted``: the method asks an expert that spoils the probe's right verdict.
-    ``uncertainty_missed`` and ``ctd_missed``: it keeps a row whose wrong verdict the expert would have repaired.
+    ``uncertainty_wasted`` and ``ctd_wasted``: the expert spoils the right verdict of the probe on a delegated row.
+    ``uncertainty_missed`` and ``ctd_missed``: the expert would have corrected the wrong verdict on a row that was not
+    delegated.
 
     Args:
-        rows: Test rows.
-        methods: Who delegates what.
+        grid: Rows and methods.
         alpha: Budget.
-        tau: Scores of at least tau block.
-        most: Rows of each case.
+        most: Largest number of rows of each case.
     """
+    rows = grid.rows
     unsafe = rows.label == 1
-    probe_right = (rows.p >= tau) == unsafe
-    cascade_right = (rows.cascade_score(np.ones_like(unsafe)) >= tau) == unsafe
-    delegated = {name: methods.delegate(name, alpha).rows for name in ("uncertainty", "ctd")}
+    probe_right = (rows.p >= grid.tau) == unsafe
+    cascade_right = (rows.merged >= grid.tau) == unsafe
+    delegated = {name: grid.methods.delegate(name, alpha).rows for name in CERTIFIED}
     records: list[Record] = []
     for name, chosen in delegated.items():
         cases = {
@@ -68,8 +68,8 @@ def failures_table(rows: ScoredRows, methods: Methods, alpha: float, *, tau: flo
             "expert": "expert",
             "d": "predicted delegation value",
             "value": "true delegation value",
-            "uncertainty_delegates": "whether calibrated uncertainty sends it to the expert",
-            "ctd_delegates": "whether CTD does",
+            "uncertainty_delegates": "whether certified uncertainty sends it to the expert",
+            "ctd_delegates": "whether CTD sends it to the expert",
         },
         tuple(records),
     )

@@ -1,4 +1,4 @@
-"""Ways to make one score of the probe's and the expert's, on the same delegated rows."""
+"""Ways to merge the scores of probe and expert, compared on the same delegated rows."""
 
 from __future__ import annotations
 
@@ -8,39 +8,38 @@ from dataclasses import replace
 import numpy as np
 
 from calibrate.evaluate.curves import columns_with_errors, figures_with_errors
-from calibrate.evaluate.methods import Methods
-from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.figures import measure
+from calibrate.evaluate.grid import Grid
 from calibrate.evaluate.table import Record, Table
 from calibrate.train.platt import fit_scaling
 from ctd_guardrail.policy.store import CalibrationScores
 from ctd_guardrail.probes.merge import Merge, log_odds
 
-__all__ = ["merges_table", "stack"]
+__all__ = ["fit_stacking", "merges_table"]
 
 
-def merges_table(
-    rows: ScoredRows, calibration: CalibrationScores, methods: Methods, alphas: Sequence[float], *, tau: float
-) -> Table:
+def merges_table(grid: Grid, alphas: Sequence[float]) -> Table:
     """Return the figures of CTD under each merge.
 
-    All merges judge the same rows: which are delegated, and so the certificate, does not depend on the merge.
+    Every merge judges the same rows: delegation, and therefore the certificate, does not depend on the merge.
     """
+    rows = grid.rows
     merges = {"policy": rows.merge, "replace": Merge(), "average": Merge(kind="average")}
-    stacked = stack(calibration)
-    if stacked is not None:
-        merges["stacking"] = stacked
+    stacking = fit_stacking(grid.calibration)
+    if stacking is not None:
+        merges["stacking"] = stacking
     records: list[Record] = []
     for alpha in alphas:
-        delegated = methods.delegate("ctd", alpha).rows
+        delegated = grid.methods.delegate("ctd", alpha).rows
         for name, merge in merges.items():
             score = replace(rows, merge=merge).cascade_score(delegated)
-            figures = figures_with_errors(rows.label, score, rows.clusters, tau=tau)
+            figures = figures_with_errors(measure(rows.label, score, rows.clusters, tau=grid.tau))
             records.append({"merge": name, "alpha": alpha, **figures})
     return Table(
         "merges",
-        "CTD's figures by what becomes of the probe's score where the expert is asked",
+        "CTD's figures by the way that the scores of probe and expert are merged",
         {
-            "merge": "policy: as the policy says; replace: the expert's score; average: of both; "
+            "merge": "policy: as the policy does; replace: the expert's score; average: of both; "
             "stacking: logistic in both log-odds, fitted to the labelled calibration rows",
             "alpha": "budget",
         },
@@ -49,8 +48,8 @@ def merges_table(
     )
 
 
-def stack(calibration: CalibrationScores) -> Merge | None:
-    """Fit a stacking of both scores to the calibration rows; None where they are not labelled with both labels."""
+def fit_stacking(calibration: CalibrationScores) -> Merge | None:
+    """Fit a stacking of both scores to the calibration rows; None without labelled rows of both labels."""
     held = calibration.scored
     if held.label is None or held.expert is None or np.unique(held.label).size == 1:
         return None

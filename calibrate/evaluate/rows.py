@@ -1,4 +1,4 @@
-"""Test rows with everybody's scores."""
+"""Test rows with the scores of probes and expert."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ class ScoredRows:
         d: Delegation value, shape [n].
         expert: Expert, P(unsafe), shape [n].
         label: 1 = unsafe, 0 = safe, shape [n].
-        group: Name of each row's group; None where the rows have none.
-        cluster: Rows of one number depend on each other, shape [n]; None where each stands for itself.
-        name: Where each row is to be found, ``FILE:LINE``; None where nobody needs to find it.
-        merge: How p and e become the cascade's score where the expert is asked.
-        binary: Delegation value of a probe that was trained on the binary target, shape [n]; None where there is none.
+        group: Name of each row's group; None if the rows have no groups.
+        cluster: Rows with one number depend on each other, shape [n]; None if all rows are independent.
+        name: Place of each row in the data, ``FILE:LINE``; None if unknown.
+        merge: How p and e become the cascade's score of a delegated row.
     """
 
     p: FloatArray
@@ -41,11 +40,10 @@ class ScoredRows:
     cluster: IntArray | None = None
     name: list[str] | None = None
     merge: Merge = field(default_factory=Merge)
-    binary: FloatArray | None = None
 
     @property
     def merged(self) -> FloatArray:
-        """The cascade's score m where the expert is asked, e itself unless the merge says otherwise, shape [n]."""
+        """The cascade's score m of a row that is delegated, shape [n]. Without a merge it is e."""
         return self.merge(self.p, self.expert)
 
     @property
@@ -65,14 +63,14 @@ class ScoredRows:
         return score
 
     def check(self) -> None:
-        """Refuse rows that cannot be evaluated.
+        """Check the rows.
 
         Raises:
             DataError: The columns differ in length, or hold values that are not finite.
         """
         columns = {"p": self.p, "d": self.d, "expert": self.expert, "label": self.label}
-        optional = {"cluster": self.cluster, "binary": self.binary}
-        columns |= {name: column.astype(np.float64) for name, column in optional.items() if column is not None}
+        if self.cluster is not None:
+            columns["cluster"] = self.cluster.astype(np.float64)
         for name, column in columns.items():
             if column.shape != self.label.shape or column.ndim != 1:
                 raise DataError(f"test column {name} has shape {column.shape} beside {self.label.size} labels")

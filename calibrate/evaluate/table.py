@@ -1,4 +1,4 @@
-"""The numbers behind one figure: a table that explains its own columns."""
+"""A table of numbers that explains its own columns."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Table:
     Attributes:
         name: Stem of its files.
         title: What the figure shows, in one sentence.
-        keys: What tells one row from another: column -> meaning.
-        values: What was measured: column -> meaning. A column ``x_se`` is the standard error of ``x``.
-        rows: Column -> str, int, float, bool, or None where there is nothing to measure; NaN becomes None.
+        keys: Columns that identify a row -> meaning.
+        values: Columns that were measured -> meaning. A column ``x_se`` is the standard error of ``x``.
+        rows: Column -> str, int, float, bool, or None if there is nothing to measure. NaN becomes None.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Table:
     rows: tuple[Record, ...]
 
     def __post_init__(self) -> None:
-        """Keep NaN out: neither JSON nor a spreadsheet knows it."""
+        """Replace NaN, which neither JSON nor a spreadsheet has."""
         rows = ({name: None if _is_nan(value) else value for name, value in row.items()} for row in self.rows)
         object.__setattr__(self, "rows", tuple(rows))
 

@@ -1,1 +1,1 @@
-"""Expert scores of calibration rows: asking, logging, refused rows."""
+"""Internal. Expert scores of calibration rows: worker pool, score log, refused rows."""

@@ -1,4 +1,4 @@
-"""Expert scores of the rows: asked for a few at a time, saved one by one, never asked for twice."""
+"""Expert scores of the rows. Each is saved at once and never requested twice."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rich.progress import Progress
 
 from calibrate.config.cluster import RayConfig
 from calibrate.config.expert import ExpertSection
-from calibrate.expert_scores.refused import Limits, RefusedRow, RunBook, allowed_rows, repeated, too_many
+from calibrate.expert_scores.refused import LimitedLog, Limits, RefusedRow, allowed_rows, repeated, too_many
 from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.expert_scores.worker_pool import WorkerPool
 from calibrate.rows.data import Dataset
-from ctd_guardrail.config.experts import OpenAIExpertConfig
+from ctd_guardrail.config.experts import OpenAIExpertConfig, RailExpertConfig
 from ctd_guardrail.errors import CtdError
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.protocol import Expert
 
-__all__ = ["ExpertScores", "Questions", "ask_expert", "score_with"]
+__all__ = ["ExpertScores", "ScoreRequests", "ask_expert", "score_with"]
 
-# Enough to fill the device or the wire for experts that state no limit of their own.
+# Requests in flight for experts without a limit of their own: enough to keep a device or a connection busy.
 _CONCURRENCY: Final = 32
-_JOURNAL: Final = "expert.sqlite"
-# Names of so many refused rows are printed.
+_LOG_FILE: Final = "expert.sqlite"
+# Number of refused rows that are printed by name.
 _PRINTED: Final = 10
 
 FloatArray = NDArray[np.float64]
@@ -37,13 +37,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ExpertScores:
-    """What the expert says about the rows.
+    """Expert scores of the rows.
 
     Attributes:
-        p: P(unsafe), shape [rows]; NaN where the expert refused the row.
-        asked: Conversations that this run asked about.
-        tokens: Tokens billed for scores; None where the expert does not say.
-        asked_again: Those of them that were under way when an earlier run was killed, and may be billed twice.
+        p: P(unsafe), shape [rows]; NaN if the expert refused the row.
+        asked: Number of conversations that this run asked about.
+        tokens: Tokens billed for scores; None if the expert does not report them.
+        asked_again: Number of those that were in flight when an earlier run was killed, and may be billed twice.
         refused: The rows without a score, ascending.
     """
 
@@ -55,17 +55,17 @@ class ExpertScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """What is known of the rows, and what is still to be asked.
+class ScoreRequests:
+    """The rows to score, and the conversations that still need a request.
 
     Attributes:
         dataset: The rows.
-        rows: Indices of those to score.
-        digests: Of each row's conversation.
+        rows: Indices of the rows to score.
+        digests: Digest of each row's conversation.
         first: The first row of each conversation.
-        missing: Row of each conversation that has neither a score nor a refusal.
-        left_open: Those whose question was under way when a run was killed.
-        allowed: Rows that the expert may refuse.
+        missing: The first row of each conversation that has neither a score nor a refusal.
+        left_open: Conversations whose request was in flight when a run was killed.
+        allowed: Number of rows that the expert may refuse.
     """
 
     dataset: Dataset
@@ -78,42 +78,42 @@ class Questions:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, rows: IntArray, journal: ScoreLog, *, max_refused_rows: float, ask_refused_again: bool
-    ) -> Questions:
-        """Return the questions of some rows.
+        cls, dataset: Dataset, rows: IntArray, log: ScoreLog, *, max_refused_rows: float, ask_refused_again: bool
+    ) -> ScoreRequests:
+        """Return the requests of some rows.
 
         Raises:
             DataError: The expert has refused too many of them already.
         """
         digests = [dataset.conversations[row].digest() for row in rows]
         if ask_refused_again:
-            journal.forget_refusals(digests)
-        settled = journal.known(digests).keys() | journal.refused(digests).keys()
+            log.forget_refusals(digests)
+        settled = log.known(digests).keys() | log.refused(digests).keys()
         first: dict[str, int] = {}
         for digest, row in zip(digests, rows.tolist(), strict=True):
             first.setdefault(digest, row)
         missing = {digest: row for digest, row in first.items() if digest not in settled}
         allowed = allowed_rows(max_refused_rows, rows.size)
-        questions = cls(dataset, rows, digests, first, missing, journal.left_open(missing), allowed)
-        questions.refused(journal)
-        return questions
+        requests = cls(dataset, rows, digests, first, missing, log.left_open(missing), allowed)
+        requests.refused(log)
+        return requests
 
     @property
     def settled(self) -> int:
-        """Number of conversations that need no question."""
+        """Number of conversations that need no request."""
         return len(self.first) - len(self.missing)
 
-    def limits(self, journal: ScoreLog) -> Limits:
-        """Return how many rows the expert may still refuse."""
-        return Limits(self.allowed - len(self.refused(journal)), repeated(self.digests))
+    def limits(self, log: ScoreLog) -> Limits:
+        """Return the number of rows that the expert may still refuse."""
+        return Limits(self.allowed - len(self.refused(log)), repeated(self.digests))
 
-    def refused(self, journal: ScoreLog) -> tuple[RefusedRow, ...]:
+    def refused(self, log: ScoreLog) -> tuple[RefusedRow, ...]:
         """Return the rows that the expert has refused, ascending.
 
         Raises:
             DataError: There are more of them than are allowed.
         """
-        found = journal.refused(self.digests)
+        found = log.refused(self.digests)
         places = sorted(
             (row, digest) for row, digest in zip(self.rows.tolist(), self.digests, strict=True) if digest in found
         )
@@ -122,22 +122,22 @@ class Questions:
             raise too_many(self.dataset, refused, allowed=self.allowed, rows=self.rows.size)
         return refused
 
-    def scores(self, journal: ScoreLog, tokens: int | None) -> ExpertScores:
-        """Return the scores of all rows, as they are on the disk.
+    def scores(self, log: ScoreLog, tokens: int | None) -> ExpertScores:
+        """Return the saved scores of all rows.
 
         Raises:
             DataError: The expert has refused too many rows.
         """
-        refused = self.refused(journal)
-        scores = journal.known(self.digests)
+        refused = self.refused(log)
+        scores = log.known(self.digests)
         p = np.array([scores.get(digest, np.nan) for digest in self.digests])
         return ExpertScores(p, len(self.missing), tokens, len(self.left_open), refused)
 
-    def error(self, journal: ScoreLog, error: CtdError) -> CtdError:
-        """Return what a failure of the expert means for the run."""
-        saved = len(journal.known(self.digests))
+    def error(self, log: ScoreLog, error: CtdError) -> CtdError:
+        """Return the error of a run that ends with a failure of the expert."""
+        saved = len(log.known(self.digests))
         return type(error)(
-            f"{error.problem}; {saved} of {len(self.first)} expert scores are saved in {journal.path}",
+            f"{error.problem}; {saved} of {len(self.first)} expert scores are saved in {log.path}",
             hint=f"{error.hint + '. ' if error.hint else ''}Run the command again to go on from there",
         )
 
@@ -157,17 +157,22 @@ def score_with(
     Args:
         section: The expert.
         dataset: The rows.
-        rows: Indices of those to score.
-        cache: Folder of the journal of saved scores.
-        progress: Where a bar is drawn.
-        run_on: The cluster whose actors ask; None: this process does.
+        rows: Indices of the rows to score.
+        cache: Folder of the score log.
+        progress: Progress bars.
+        run_on: The cluster whose actors ask; None: this process asks.
         ask_refused_again: Whether rows that the expert refused in an earlier run are asked about again.
 
     Raises:
         ExpertError, DataError: As :func:`ask_expert` does.
     """
-    journal = cache / _JOURNAL
-    concurrency = section.max_concurrency if isinstance(section, OpenAIExpertConfig) else _CONCURRENCY
+    log = cache / _LOG_FILE
+    concurrency = _CONCURRENCY
+    if isinstance(section, OpenAIExpertConfig):
+        concurrency = section.max_concurrency
+    elif isinstance(section, RailExpertConfig):
+        # Not more than the expert takes at once: a wait for a free slot would count towards the deadline.
+        concurrency = min(_CONCURRENCY, section.max_concurrency)
     if run_on is not None:
         from calibrate.expert_scores.ray import ask_from_actors  # noqa: PLC0415  # ray
 
@@ -175,7 +180,7 @@ def score_with(
             section,
             dataset,
             rows,
-            journal=journal,
+            log=log,
             concurrency=concurrency,
             progress=progress,
             run_on=run_on,
@@ -190,7 +195,7 @@ def score_with(
                     dataset,
                     rows,
                     expert,
-                    journal=journal,
+                    log=log,
                     concurrency=concurrency,
                     progress=progress,
                     max_refused_rows=section.max_refused_rows,
@@ -209,44 +214,43 @@ async def ask_expert(
     rows: IntArray,
     expert: Expert,
     *,
-    journal: Path,
+    log: Path,
     concurrency: int,
     progress: Progress,
     max_refused_rows: float = 0,
     ask_refused_again: bool = False,
 ) -> ExpertScores:
-    """Score rows, taking from the journal what an earlier run has paid for.
+    """Score rows. Scores in the log are not requested again.
 
-    What may pass (a timeout, HTTP 429 or 503, a dropped connection) is tried again a few times, ever more slowly. At
-    the first failure that stays no further question is asked; those under way are waited for and saved. A row that
-    the expert refuses is written down, and the next one is asked about.
+    Transient failures (a timeout, HTTP 429 or 503, a dropped connection) are retried a few times, with growing delays.
+    After the first permanent failure no further request is sent, and requests in flight are completed and saved. A row
+    that the expert refuses is saved as refused.
 
     Args:
         dataset: The rows.
-        rows: Indices of those to score.
-        expert: Whom to ask.
-        journal: File of saved scores.
-        concurrency: Questions that may be under way at once.
-        progress: Where a bar is drawn.
+        rows: Indices of the rows to score.
+        expert: The expert.
+        log: File of the score log.
+        concurrency: Largest number of requests in flight.
+        progress: Progress bars.
         max_refused_rows: Rows that the expert may refuse: a whole number, or a share of the rows below 1.
         ask_refused_again: Whether rows that the expert refused in an earlier run are asked about again.
 
     Raises:
-        ExpertError: The expert failed; the message says how many scores are saved.
-        DataError: The expert refused more rows than it may; the first ones are named. Or the journal cannot be read.
+        ExpertError: The expert failed; the message states the number of saved scores.
+        DataError: The expert refused too many rows, and the first ones are named. Or the log cannot be read.
     """
-    with ScoreLog(journal, expert.identity) as saved:
-        questions = Questions.of(
+    with ScoreLog(log, expert.identity) as saved:
+        requests = ScoreRequests.of(
             dataset, rows, saved, max_refused_rows=max_refused_rows, ask_refused_again=ask_refused_again
         )
-        bar = progress.add_task("Expert scores", total=len(questions.first), completed=questions.settled)
-        todo = ((digest, dataset.conversations[row]) for digest, row in questions.missing.items())
-        book = RunBook(saved, questions.limits(saved))
-        errand = WorkerPool(expert, book, todo, lambda: progress.advance(bar))
-        await errand.run(min(concurrency, len(questions.missing)))
-        if errand.failure is not None:
-            raise questions.error(saved, errand.failure) from errand.failure
-        return questions.scores(saved, errand.tokens)
+        bar = progress.add_task("Expert scores", total=len(requests.first), completed=requests.settled)
+        todo = ((digest, dataset.conversations[row]) for digest, row in requests.missing.items())
+        pool = WorkerPool(expert, LimitedLog(saved, requests.limits(saved)), todo, lambda: progress.advance(bar))
+        await pool.run(min(concurrency, len(requests.missing)))
+        if pool.failure is not None:
+            raise requests.error(saved, pool.failure) from pool.failure
+        return requests.scores(saved, pool.tokens)
 
 
 def _print_refused(refused: Sequence[RefusedRow], progress: Progress) -> None:

@@ -1,8 +1,8 @@
-"""Rows that the expert refuses: they are named, left out, and end the run where they are too many.
+"""Rows that the expert refuses. They are named and left out, and end the run if there are too many.
 
-A refused row is one that the expert answers without a verdict (a content filter, a completion that declines), or that
-it cannot read (too long). The probes can still score it. So it counts in the budget, where it is a call of the expert
-like any other, and it is left out of whatever reads the expert's score.
+The expert refuses a row if it answers without a verdict (a content filter, a completion that declines) or cannot read
+it (too long). The probes can still score the row. So it counts in the budget as a call of the expert, and is left out
+of everything that reads the expert's score.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from calibrate.expert_scores.score_log import Refusal
-from calibrate.expert_scores.worker_pool import Book
+from calibrate.expert_scores.worker_pool import RequestLog
 from calibrate.rows.data import Dataset
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.policy.guarantees import largest_count
 
-__all__ = ["Limits", "RefusedRow", "RunBook", "allowed_rows", "repeated", "too_many"]
+__all__ = ["LimitedLog", "Limits", "RefusedRow", "allowed_rows", "repeated", "too_many"]
 
-# An error message names so many rows.
+# Number of rows that an error message names.
 _NAMED: Final = 5
 
 
@@ -33,7 +33,7 @@ class RefusedRow:
         row: Its index in the data set.
         file: Name of its file, without the folder.
         line: Its 1-based line number.
-        refusal: Why there is no score.
+        refusal: Reason.
     """
 
     row: int
@@ -47,63 +47,63 @@ class RefusedRow:
         return cls(row, dataset.files[dataset.file_of_row[row]].name, int(dataset.line_of_row[row]), refusal)
 
     def __str__(self) -> str:
-        """Return where the row is found."""
+        """Return file and line."""
         return f"{self.file}, row {self.line}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return place and reason as JSON-able values."""
+        """Return file, line and reason as values for JSON."""
         return {"file": self.file, "row": self.line, "problem": self.refusal.problem}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many rows the expert may refuse during one run.
+    """Number of rows that the expert may refuse during one run.
 
     Attributes:
-        spare: Rows that it may still refuse.
-        repeated: Number of rows of each conversation that stands in several.
+        spare: Number of rows that it may still refuse.
+        repeated: Number of rows of each conversation that is in several rows.
     """
 
     spare: int
     repeated: Mapping[str, int]
 
 
-class RunBook:
-    """The journal during one run: nothing more is asked once the expert has failed, or has refused too many rows.
+class LimitedLog:
+    """A log that admits no request after a failure of the expert, or after too many refused rows.
 
     Args:
-        journal: Where everything is written down.
-        limits: How many rows may be refused.
+        log: The log of requests and scores.
+        limits: Number of rows that may be refused.
     """
 
-    def __init__(self, journal: Book, limits: Limits) -> None:
-        self._journal = journal
+    def __init__(self, log: RequestLog, limits: Limits) -> None:
+        self._log = log
         self._spare = limits.spare
         self._repeated = limits.repeated
         self._has_failed = False
 
     async def claim(self, conversation: str) -> bool:
-        """Write down that a question is about to be asked, and return whether it shall be."""
-        return not self._has_failed and self._spare >= 0 and await self._journal.claim(conversation)
+        """Log the request for a conversation before it is sent, and return whether to send it."""
+        return not self._has_failed and self._spare >= 0 and await self._log.claim(conversation)
 
     async def release(self, conversation: str) -> None:
-        """Strike out a question at which the expert failed."""
+        """Delete a request at which the expert failed."""
         self._has_failed = True
-        await self._journal.release(conversation)
+        await self._log.release(conversation)
 
     async def save(self, conversation: str, score: ExpertScore) -> None:
         """Return when the score is on the disk."""
-        await self._journal.save(conversation, score)
+        await self._log.save(conversation, score)
 
     async def refuse(self, conversation: str, refusal: Refusal) -> None:
         """Return when the refusal is on the disk."""
-        # Counted first: no question is worth asking while the last refusal that may be is being written.
+        # Count first: no request is sent while the last admissible refusal is being written.
         self._spare -= self._repeated.get(conversation, 1)
-        await self._journal.refuse(conversation, refusal)
+        await self._log.refuse(conversation, refusal)
 
 
 def allowed_rows(most: float, rows: int) -> int:
-    """Return how many rows the expert may refuse.
+    """Return the number of rows that the expert may refuse.
 
     Args:
         most: A whole number of rows, or a share of them below 1.
@@ -113,7 +113,7 @@ def allowed_rows(most: float, rows: int) -> int:
 
 
 def repeated(digests: Iterable[str]) -> dict[str, int]:
-    """Return the number of rows of each conversation that stands in more than one."""
+    """Return the number of rows of each conversation that is in more than one row."""
     return {digest: count for digest, count in Counter(digests).items() if count > 1}
 
 
@@ -122,9 +122,9 @@ def too_many(dataset: Dataset, refused: Sequence[RefusedRow], *, allowed: int, r
 
     Args:
         dataset: The rows.
-        refused: Those that were refused so far, ascending, at least one.
-        allowed: How many may be.
-        rows: How many were to be scored.
+        refused: Rows that were refused so far, ascending, at least one.
+        allowed: Number of rows that may be refused.
+        rows: Number of rows to score.
     """
     first, others = refused[0], refused[1:]
     more = ""

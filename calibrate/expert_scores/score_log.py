@@ -1,11 +1,10 @@
-"""Expert scores on disk, each before the next is asked for: they are money.
+"""Score log: expert scores, refusals and open requests in an SQLite file.
 
-A question is written down before it is asked, and struck out with its answer. So a score that is on the disk is never
-asked for again, and after a kill the journal knows which questions were under way: they are the only ones that may be
-paid for twice. More cannot be promised to an endpoint that does not recognise a repeated question. A conversation that
-the expert refused is kept in the same way, with the reason: it is not asked about again either.
+A request is logged before it is sent, and deleted when its score is saved. So a saved score is never requested again.
+After a kill, the log shows the requests that were in flight. Only those may be billed twice; to avoid that, the
+endpoint would have to recognise a repeated request. A refusal is saved like a score, with its reason.
 
-One process writes to the journal: the run itself, or on a cluster one actor beside it.
+One process writes to the log: the run itself, or one actor on a cluster.
 """
 
 from __future__ import annotations
@@ -51,11 +50,11 @@ _SETTLED: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why an expert gives no score for one conversation.
+    """Reason why an expert gives no score for one conversation.
 
     Attributes:
-        problem: What the expert's error says. It holds no text of the conversation, as no error does.
-        hint: What to do about it.
+        problem: Message of the expert's error. Like every error, it holds no text of the conversation.
+        hint: Advice for the user.
     """
 
     problem: str
@@ -66,11 +65,11 @@ class ScoreLog:
     """An SQLite file of scores, keyed by the expert's identity and the conversation's digest. It holds no text.
 
     Args:
-        path: The file; created where it does not exist.
+        path: The file; created if it does not exist.
         expert: Identity of the expert.
 
     Raises:
-        DataError: The file is not such a journal, or cannot be opened.
+        DataError: The file is not a score log, or cannot be opened.
     """
 
     def __init__(self, path: Path, expert: str) -> None:
@@ -88,13 +87,13 @@ class ScoreLog:
                     self._connection.execute(table)
         except sqlite3.Error as error:
             raise DataError(
-                f"is not a readable journal of expert scores ({error})",
+                f"is not a readable score log ({error})",
                 file=path,
                 hint="Restore it, or remove it to ask the expert again",
             ) from error
 
     def __enter__(self) -> Self:
-        """Return the journal."""
+        """Return the log."""
         return self
 
     def __exit__(
@@ -104,13 +103,13 @@ class ScoreLog:
         self._connection.close()
 
     def known(self, conversations: Iterable[str]) -> dict[str, float]:
-        """Return the scores that are saved, of those digests that are asked for."""
+        """Return the saved scores of these digests."""
         wanted = set(conversations)
         rows = self._connection.execute("SELECT conversation, p_unsafe FROM scores WHERE expert = ?", (self._expert,))
         return {digest: p_unsafe for digest, p_unsafe in rows if digest in wanted}
 
     def refused(self, conversations: Iterable[str]) -> dict[str, Refusal]:
-        """Return the refusals that are saved, of those digests that are asked for."""
+        """Return the saved refusals of these digests."""
         wanted = set(conversations)
         query = "SELECT conversation, problem, hint FROM refusals WHERE expert = ?"
         rows = self._connection.execute(query, (self._expert,))
@@ -122,14 +121,14 @@ class ScoreLog:
             self._connection.executemany(_FORGET, [(self._expert, digest) for digest in conversations])
 
     def left_open(self, conversations: Iterable[str]) -> set[str]:
-        """Return those of the conversations whose questions were under way when a run was killed."""
+        """Return the conversations whose requests were in flight when a run was killed."""
         rows = self._connection.execute("SELECT conversation FROM open_questions WHERE expert = ?", (self._expert,))
         return {digest for (digest,) in rows}.intersection(conversations)
 
     async def claim(self, conversation: str) -> bool:
-        """Write down, on the disk, that this question is about to be asked, and return whether it shall be.
+        """Log a request on the disk before it is sent, and return whether to send it.
 
-        It shall not where its score or its refusal is saved already.
+        It is not sent if its score or its refusal is saved already.
         """
         key = (self._expert, conversation)
         if any(self._connection.execute(query, key).fetchone() is not None for query in _SETTLED):
@@ -138,24 +137,24 @@ class ScoreLog:
         return True
 
     async def release(self, conversation: str) -> None:
-        """Strike out a question that the expert failed to answer."""
+        """Delete a request that the expert failed to answer."""
         await self._write((_CLOSE, (self._expert, conversation)))
 
     async def save(self, conversation: str, score: ExpertScore) -> None:
-        """Return when the score is on the disk, and its question struck out."""
+        """Return when the score is on the disk, and its request deleted."""
         entry = (self._expert, conversation, score.p_unsafe, score.attempts, score.tokens)
         await self._write((_SAVE, entry), (_CLOSE, (self._expert, conversation)))
 
     async def refuse(self, conversation: str, refusal: Refusal) -> None:
-        """Return when the refusal is on the disk, and its question struck out."""
+        """Return when the refusal is on the disk, and its request deleted."""
         entry = (self._expert, conversation, refusal.problem, refusal.hint)
         await self._write((_REFUSE, entry), (_CLOSE, (self._expert, conversation)))
 
     async def _write(self, *statements: _Statement) -> None:
-        """Return when the statements are committed. What arrives while a commit is under way shares the next one."""
+        """Return when the statements are committed. Statements that arrive during a commit share the next one."""
         self._pending += statements
         async with self._turn:
-            # Whoever held the turn before may have taken these along.
+            # The task before may have committed these statements too.
             if self._pending:
                 batch, self._pending = self._pending, []
                 await asyncio.to_thread(self._commit, batch)

@@ -1,4 +1,4 @@
-"""Questions for the expert, asked a few at a time, each written down before it is asked and saved before it counts."""
+"""Concurrent scoring with a write-ahead log."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ctd_guardrail.errors import (
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.text.conversation import Conversation
 
-__all__ = ["Book", "WorkerPool"]
+__all__ = ["RequestLog", "WorkerPool"]
 
 _ATTEMPTS: Final = 5
 
 
-class Book(Protocol):
-    """What is written down about questions and scores: the journal, or a way to the actor that keeps it."""
+class RequestLog(Protocol):
+    """The log of requests and scores: the score log itself, or a handle of the actor that holds it."""
 
     async def claim(self, conversation: str) -> bool:
-        """Write down that a question is about to be asked, and return whether it shall be."""
+        """Log the request for a conversation before it is sent, and return whether to send it."""
         ...
 
     async def release(self, conversation: str) -> None:
-        """Strike out a question that got no answer."""
+        """Delete the request of a conversation that got no answer."""
         ...
 
     async def save(self, conversation: str, score: ExpertScore) -> None:
@@ -41,42 +41,42 @@ class Book(Protocol):
         ...
 
     async def refuse(self, conversation: str, refusal: Refusal) -> None:
-        """Return when it is on the disk that the expert gives no score for this conversation."""
+        """Return when the refusal is on the disk."""
         ...
 
 
 @dataclass(slots=True)
 class WorkerPool:
-    """The questions of one run, shared by workers that each have one under way.
+    """Workers that share the requests of one run. Each worker has one request in flight.
 
     Attributes:
-        expert: Whom to ask.
-        book: Where questions and scores are written down.
-        todo: Digest and conversation of each question.
+        expert: The expert.
+        log: Log of requests and scores.
+        todo: Digest and conversation of each request.
         on_saved: Called after each score or refusal that was saved.
-        tokens: Tokens billed so far; None where the expert does not say.
-        failure: Why the expert failed for good, at the first question at which it did.
+        tokens: Tokens billed so far; None if the expert does not report them.
+        failure: The first error that ended the run.
     """
 
     expert: Expert
-    book: Book
+    log: RequestLog
     todo: Iterator[tuple[str, Conversation]]
     on_saved: Callable[[], None]
     tokens: int | None = None
     failure: ExpertError | None = None
 
     async def run(self, workers: int) -> None:
-        """Ask until nothing is left, or the expert fails for good; what is under way then is waited for and saved.
+        """Score until no request is left or the expert fails. Requests in flight are then completed and saved.
 
-        A conversation that the expert answers without a verdict, or cannot read, is written down as refused: the
-        next one may do better. Any other failure is the expert's own, and would meet every question.
+        A conversation that the expert answers without a verdict, or cannot read, is saved as refused. Any other failure
+        is the expert's own, and would occur at every request.
         """
         tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
         try:
-            # `wait`, because it leaves the workers alone when this task is cancelled.
+            # `wait` does not cancel the workers when this task is cancelled.
             await asyncio.wait(tasks) if tasks else None
         except asyncio.CancelledError:
-            # Ctrl-C: what is under way has been paid for.
+            # Ctrl-C: requests in flight are billed, so their scores are saved.
             self.todo = iter(())
             await asyncio.wait(tasks)
             raise
@@ -84,10 +84,10 @@ class WorkerPool:
             task.result()
 
     async def _ask(self, conversation: Conversation) -> ExpertScore:
-        # A run of hours should not end at one dropped connection. In service nothing is asked again: there somebody
-        # waits for the answer, and every attempt counts towards the budget.
+        # A run of hours should not end at one dropped connection. In service there are no retries: a user waits for the
+        # answer, and every attempt counts towards the budget.
         async for attempt in stamina.retry_context(
-            on=_is_worth_another_try, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5, wait_max=20.0
+            on=_is_transient, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5, wait_max=20.0
         ):
             with attempt:
                 return await self.expert.score(conversation)
@@ -97,28 +97,28 @@ class WorkerPool:
         try:
             while (item := next(self.todo, None)) is not None:
                 digest, conversation = item
-                if not await self.book.claim(digest):
+                if not await self.log.claim(digest):
                     continue
                 try:
                     score = await self._ask(conversation)
                 except (ExpertVerdictError, InputError) as error:
-                    await self.book.refuse(digest, Refusal(error.problem, error.hint))
+                    await self.log.refuse(digest, Refusal(error.problem, error.hint))
                     self.on_saved()
                     continue
                 except ExpertError as error:
                     self.failure = self.failure or error
-                    await self.book.release(digest)
+                    await self.log.release(digest)
                     return
-                await self.book.save(digest, score)
+                await self.log.save(digest, score)
                 if score.tokens is not None:
                     self.tokens = (self.tokens or 0) + score.tokens
                 self.on_saved()
         finally:
-            # Whatever ended this worker, nothing new is worth asking.
+            # If one worker ends, the others send no further request.
             self.todo = iter(())
 
 
-def _is_worth_another_try(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     if isinstance(error, ExpertUnavailableError):
         return error.is_transient
     return isinstance(error, ExpertTimeoutError)

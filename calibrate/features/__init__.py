@@ -1,4 +1,4 @@
-"""Activations of the rows, computed once and kept on disk."""
+"""Internal. Activations of the rows, computed once and cached on disk."""
 
 from calibrate.features.chunks import CHUNK
 from calibrate.features.pooled import pool_activations

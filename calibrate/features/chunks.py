@@ -1,7 +1,7 @@
-"""Chunks of conversations of like length, each saved before the next is computed, and found again by a later run.
+"""Chunks of conversations of similar length. Each is saved before the next is computed, and a later run reads it.
 
-A cache is a folder of safetensors files. Each holds the digests of its conversations beside what was computed of them,
-so that it serves any run that meets one of them again, whatever rows it takes in what order.
+A cache is a folder of safetensors files. Each file holds the digests of its conversations beside the computed tensors.
+So it serves any run that needs one of these conversations, in any order.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from calibrate.compute.cache import write_atomically
 from calibrate.compute.workers import RefusedError, Tensors, Work, Workers
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
+from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["CHUNK", "cache_folder", "chunks", "compute", "distinct", "read_chunk", "write_chunk"]
 
 CHUNK: Final = 512
-"""Conversations of one chunk at most: what a kill can cost."""
+"""Largest number of conversations in a chunk. A kill loses at most one chunk."""
 
 _DIGESTS: Final = "digests"
 
 
 def cache_folder(cache: Path, kind: str, engine: BatchedBaseModel) -> Path:
-    """Make and return the folder of everything that was computed by this base model at this site."""
+    """Create and return the cache folder of this base model and site."""
     parts = [engine.spec.model_dump(), engine.fingerprint.model_dump()]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     folder = cache / kind / key
@@ -41,7 +41,7 @@ def cache_folder(cache: Path, kind: str, engine: BatchedBaseModel) -> Path:
     return folder
 
 
-def distinct(dataset: Dataset, rows: NDArray[np.int64]) -> dict[bytes, list[int]]:
+def distinct(dataset: Dataset, rows: IntArray) -> dict[bytes, list[int]]:
     """Return, for each conversation among the rows, its digest and its places in ``rows``."""
     places: dict[bytes, list[int]] = {}
     for place, row in enumerate(rows.tolist()):
@@ -50,14 +50,14 @@ def distinct(dataset: Dataset, rows: NDArray[np.int64]) -> dict[bytes, list[int]
 
 
 def chunks(dataset: Dataset, missing: Mapping[bytes, int], *, characters: float = math.inf) -> Iterator[list[bytes]]:
-    """Yield chunks of conversations of like length, which leaves little padding, short and long in turns.
+    """Yield chunks of conversations of similar length, which need little padding.
 
-    In random order, so that the bar's rate and time to go are right from the start.
+    The order is random, so that the rate and the remaining time of the progress bar are right from the start.
 
     Args:
         dataset: The rows.
         missing: A row for the digest of each conversation.
-        characters: A chunk is closed before its text exceeds this. A longer conversation is a chunk of its own.
+        characters: Largest number of characters of a chunk. A longer conversation is a chunk of its own.
     """
     lengths = {digest: len(dataset.conversations[row].plain_text()) for digest, row in missing.items()}
     found: list[list[bytes]] = []
@@ -75,13 +75,13 @@ def chunks(dataset: Dataset, missing: Mapping[bytes, int], *, characters: float 
 def compute(
     dataset: Dataset, missing: Mapping[bytes, int], work: Work, workers: Workers, *, characters: float = math.inf
 ) -> Iterator[tuple[list[bytes], Tensors]]:
-    """Yield the digests of each chunk of conversations, and what the base model makes of them.
+    """Yield the digests and the tensors of each chunk of conversations.
 
     Args:
         dataset: The rows.
         missing: A row for the digest of each conversation.
-        work: Maps a chunk to what is made of it.
-        workers: Who does it.
+        work: Maps a chunk to tensors.
+        workers: Workers that run it.
         characters: As :func:`chunks` takes them.
 
     Raises:
@@ -99,18 +99,18 @@ def compute(
 
 
 def write_chunk(folder: Path, digests: Sequence[bytes], tensors: Mapping[str, torch.Tensor]) -> Path:
-    """Save what was computed of these conversations, and return the file."""
+    """Save the tensors of these conversations, and return the file."""
     joined = b"".join(digests)
     table = torch.frombuffer(bytearray(joined), dtype=torch.uint8).reshape(len(digests), -1)
     file = folder / f"{hashlib.sha256(joined).hexdigest()}.safetensors"
-    write_atomically(file, save({_DIGESTS: table, **tensors}))
+    write_whole(file, save({_DIGESTS: table, **tensors}))
     return file
 
 
 def read_chunk(file: Path) -> tuple[list[bytes], dict[str, torch.Tensor]]:
-    """Return the conversations of a chunk and what was computed of them; nothing where the disk has damaged it.
+    """Return the digests and the tensors of a chunk, empty if the file is damaged.
 
-    Tensors are mapped from the file: what is not touched takes no memory.
+    Tensors are mapped from the file. Pages that are not read take no memory.
     """
     try:
         tensors = load_file(file)

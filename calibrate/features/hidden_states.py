@@ -1,11 +1,11 @@
-"""Activations from files that vLLM has written, in the place of a forward pass.
+"""Activations from files that vLLM has written, instead of a forward pass.
 
 vLLM's method ``extract_hidden_states`` writes one safetensors file a request: ``token_ids``, shape [tokens], and
 ``hidden_states``, shape [tokens, layers, hidden size], layers ascending; id l is the residual stream that enters block
 l, ``hidden_states[l]`` of transformers. Source: vLLM 0.33, ``ExampleHiddenStatesConnector``, and
 ``EagleModelMixin._maybe_add_hidden_state`` in ``model_executor/models/interfaces.py``.
 
-A file belongs to the window whose token ids it holds, whatever its name: nothing else says as surely what was read.
+A file belongs to the window whose token ids it holds. Its name does not matter.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
@@ -76,12 +76,12 @@ class HiddenStateFiles:
 
 
 def scan_files(folder: Path, layers: tuple[int, ...], *, progress: Progress) -> HiddenStateFiles:
-    """Find out what each file of a folder holds.
+    """Read the token ids and the number of layers of each file in a folder.
 
     Args:
         folder: ``shared_storage_path`` of vLLM's connector.
         layers: Layers that vLLM was told to write, ascending.
-        progress: Where a bar is drawn.
+        progress: Progress bars.
 
     Raises:
         DataError: There is no file, or one is damaged or holds another number of layers.
@@ -112,12 +112,12 @@ def scan_files(folder: Path, layers: tuple[int, ...], *, progress: Progress) -> 
 class HiddenStatesSource:
     """An :class:`~ctd_guardrail.activations.source.ActivationSource` that reads files.
 
-    The base model gives its tokenizer, its fingerprint and its norms. It runs only for windows that no file holds: rows
-    inside benign context, by which probes are chosen.
+    The base model gives its tokenizer, its fingerprint and its norms. It runs only for windows that no file holds: the
+    rows inside benign context, on which candidates are compared.
 
     Args:
         source: The base model.
-        files: What vLLM has written.
+        files: Files that vLLM has written.
     """
 
     def __init__(self, source: HuggingFaceSource, files: HiddenStateFiles) -> None:
@@ -126,12 +126,12 @@ class HiddenStatesSource:
 
     @property
     def spec(self) -> ActivationSpec:
-        """What was asked for."""
+        """The activations to read."""
         return self._source.spec
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What was loaded."""
+        """Fingerprint of the loaded base model."""
         return self._source.fingerprint
 
     def tokenize(self, conversation: Conversation) -> Windows:
@@ -168,20 +168,20 @@ class HiddenStatesSource:
 
 def check_rows(
     dataset: Dataset,
-    rows: NDArray[np.int64],
+    rows: IntArray,
     tokenize: Callable[[Conversation], Windows],
     files: HiddenStateFiles,
     *,
     progress: Progress,
 ) -> None:
-    """Refuse rows that vLLM has not read: a mixture of two engines would not be one distribution.
+    """Refuse rows that vLLM has not read. Activations of two engines would not follow one law.
 
     Args:
         dataset: The rows.
-        rows: Indices of those that are needed.
+        rows: Indices of the rows that are needed.
         tokenize: The base model's tokenizer.
-        files: What vLLM has written.
-        progress: Where a bar is drawn.
+        files: Files that vLLM has written.
+        progress: Progress bars.
 
     Raises:
         DataError: No file holds a window of a row; file and row are named.

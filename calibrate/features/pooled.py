@@ -1,4 +1,4 @@
-"""Mean-pooled activations of the rows: computed a few hundred at a time, each lot saved before the next begins."""
+"""Mean-pooled activations of the rows, computed and saved in chunks."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.compute.workers import InProcess, Tensors, Workers
 from calibrate.features.chunks import cache_folder, compute, distinct, read_chunk, write_chunk
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import Float32Array, IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.ragged import Ragged, segment_mean
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["pool_activations", "pool_chunk"]
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 
 _POOLED: Final = "pooled"
 _WINDOWS: Final = "windows"
@@ -39,25 +37,25 @@ def pool_activations(
 ) -> PooledRows:
     """Return the mean over the tokens of each window of each row.
 
-    Equal conversations are computed once, and never again by a later run, whatever rows it takes in what order.
+    Equal conversations are computed once, and a later run reads them from the cache.
 
     Args:
         dataset: The rows.
-        rows: Indices of those to compute.
+        rows: Indices of the rows to compute.
         engine: The base model; the rail uses the same.
         cache: Folder of finished chunks.
-        progress: Where a bar is drawn.
-        workers: Who computes; None: the engine itself.
+        progress: Progress bars.
+        workers: Workers that compute; None: this process.
 
     Raises:
         DataError: A row has more tokens than ``base.max_tokens``, or its chat template refuses it; file and row are
             named.
     """
     places = distinct(dataset, rows)
-    found: list[FloatArray | None] = [None] * rows.size
+    found: list[Float32Array | None] = [None] * rows.size
     bar = progress.add_task("Activations", total=len(places))
 
-    def fill(digests: Sequence[bytes], means: Sequence[FloatArray]) -> None:
+    def fill(digests: Sequence[bytes], means: Sequence[Float32Array]) -> None:
         known = [(mean, places.pop(digest)) for digest, mean in zip(digests, means, strict=True) if digest in places]
         for mean, wanted in known:
             for place in wanted:
@@ -74,7 +72,7 @@ def pool_activations(
 
 
 def pool_chunk(engine: BatchedBaseModel, conversations: Sequence[Conversation]) -> Tensors:
-    """Return what is saved of a chunk: the means of all windows, and how many windows each conversation has."""
+    """Return the tensors that are saved of a chunk: means and number of each conversation's windows."""
     means = engine.run_many(conversations, _mean_and_length)
     return {
         _POOLED: torch.from_numpy(np.concatenate(means)),
@@ -88,14 +86,14 @@ def _mean_and_length(tokens: Ragged) -> torch.Tensor:
     return torch.cat([mean, mean.new_tensor(tokens.lengths)[:, None]], dim=1)
 
 
-def _join(means: Sequence[FloatArray], width: int) -> PooledRows:
+def _join(means: Sequence[Float32Array], width: int) -> PooledRows:
     joined = np.concatenate([np.empty((0, width + 1), dtype=np.float32), *means])
     windows = np.array([len(mean) for mean in means], dtype=np.int64)
     return PooledRows(joined[:, :-1], joined[:, -1].astype(np.int64), windows)
 
 
-def _read(file: Path, width: int) -> tuple[list[bytes], list[FloatArray]]:
-    """Return the conversations of a chunk and the means of their windows; none where the disk has damaged it."""
+def _read(file: Path, width: int) -> tuple[list[bytes], list[Float32Array]]:
+    """Return the conversations of a chunk and the means of their windows, empty if the file is damaged."""
     digests, tensors = read_chunk(file)
     means, windows = tensors.get(_POOLED), tensors.get(_WINDOWS)
     if means is None or windows is None or means.dtype != torch.float32 or windows.shape != (len(digests),):

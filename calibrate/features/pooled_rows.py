@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import Float32Array, FloatArray, IntArray
 from ctd_guardrail.probes.windows import over_windows
 
 __all__ = ["PooledRows"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
 class PooledRows:
-    """Mean-pooled activations of every window; the windows of a row lie side by side.
+    """Mean-pooled activations of every window. The windows of a row are neighbours.
 
     Attributes:
         values: Mean over each window's tokens, shape [windows of all rows, width].
@@ -26,7 +23,7 @@ class PooledRows:
         windows: Windows of each row, at least one, shape [rows].
     """
 
-    values: NDArray[np.float32]
+    values: Float32Array
     lengths: IntArray
     windows: IntArray
 

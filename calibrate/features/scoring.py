@@ -1,4 +1,4 @@
-"""p and d of the rows, by the code that the rail runs: its base model, its probes, its windows."""
+"""p and d of the rows, computed by the code that the rail runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.compute.workers import InProcess, Tensors, Workers
 from calibrate.features.chunks import compute, distinct
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import Float32Array, FloatArray, IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.spec import ProbeSpec
@@ -23,9 +23,6 @@ from ctd_guardrail.text.conversation import Conversation
 __all__ = ["score_chunk", "score_rows"]
 
 _SCORES: Final = "scores"
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 def score_rows(
@@ -43,9 +40,9 @@ def score_rows(
         probes: Both probes.
         engine: The base model, at the layers that they read.
         dataset: The rows.
-        rows: Indices of those to score.
-        progress: Where a bar is drawn.
-        workers: Who computes; None: the engine itself.
+        rows: Indices of the rows to score.
+        progress: Progress bars.
+        workers: Workers that compute; None: this process.
 
     Raises:
         DataError: A row is too long, or its chat template refuses it; file and row are named.
@@ -64,7 +61,7 @@ def score_rows(
 
 def score_chunk(
     spec: ProbeSpec,
-    parameters: Mapping[str, NDArray[np.float32]],
+    parameters: Mapping[str, Float32Array],
     engine: BatchedBaseModel,
     conversations: Sequence[Conversation],
 ) -> Tensors:

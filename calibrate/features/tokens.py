@@ -1,8 +1,7 @@
 """Activations of all tokens of the rows, for probes that read more than the mean.
 
-They are heavy: 8,000 conversations of 100 tokens take a gigabyte at width 768 in bfloat16. So they are kept for a
-sample of the rows, in the data type of the base model, in shards that are written one by one and mapped, not read,
-into memory.
+8,000 conversations of 100 tokens take a gigabyte at width 768 in bfloat16. So only a sample of the rows is cached, in
+the data type of the base model. Shards are written one by one and mapped into memory.
 """
 
 from __future__ import annotations
@@ -11,21 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.compute.workers import InProcess, Tensors, Workers
 from calibrate.features.chunks import cache_folder, compute, distinct, read_chunk, write_chunk
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["collect_tokens", "token_shard"]
 
-# A token has at least one character, or nearly so: this bounds a shard, and what is in memory while it is computed.
+# Nearly every token has at least one character. So this bounds a shard, and the memory while it is computed.
 _SHARD_CHARACTERS: Final = 1 << 16
 
 _VALUES: Final = "values"
@@ -35,7 +33,7 @@ _WINDOWS: Final = "windows"
 
 def collect_tokens(
     dataset: Dataset,
-    rows: NDArray[np.int64],
+    rows: IntArray,
     engine: BatchedBaseModel,
     *,
     cache: Path,
@@ -44,15 +42,15 @@ def collect_tokens(
 ) -> list[Ragged]:
     """Return the token activations of each row, one segment a window, in the data type of the base model.
 
-    Equal conversations are computed once, and never again by a later run, whatever rows it takes in what order.
+    Equal conversations are computed once, and a later run reads them from the cache.
 
     Args:
         dataset: The rows.
-        rows: Indices of those to compute.
+        rows: Indices of the rows to compute.
         engine: The base model; the rail uses the same.
         cache: Folder of finished shards.
-        progress: Where a bar is drawn.
-        workers: Who computes; None: the engine itself.
+        progress: Progress bars.
+        workers: Workers that compute; None: this process.
 
     Raises:
         DataError: A row has more tokens than ``base.max_tokens``, or its chat template refuses it; file and row are
@@ -79,7 +77,7 @@ def collect_tokens(
 
 
 def token_shard(engine: BatchedBaseModel, conversations: Sequence[Conversation]) -> Tensors:
-    """Return what is saved of a chunk.
+    """Return the tensors that are saved of a chunk.
 
     ``values``, all tokens one after the other, shape [N, width]; ``offsets``, where each window begins among them, and
     N, shape [windows + 1]; ``windows``, how many of them each conversation has.
@@ -94,7 +92,7 @@ def token_shard(engine: BatchedBaseModel, conversations: Sequence[Conversation])
 
 
 def _read(file: Path, width: int) -> list[tuple[bytes, Ragged]]:
-    """Return the conversations of a shard and their tokens; none where the disk has damaged it."""
+    """Return the conversations of a shard and their tokens, empty if the file is damaged."""
     digests, tensors = read_chunk(file)
     if tensors.keys() != {_VALUES, _OFFSETS, _WINDOWS}:
         return []

@@ -1,1 +1,1 @@
-"""The commands that write a policy: a calibration, and a recalibration."""
+"""Internal. The pipelines behind the commands: calibration, recalibration, and study of a policy."""

@@ -1,8 +1,8 @@
 """A new budget certificate for an old policy, from the delegation values of unlabelled traffic.
 
-Probes, expert and labelled rows stay as they are: the certificate is about how often d exceeds lambda, which needs no
-labels. The manifest keeps every recalibration, and each is made at a smaller delta
-(:mod:`ctd_guardrail.policy.spending`): looking again is paid for.
+Probes, expert and labelled rows stay as they are: the certificate bounds how often d exceeds lambda, which needs no
+labels. The manifest keeps every recalibration. Each takes a smaller delta (:mod:`ctd_guardrail.policy.spending`), so
+that all of them hold together.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ HISTORY_FOLDER = "history"
 
 @dataclass(frozen=True, slots=True)
 class Recalibration:
-    """What a recalibration did.
+    """Result of a recalibration.
 
     Attributes:
-        certificate: The new certificate, at the delta that was spent. Where it is infeasible the policy is unchanged
-            and nothing was spent: that depends on the number of scores alone.
+        certificate: The new certificate, at the delta that was spent. If it is infeasible, the policy is unchanged and
+            no delta was spent: feasibility depends on the number of scores alone.
         previous: The certificate that was in force, for the same alpha.
         look: Number of this recalibration, from 1.
         delta: Error probability for all recalibrations together.
-        kept: Folder of the old policy; None where the policy is unchanged.
+        kept: Folder of the old policy; None if the policy is unchanged.
     """
 
     certificate: Certificate
@@ -60,9 +60,9 @@ def recalibrate_policy(
 
     Args:
         folder: The policy.
-        scores: Delegation values of traffic that the policy itself scored, shape [n]; exchangeable with what is to
-            come, so all of it or a random share, never the delegated part.
-        source: The file that they came from: its name and hash are recorded.
+        scores: Delegation values of traffic that the policy itself scored, shape [n]. They must be exchangeable with
+            future traffic: all of it or a random share, never the delegated part.
+        source: The file of the scores. Its name and hash are recorded.
         alpha: Budget; None takes the policy's.
         delta: Error probability for all recalibrations together; None takes that of the last one, or the policy's.
 
@@ -72,7 +72,7 @@ def recalibrate_policy(
         DataError: A score is NaN or infinite, or these scores are in force already.
         PolicyError: The folder is not a policy, or another process writes it.
     """
-    read_policy(folder)  # before a lock is written into what is no policy
+    read_policy(folder)  # no lock is written into a folder that is not a policy
     with writing(folder):
         return _recalibrate(folder, scores, source, alpha, delta)
 

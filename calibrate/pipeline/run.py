@@ -1,7 +1,7 @@
-"""From labelled conversations to a policy, in a straight line.
+"""Calibration of a policy from labelled conversations.
 
-read, split, activations, expert scores, training, certificate, evaluation, policy. The two long stages save what they
-have as they go; training takes a second and is simply done again.
+The stages are: read, split, activations, expert scores, training, certificate, evaluation, policy. Activations and
+expert scores take long and are saved on the way. Training takes a second and is repeated.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from rich.progress import Progress
 from calibrate.compute.cache import open_cache
 from calibrate.compute.cluster import connect
 from calibrate.compute.progress import progress_bars
-from calibrate.compute.ray import RayWorkers
-from calibrate.compute.workers import InProcess, Workers
 from calibrate.config.file import CalibrateConfig
-from calibrate.evaluate import ALPHAS, Evaluation, ScoredRows, evaluate
+from calibrate.evaluate.grid import ALPHAS, Grid
+from calibrate.evaluate.record import record_grid
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.expert_scores.ask import ExpertScores, score_with
 from calibrate.features import pool_activations
-from calibrate.features.hidden_states import HiddenStateFiles, HiddenStatesSource, check_rows, scan_files
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.features.scoring import score_rows
+from calibrate.pipeline.base_model import open_hidden_states, open_model, open_workers
+from calibrate.pipeline.training_inputs import TrainingInputs
 from calibrate.risk.certified_risks import certify_performance, to_record
+from calibrate.risk.losses import Risk
 from calibrate.risk.rows import Rows
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import PARTS, Split, find_clusters, row_digests, split_rows
 from calibrate.train import TrainedProbes, train_probes
 from calibrate.train.crossfit import check_classes
-from calibrate.train.preparation import Preparation
-from calibrate.train.probes import layer_columns
+from calibrate.train.train import layer_columns
 from ctd_guardrail import __version__
-from ctd_guardrail.activations.base_model import BatchedBaseModel, load_base_model
-from ctd_guardrail.activations.huggingface import HuggingFaceSource, open_tokenizer
-from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows
 from ctd_guardrail.policy.match import RECORDED
@@ -60,26 +59,24 @@ _PACKAGES: Final = ("torch", "transformers", "numpy", "scipy", "scikit-learn")
 
 @dataclass(frozen=True, slots=True)
 class PipelineResult:
-    """What a run has produced.
+    """Result of a calibration.
 
     Attributes:
         output: Folder of the policy.
         policy: The policy as the rail reads it.
         certificate: The budget and its threshold.
-        evaluation: The cascade and its baselines on the test rows.
-        tested: The test rows with everybody's scores.
-        split: Which rows did what.
+        grid: The cascade and its baselines on the test rows.
+        split: Rows of each part.
         expert: Expert scores of the rows of all three parts.
         refused: Rows of each part that the expert refused.
-        safety_rows: Rows of other files that the safety probe was trained on; 0 where there are none.
-        safety_left_out: Rows of those files that are, or nearly are, among the rows of ``data.path``.
+        safety_rows: Rows of other files that the safety probe was trained on; 0 if there are none.
+        safety_left_out: Rows of those files that depend on a row of ``data.path``, and were left out.
     """
 
     output: Path
     policy: Policy
     certificate: Certificate
-    evaluation: Evaluation
-    tested: ScoredRows
+    grid: Grid
     split: Split
     expert: ExpertScores
     refused: dict[str, int]
@@ -94,15 +91,28 @@ class _SafetyData:
     clusters: IntArray
 
 
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Scores of the calibration and test rows by trained probes."""
+
+    base_model: BatchedBaseModel
+    trained: TrainedProbes
+    identity: str
+    expert: ExpertScores
+    has_score: dict[str, BoolArray]
+    p: FloatArray
+    d: FloatArray
+
+
 def run(config: CalibrateConfig, *, console: Console, ask_refused_again: bool = False) -> PipelineResult:
     """Calibrate a policy and write it.
 
-    A row that the expert refuses has no score of it. Training and evaluation are done without such rows, and so are
-    the risks. Their delegation values are known, and count in the budget: delegated, they cost a call all the same.
+    Training, evaluation and the risks leave out the rows that the expert refused, because they have no expert score.
+    Their delegation values count in the budget: if such an input is delegated, it costs a call.
 
     Args:
         config: The content of CALIBRATE.yml.
-        console: Where progress is drawn.
+        console: Console for the progress bars.
         ask_refused_again: Whether rows that the expert refused in an earlier run are asked about again.
 
     Raises:
@@ -111,107 +121,113 @@ def run(config: CalibrateConfig, *, console: Console, ask_refused_again: bool = 
         DataError: A row is malformed or too long, there are too few rows, or the expert refused too many.
         InfeasibleBudgetError: There are too few calibration rows for this alpha and delta.
         ActivationError: The base model cannot be loaded.
-        ExpertError: The expert failed; what it has said so far is saved.
+        ExpertError: The expert failed. Its scores so far are saved.
         DependencyError: ``package:NAME`` or ray is not installed.
     """
     dataset = read_dataset(config.data.path, expert_column=config.data.expert_column, context=config.data.context)
     split = split_rows(dataset, config.splits)
     safety = _read_safety_data(config, dataset)
     _check_rows(config, dataset, split)
-    # From here on: a second run would compute for hours what it could not write.
+    # The lock comes first: a second run would compute for hours and then fail to write.
     with writing(config.output):
-        return _run(config, console, dataset, split, safety, ask_refused_again=ask_refused_again)
+        with connect(config.run_on), progress_bars(console) as progress:
+            scored = _train_and_score(config, dataset, split, safety, progress, ask_refused_again=ask_refused_again)
+        return _certify_and_write(config, dataset, split, safety, scored)
 
 
-def _run(
+def _train_and_score(
     config: CalibrateConfig,
-    console: Console,
     dataset: Dataset,
     split: Split,
     safety: _SafetyData | None,
+    progress: Progress,
     *,
     ask_refused_again: bool,
-) -> PipelineResult:
+) -> _Scored:
+    """Compute activations and expert scores, train the probes, and score the calibration and test rows."""
     cache = open_cache(config.cache)
     rows = np.concatenate([split.train, split.calibration, split.test])
     cuts = [split.train.size, split.train.size + split.calibration.size]
+    needed = [(dataset, rows), *([(safety.dataset, safety.rows)] if safety else [])]
+    files = open_hidden_states(config, progress, needed)
+    base_model = open_model(config, config.base.spec, files)
+    # Activations of vLLM are kept apart from those of this process.
+    features = cache if files is None else cache / "hidden-states"
+    workers = open_workers(config, base_model)
+    pooled = pool_activations(dataset, rows, base_model, cache=features, progress=progress, workers=workers)
+    identity, expert = _expert_scores(config, dataset, rows, cache, progress, ask_refused_again=ask_refused_again)
+    has_score = dict(zip(PARTS, np.split(~np.isnan(expert.p), cuts), strict=True))
+    _check_labels(dataset, split.train[has_score["train"]], split.test[has_score["test"]])
+    inputs = TrainingInputs(base_model, config.probes, config.splits.seed, features, progress, workers)
+    trained = _train(
+        config, dataset, split, pooled, expert=expert, scored=has_score["train"], safety=safety, inputs=inputs
+    )
+    if trained.layers != config.base.layers:
+        # The rail loads only the layers that the probes read.
+        base_model = open_model(config, base_model.spec.model_copy(update={"layers": trained.layers}), files)
+        pooled = pooled.columns(layer_columns(trained.layers, config.base.layers, pooled.values.shape[1]))
+    judged = np.arange(cuts[0], rows.size)
+    if trained.probes.spec.is_linear_in_mean:
+        # Their mean activations are known already.
+        p, d = trained.score(pooled.take(judged)).T
+    else:
+        workers = open_workers(config, base_model)
+        p, d = score_rows(trained.probes, base_model, dataset, rows[judged], progress=progress, workers=workers)
+    return _Scored(base_model, trained, identity, expert, has_score, p, d)
 
-    with connect(config.run_on), progress_bars(console) as progress:
-        files = _hidden_states(config, progress, (dataset, rows), *([(safety.dataset, safety.rows)] if safety else []))
-        engine = _engine(config, config.base.spec, files)
-        # What two engines have read is not mixed.
-        features = cache if files is None else cache / "hidden-states"
-        workers = _workers(config, engine)
-        pooled = pool_activations(dataset, rows, engine, cache=features, progress=progress, workers=workers)
-        identity, expert = _expert_scores(config, dataset, rows, cache, progress, ask_refused_again=ask_refused_again)
-        scored = dict(zip(PARTS, np.split(~np.isnan(expert.p), cuts), strict=True))
-        _check_labels(dataset, split.train[scored["train"]], split.test[scored["test"]])
-        prepare = Preparation(engine, config.probes, config.splits.seed, features, progress, workers)
-        trained = _train(
-            config, dataset, split, pooled, expert=expert, scored=scored["train"], safety=safety, prepare=prepare
-        )
-        if trained.layers != config.base.layers:
-            # The rail loads no more of the base model than the probes read.
-            engine = _engine(config, engine.spec.model_copy(update={"layers": trained.layers}), files)
-            pooled = pooled.columns(layer_columns(trained.layers, config.base.layers, pooled.values.shape[1]))
-        judged = np.arange(cuts[0], rows.size)
-        if trained.probes.spec.is_linear_in_mean:
-            # Their mean activations are there already.
-            p, d = trained.score(pooled.take(judged)).T
-        else:
-            workers = _workers(config, engine)
-            p, d = score_rows(trained.probes, engine, dataset, rows[judged], progress=progress, workers=workers)
 
-    e, labels = expert.p[judged], dataset.labels[rows[judged]]
+def _certify_and_write(
+    config: CalibrateConfig, dataset: Dataset, split: Split, safety: _SafetyData | None, scored: _Scored
+) -> PipelineResult:
+    """Certify the budget and the risks, evaluate the test rows, and write the policy."""
+    trained, p, d = scored.trained, scored.p, scored.d
+    rows = np.concatenate([split.calibration, split.test])
+    e, labels = scored.expert.p[split.train.size :], dataset.labels[rows]
+    alpha, delta, seed = config.budget.alpha, config.budget.delta, config.splits.seed
     calibration = slice(0, split.calibration.size)
-    test = split.calibration.size + np.flatnonzero(scored["test"])
     scores = CalibrationScores.from_rows(
         d=d[calibration], p=p[calibration], expert=e[calibration], label=labels[calibration]
     )
-    certificate = certify(scores.d, config.budget.alpha, config.budget.delta)
+    certificate = certify(scores.d, alpha, delta)
     performance, tau = None, config.budget.taus[0]
-    if config.budget.method != "closed_form":
-        held = np.flatnonzero(scored["calibration"])
-        held_rows = Rows(d[held], p[held], trained.merge(p[held], e[held]), labels[held])
-        setting = certify_performance(held_rows, config.budget, refused=d[calibration][~scored["calibration"]])
-        performance, tau = to_record(setting, config.budget), setting.tau
-    groups = None if dataset.groups is None else [dataset.groups[row] for row in rows[judged][test]]
+    if risks := [Risk(risk.metric, risk.max) for risk in config.budget.risk]:
+        held = np.flatnonzero(scored.has_score["calibration"])
+        setting = certify_performance(
+            Rows(d[held], p[held], trained.merge(p[held], e[held]), labels[held]),
+            risks,
+            alpha=alpha,
+            delta=delta,
+            taus=config.budget.taus,
+            bands=config.budget.bands,
+            refused=d[calibration][~scored.has_score["calibration"]],
+        )
+        performance, tau = to_record(setting, risks), setting.tau
+    test = split.calibration.size + np.flatnonzero(scored.has_score["test"])
+    groups = None if dataset.groups is None else [dataset.groups[row] for row in rows[test]]
     tested = ScoredRows(p[test], d[test], e[test], labels[test], groups, merge=trained.merge)
-    evaluation = evaluate(
-        tested,
-        scores,
-        delta=config.budget.delta,
-        alphas=sorted({*ALPHAS, config.budget.alpha}),
-        tau=tau,
-        seed=config.splits.seed,
-    )
-    refused = {part: int((~has_score).sum()) for part, has_score in scored.items()}
+    grid = Grid(tested, scores, delta=delta, tau=tau, seed=seed)
+    refused = {part: int((~known).sum()) for part, known in scored.has_score.items()}
     manifest = {
         "created_at": datetime.now(UTC),
         "versions": _versions(),
-        "activations": engine.spec,
+        "activations": scored.base_model.spec,
         "context": config.data.context,
-        "fingerprint": engine.fingerprint,
+        "fingerprint": scored.base_model.fingerprint,
         "probe": trained.probes.spec,
         "merge": trained.merge,
         "decision_threshold": tau,
-        "expert": identity,
+        "expert": scored.identity,
         "performance": performance,
-        "calibration": {
-            "rows": split.calibration.size,
-            "alpha": config.budget.alpha,
-            "delta": config.budget.delta,
-            "seed": config.splits.seed,
-        },
+        "calibration": {"rows": split.calibration.size, "alpha": alpha, "delta": delta, "seed": seed},
         "data": [*dataset.records, *(safety.dataset.records if safety else [])],
         "training": {
             **trained.record,
             "split": {part: int(getattr(split, part).size) for part in PARTS},
             "refused": refused,
         },
-        "evaluation": evaluation.to_dict(),
+        "evaluation": record_grid(grid, sorted({*ALPHAS, alpha})),
     }
-    used = [dataset.conversations[row] for row in rows[: cuts[1]]]
+    used = [dataset.conversations[row] for row in (*split.train, *split.calibration)]
     if safety is not None:
         used += [safety.dataset.conversations[row] for row in safety.rows]
     policy = write_policy(config.output, manifest, trained.probes.tensors(), scores, used_rows=row_digests(used))
@@ -219,10 +235,9 @@ def _run(
         output=config.output,
         policy=policy,
         certificate=certificate,
-        evaluation=evaluation,
-        tested=tested,
+        grid=grid,
         split=split,
-        expert=expert,
+        expert=scored.expert,
         refused=refused,
         safety_rows=0 if safety is None else safety.rows.size,
         safety_left_out=0 if safety is None else len(safety.dataset) - safety.rows.size,
@@ -232,7 +247,7 @@ def _run(
 def _read_safety_data(config: CalibrateConfig, dataset: Dataset) -> _SafetyData | None:
     """Read the rows for the safety probe, without those that depend on a row of the other files.
 
-    A probe that has seen a calibration or test row is surer of it than of the deployment's inputs.
+    On a calibration or test row that it was trained on, a probe is surer than on the deployment's inputs.
     """
     if config.data.safety_path is None:
         return None
@@ -245,12 +260,12 @@ def _read_safety_data(config: CalibrateConfig, dataset: Dataset) -> _SafetyData 
 
 
 def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None:
-    """Refuse what cannot end well before anything is computed, asked or written.
+    """Refuse rows and folders that cannot give a policy, before anything is computed, asked or written.
 
     Raises:
         DataError: Training or test rows lack a label.
         InfeasibleBudgetError: There are too few calibration rows.
-        ConfigError: The output is no folder.
+        ConfigError: The output is not a folder that can be written to.
     """
     if config.output.exists() and not config.output.is_dir():
         raise ConfigError(f"{config.output} is not a folder", key="output", hint="Name a folder for the policy")
@@ -259,7 +274,7 @@ def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None
         raise ConfigError(f"{parent} cannot be written to", key="output", hint="Name another folder")
     _check_labels(dataset, split.train, split.test)
     alpha, delta, n = config.budget.alpha, config.budget.delta, split.calibration.size
-    # Whether n scores can certify alpha does not depend on the scores.
+    # The feasibility depends on the number of scores, not on their values.
     if certify(np.zeros(n), alpha, delta).status is Status.INFEASIBLE:
         needed, smallest = min_rows(alpha, delta), min_alpha(n, delta)
         raise InfeasibleBudgetError(
@@ -288,9 +303,9 @@ def _train(
     expert: ExpertScores,
     scored: BoolArray,
     safety: _SafetyData | None,
-    prepare: Preparation,
+    inputs: TrainingInputs,
 ) -> TrainedProbes:
-    """Train on the training rows with a score: they come first in the activations and the expert's scores."""
+    """Train on the training rows with an expert score. They come first in the activations and the expert scores."""
     places = np.flatnonzero(scored)
     train, scores = split.train[places], expert.p[places]
     clusters = split.clusters[train]
@@ -300,12 +315,12 @@ def _train(
         dataset.labels[train],
         scores,
         clusters,
+        recipe=config.probes,
         seed=config.splits.seed,
-        safety=None if safety is None else prepare.safety_rows(safety.dataset, safety.rows, safety.clusters),
-        options=config.probes,
+        safety=None if safety is None else inputs.safety_rows(safety.dataset, safety.rows, safety.clusters),
         layers=config.base.layers,
-        tokens=prepare.token_rows(dataset, train, clusters),
-        padded=prepare.padded_rows(dataset, train, clusters, scores, total=used),
+        tokens=inputs.token_rows(dataset, train, clusters),
+        padded=inputs.padded_rows(dataset, train, clusters, scores, total=used),
     )
 
 
@@ -318,7 +333,7 @@ def _expert_scores(
     *,
     ask_refused_again: bool,
 ) -> tuple[str, ExpertScores]:
-    """Return whose scores they are, and the scores."""
+    """Return the identity of the expert, and its scores."""
     if dataset.expert is not None:
         return f"{RECORDED}{config.data.expert_column}", ExpertScores(dataset.expert[rows])
     if config.expert is None:
@@ -332,33 +347,6 @@ def _expert_scores(
         run_on=config.run_on,
         ask_refused_again=ask_refused_again,
     )
-
-
-def _hidden_states(
-    config: CalibrateConfig, progress: Progress, *needed: tuple[Dataset, IntArray]
-) -> HiddenStateFiles | None:
-    """Return the files that vLLM has written, after checking that they hold the rows that are needed."""
-    if config.hidden_states is None:
-        return None
-    layers = config.hidden_states.layers or config.base.layers
-    files = scan_files(config.hidden_states.path, layers, progress=progress)
-    tokenizer = open_tokenizer(config.base.spec)
-    for dataset, rows in needed:
-        check_rows(dataset, rows, tokenizer, files, progress=progress)
-    return files
-
-
-def _engine(config: CalibrateConfig, spec: ActivationSpec, files: HiddenStateFiles | None) -> BatchedBaseModel:
-    """Return the base model; where vLLM has run it, an engine that reads the files."""
-    if files is None:
-        return load_base_model(spec, device=config.base.device)
-    return BatchedBaseModel(HiddenStatesSource(HuggingFaceSource(spec, device=config.base.device), files))
-
-
-def _workers(config: CalibrateConfig, engine: BatchedBaseModel) -> Workers:
-    if config.run_on is None:
-        return InProcess(engine)
-    return RayWorkers(config.run_on, engine, device=config.base.device)
 
 
 def _versions() -> dict[str, str]:

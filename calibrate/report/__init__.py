@@ -1,1 +1,1 @@
-"""What people read of a policy: the report with its budget explorer, the model card, and how to reproduce it."""
+"""Internal. Documents about a policy: report with budget explorer, model card, record of reproducibility."""

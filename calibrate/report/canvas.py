@@ -1,4 +1,4 @@
-"""How every plot looks, and how it is written: small enough for a phone, and the same bytes for the same numbers."""
+"""Style and SVG output of every plot: sized for a phone, and the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 from xml.sax.saxutils import escape
 
-from calibrate.evaluate.table import Record
-from ctd_guardrail.errors import DependencyError
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-try:
-    import matplotlib as mpl
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-except ModuleNotFoundError as error:
-    raise DependencyError(
-        "plots need matplotlib, which is not installed", hint="Run: pip install 'ctd-guardrail[calibrate]'"
-    ) from error
+from calibrate.evaluate.table import Record
 
 __all__ = ["Axes", "Style", "band", "draw_svg", "intervals", "palette"]
 
-# Width in inches: at the 360 px of a phone its letters are as large as the page's.
+# In inches. At the 360 px of a phone the letters are as large as those of the page.
 _SIZE: Final = (4.4, 3.6)
 # Any, because matplotlib types its settings as one literal of all their names.
 _RC: Final[Any] = {
@@ -43,11 +37,11 @@ _RC: Final[Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A line that is told from the others without its colour too.
+    """Style of a line, distinct from the others without its colour as well.
 
     Attributes:
-        label: Its name in the legend.
-        color: From the palette of Okabe and Ito, which the colour-blind can tell apart.
+        label: Name in the legend.
+        color: A colour of the palette of Okabe and Ito, which is safe for colour-blind readers.
         dash: Matplotlib's line style.
         marker: Matplotlib's marker, empty for none.
     """
@@ -74,7 +68,7 @@ def palette(labels: Iterable[str]) -> list[Style]:
 
 
 def band(axes: Axes, rows: Sequence[Record], x: str, y: str, style: Style) -> None:
-    """Draw a line and, where it has standard errors, a band of one on either side."""
+    """Draw a line and, if it has standard errors, a band of one on either side."""
     known = [row for row in rows if row[y] is not None]
     xs, ys = [row[x] for row in known], [row[y] for row in known]
     axes.plot(xs, ys, **style.line)
@@ -84,7 +78,7 @@ def band(axes: Axes, rows: Sequence[Record], x: str, y: str, style: Style) -> No
 
 
 def intervals(axes: Axes, rows: Sequence[Record], x: str, y: str, style: Style) -> None:
-    """Draw points with 95% intervals: from ``y_low`` to ``y_high`` where there are such columns, else from ``y_se``."""
+    """Draw points with 95% intervals: from ``y_low`` to ``y_high`` if there are such columns, else from ``y_se``."""
     known = [row for row in rows if row[y] is not None]
     ends = [_ends(row, y) for row in known]
     ys = [row[y] for row in known]
@@ -106,10 +100,10 @@ def draw_svg(name: str, title: str, alt: str, draw: Callable[[Axes], None]) -> s
     """Draw one plot.
 
     Args:
-        name: Makes the identifiers inside the file its own, so that several fit into one page.
-        title: What it shows.
-        alt: The same for whoever cannot see it, with the main numbers.
-        draw: Draws on the axes; what it labels gets into the legend, below the plot.
+        name: Makes the identifiers in the file unique, so that one page can hold several plots.
+        title: Title of the plot.
+        alt: Alternative text with the main numbers.
+        draw: Draws on the axes. Labelled lines appear in the legend below the plot.
 
     Returns:
         SVG with ``title`` and ``desc``, without a date or a version.

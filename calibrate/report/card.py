@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what a policy is, what it was made from, what it reaches, and what it is not for.
+"""MODEL_CARD.md: details of a policy, its data, its figures and its limits.
 
 After "Model Cards for Model Reporting" (Mitchell et al. 2019): details, intended use, data, figures with their errors,
 limits.
@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from calibrate.evaluate import ALPHAS, ScoredRows
+from calibrate.evaluate.grid import ALPHAS
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.report.explorer import Explorer
 from calibrate.report.words import percent, plain
 from ctd_guardrail.policy.store import Policy
@@ -21,18 +22,18 @@ __all__ = ["CARD_FILE", "at_budgets", "write_card"]
 
 CARD_FILE: Final = "MODEL_CARD.md"
 
-# What Markdown or HTML could read as markup; an underscore inside a word is a letter to both.
+# Characters that are markup in Markdown or HTML. Inside a word an underscore is not.
 _MARKUP: Final = re.compile(r"[\\`*{}\[\]<>()#!|~&$\"'\x00-\x1f\x7f]|(?<!\w)_|_(?!\w)")
 
 
 def write_card(folder: Path, policy: Policy, rows: ScoredRows, explorer: Explorer) -> Path:
-    """Write MODEL_CARD.md and return where it lies.
+    """Write MODEL_CARD.md and return its path.
 
     Args:
         folder: An existing folder.
-        policy: What the card is about.
+        policy: The policy that the card describes.
         rows: Test rows.
-        explorer: The figures, from :func:`calibrate.report.page.explore_policy`.
+        explorer: The figures, by :func:`calibrate.report.page.explore_policy`.
     """
     environment = Environment(
         loader=PackageLoader("calibrate.report", "templates"),
@@ -60,7 +61,7 @@ def write_card(folder: Path, policy: Policy, rows: ScoredRows, explorer: Explore
 
 
 def at_budgets(explorer: Explorer) -> list[dict[str, str]]:
-    """Return some budgets side by side, as they stand when alpha was fixed beforehand."""
+    """Return the explorer's fields at some budgets, under the guarantee ``exact``."""
     chosen = sorted({*ALPHAS, explorer.alphas[explorer.start]})
     indices = [explorer.alphas.index(alpha) for alpha in chosen]
     return [{name: texts[index] for name, texts in explorer.fields["exact"].items()} for index in indices]
@@ -76,7 +77,7 @@ def _groups(rows: ScoredRows) -> list[tuple[str, int, float]]:
 
 
 def _escaped(value: Any) -> Any:
-    """Return text in which nothing is markup: entities never are (CommonMark 0.31, section 2.5)."""
+    """Return text without markup: entities are never markup (CommonMark 0.31, section 2.5)."""
     if not isinstance(value, str):
         return value
     return _MARKUP.sub(lambda found: f"&#{ord(found.group())};", value)

@@ -1,4 +1,4 @@
-"""Plots of the cascade against its budget, and of the area that it wins."""
+"""Plots of the cascade against its budget, and of the area that it wins over the probe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
-from calibrate.evaluate.methods import BATCHES, CHOSEN
+from calibrate.evaluate.methods import CHOSEN
+from calibrate.evaluate.significance import RIVALS
 from calibrate.evaluate.study import Study
 from calibrate.evaluate.table import Table
 from calibrate.report.canvas import Axes, Style, band, intervals, palette
@@ -14,7 +15,7 @@ from calibrate.report.sketch import FIGURES, STYLES, Sketch, bands, quote
 
 __all__ = ["cascade_sketches"]
 
-_CURVES: Final = ("ctd", "uncertainty", "uncertainty_rank", "oracle", "random", "probe", "expert")
+_CURVES: Final = ("ctd", "uncertainty", "oracle", "random", "probe", "expert")
 _QUOTED_BUDGET: Final = 0.2
 
 
@@ -32,15 +33,6 @@ def cascade_sketches(study: Study) -> Iterator[Sketch]:
         )
     yield _margin_sketch(study.tables["tests"])
     yield _area_sketch(study.tables["faic"])
-    tops = [row for row in cascade.where(alpha=_QUOTED_BUDGET) if "_top_" in row["method"]]
-    yield Sketch(
-        "batches",
-        "cascade",
-        "AUROC of the cascade when each batch sends its top share",
-        "Lines of AUROC against alpha for uncertainty, CTD and the oracle, in batches of "
-        f"{', '.join(map(str, BATCHES))}. At alpha = {_QUOTED_BUDGET:g}: {quote(tops, 'method', 'auroc')}.",
-        partial(_batches, cascade),
-    )
     chosen = [row for row in cascade.where(alpha=_QUOTED_BUDGET) if row["method"] in {"ctd", *CHOSEN}]
     if len(chosen) > 1:
         yield Sketch(
@@ -50,8 +42,7 @@ def cascade_sketches(study: Study) -> Iterator[Sketch]:
             f"Lines of accuracy against alpha. At alpha = {_QUOTED_BUDGET:g}: {quote(chosen, 'method', 'accuracy')}.",
             partial(_choices, cascade),
         )
-    if "merges" in study.tables:
-        yield _merge_sketch(study.tables["merges"])
+    yield _merge_sketch(study.tables["merges"])
 
 
 def _against_budget(table: Table, figure: str, axes: Axes) -> None:
@@ -61,20 +52,19 @@ def _against_budget(table: Table, figure: str, axes: Axes) -> None:
 
 def _margin_sketch(table: Table) -> Sketch:
     rows = table.where(figure="auroc", versus="uncertainty")
-    said = ", ".join(f"{row['difference']:+.3f} at {row['alpha']:g}" for row in rows)
+    words = ", ".join(f"{row['difference']:+.3f} at {row['alpha']:g}" for row in rows)
     return Sketch(
         "tests",
         "tests",
         "AUROC of CTD minus its rivals, with 95% intervals",
-        f"Points with intervals for each budget. Against uncertainty: {said}.",
+        f"Points with intervals for each budget. Against uncertainty: {words}.",
         partial(_margins, table),
     )
 
 
 def _margins(table: Table, axes: Axes) -> None:
-    versus = ("uncertainty", "uncertainty_rank", "random", "probe")
-    for offset, name in enumerate(versus):
-        rows = [row | {"x": row["alpha"] + 0.008 * (offset - 1.5)} for row in table.where(figure="auroc", versus=name)]
+    for offset, name in enumerate(RIVALS):
+        rows = [row | {"x": row["alpha"] + 0.008 * (offset - 1)} for row in table.where(figure="auroc", versus=name)]
         intervals(axes, rows, "x", "difference", _dots(STYLES[name]))
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.set(xlabel="budget alpha", ylabel="AUROC: CTD - the other")
@@ -104,16 +94,6 @@ def _areas(table: Table, axes: Axes) -> None:
     axes.set_yticks(range(len(names)), [STYLES[name].label if name in STYLES else name for name in names])
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.set_xlabel("share of the oracle's area")
-
-
-def _batches(table: Table, axes: Axes) -> None:
-    for signal in ("ctd", "uncertainty", "oracle"):
-        for size, dash in zip(BATCHES, (":", "--", "-"), strict=True):
-            rows = table.where(method=f"{signal}_top_{size}")
-            style = Style(f"{signal}, batch {size}", STYLES[signal].color, dash)
-            # Nine bands would hide each other.
-            axes.plot([row["alpha"] for row in rows], [row["auroc"] for row in rows], **style.line)
-    axes.set(xlabel="share of each batch", ylabel="AUROC")
 
 
 def _choices(table: Table, axes: Axes) -> None:

@@ -1,4 +1,4 @@
-"""Plots of the delegation value: what it promises, what it keeps, and where the budget goes."""
+"""Plots of the delegation value and of the way that the budget is spent."""
 
 from __future__ import annotations
 
@@ -18,51 +18,35 @@ _LINE: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.8}
 
 
 def delegation_sketches(study: Study) -> Iterator[Sketch]:
-    """Yield the plots in the order of a report; those without numbers are left out."""
+    """Yield the plots in the order of the report, without those that have no numbers."""
     drawn: dict[str, tuple[str, Callable[[Table, Axes], None]]] = {
-        "gain": (_say_gain(study.tables["gain"]), _gain),
-        "targets": (_say_targets(study.tables["targets"]), _targets),
-        "groups": (_say_groups(study.tables["groups"]), _groups),
-        "composition": (_say_composition(study.tables["composition"]), _composition),
-        "splits": (_say_splits(study.tables["splits"]), _splits),
-        "violations": (_say_violations(study.tables["splits"]), partial(_violations, study.delta)),
-        "reliability": (_say_bins(study.tables["reliability"], "value", "the mean true v"), _reliability),
-        "fixes": (_say_bins(study.tables["fixes"], "fixes", "the share that the expert fixes"), _fixes),
-        "sensitivity": (_say_sensitivity(study.tables["sensitivity"]), _sensitivity),
+        "gain": (_describe_gain(study.tables["gain"]), _gain),
+        "groups": (_describe_groups(study.tables["groups"]), _groups),
+        "composition": (_describe_composition(study.tables["composition"]), _composition),
+        "splits": (_describe_splits(study.tables["splits"]), _splits),
+        "violations": (_describe_violations(study.tables["splits"]), partial(_violations, study.delta)),
+        "reliability": (_describe_bins(study.tables["reliability"], "value", "the mean true v"), _reliability),
+        "fixes": (_describe_bins(study.tables["fixes"], "fixes", "the share that the expert corrects"), _fixes),
+        "sensitivity": (_describe_sensitivity(study.tables["sensitivity"]), _sensitivity),
     }
     titles = {"violations": "Share of calibration splits whose realised rate exceeds the budget"}
     for name, (alt, draw) in drawn.items():
         table = study.tables["splits" if name == "violations" else name]
         if table.rows:
             yield Sketch(name, table.name, titles.get(name, table.title), alt, partial(draw, table))
-    if "failures" in study.tables and study.tables["failures"].rows:
-        failures = study.tables["failures"]
-        yield Sketch("failures", "failures", failures.title, _say_failures(failures), partial(_failures, failures))
+    failures = study.tables["failures"]
+    if failures.rows:
+        yield Sketch("failures", "failures", failures.title, _describe_failures(failures), partial(_failures, failures))
 
 
 def _gain(table: Table, axes: Axes) -> None:
-    bands(axes, table, "signal", ("ctd", "uncertainty", "uncertainty_rank", "oracle"), x="share", y="value")
+    bands(axes, table, "signal", ("ctd", "uncertainty", "oracle"), x="share", y="value")
     axes.axhline(0.0, **_LINE)
     axes.set(xlabel="share k/N of the rows, from the top", ylabel="mean true v of them")
 
 
-def _say_gain(table: Table) -> str:
+def _describe_gain(table: Table) -> str:
     return f"Lines of the mean true v. In the top 20%: {quote(table.where(share=0.2), 'signal', 'value')}."
-
-
-def _targets(table: Table, axes: Axes) -> None:
-    names = {"auroc": "AUROC", "accuracy": "accuracy", "bought_value": "v bought per row"}
-    for (figure, name), style in zip(names.items(), palette(names.values()), strict=True):
-        rows = table.where(figure=figure)
-        intervals(axes, rows, "alpha", "difference", Style(name, style.color, style.dash, style.marker))
-    axes.axhline(0.0, **_LINE)
-    axes.set(xlabel="share that goes to the expert", ylabel="continuous - binary target")
-
-
-def _say_targets(table: Table) -> str:
-    rows = table.where(figure="auroc")
-    said = ", ".join(f"{row['difference']:+.3f} at {row['alpha']:g}" for row in rows)
-    return f"Points with 95% intervals, continuous minus binary target. AUROC: {said}."
 
 
 def _groups(table: Table, axes: Axes) -> None:
@@ -75,9 +59,9 @@ def _groups(table: Table, axes: Axes) -> None:
     axes.set(xlabel="mean d of the group", ylabel="mean true v")
 
 
-def _say_groups(table: Table) -> str:
-    said = ", ".join(f"{row['group']}: d {row['d']:.3f}, v {row['value']:.3f}" for row in table.rows)
-    return f"A point for each group. {said}."
+def _describe_groups(table: Table) -> str:
+    words = ", ".join(f"{row['group']}: d {row['d']:.3f}, v {row['value']:.3f}" for row in table.rows)
+    return f"A point for each group. {words}."
 
 
 def _composition(table: Table, axes: Axes) -> None:
@@ -91,7 +75,7 @@ def _composition(table: Table, axes: Axes) -> None:
     axes.set(xlabel="budget alpha", ylabel="share of the group delegated")
 
 
-def _say_composition(table: Table) -> str:
+def _describe_composition(table: Table) -> str:
     rows = table.where(method="ctd", alpha=0.2)
     return f"Share of each group that CTD delegates. At alpha = 0.2: {quote(rows, 'group', 'rate')}."
 
@@ -113,9 +97,9 @@ def _splits(table: Table, axes: Axes) -> None:
     axes.set(xlabel="budget alpha", ylabel="realised rate - alpha")
 
 
-def _say_splits(table: Table) -> str:
-    said = ", ".join(f"{row['rate']:.3f} at {row['alpha']:g}" for row in table.where(method="ctd"))
-    return f"Realised rate minus alpha with its 5% to 95% range over splits. Mean rate of CTD: {said}."
+def _describe_splits(table: Table) -> str:
+    words = ", ".join(f"{row['rate']:.3f} at {row['alpha']:g}" for row in table.where(method="ctd"))
+    return f"Realised rate minus alpha with its 5% to 95% range over splits. Mean rate of CTD: {words}."
 
 
 def _violations(delta: float, table: Table, axes: Axes) -> None:
@@ -134,12 +118,12 @@ def _violations(delta: float, table: Table, axes: Axes) -> None:
     axes.set(xlabel="budget alpha", ylabel="splits over budget", ylim=(0, None))
 
 
-def _say_violations(table: Table) -> str:
-    said = ", ".join(
+def _describe_violations(table: Table) -> str:
+    words = ", ".join(
         f"{row['violations']:.3f} (expected {row['expected']:.3f}) at {row['alpha']:g}"
         for row in table.where(method="ctd")
     )
-    return f"Share of splits over budget, with 95% intervals. CTD: {said}."
+    return f"Share of splits over budget, with 95% intervals. CTD: {words}."
 
 
 def _reliability(table: Table, axes: Axes) -> None:
@@ -149,12 +133,12 @@ def _reliability(table: Table, axes: Axes) -> None:
 
 
 def _fixes(table: Table, axes: Axes) -> None:
-    intervals(axes, table.rows, "d", "fixes", Style("the expert fixes the verdict", "#0072B2", "-", "o"))
+    intervals(axes, table.rows, "d", "fixes", Style("the expert corrects the verdict", "#0072B2", "-", "o"))
     intervals(axes, table.rows, "d", "spoils", Style("the expert spoils it", "#D55E00", "--", "s"))
     axes.set(xlabel="d", ylabel="share of the rows", ylim=(0, None))
 
 
-def _say_bins(table: Table, column: str, noun: str) -> str:
+def _describe_bins(table: Table, column: str, noun: str) -> str:
     first, last = table.rows[0], table.rows[-1]
     return (
         f"Points with 95% intervals for bins of d. Where d is {first['d']:.3f}, {noun} is {first[column]:.3f}; "
@@ -172,7 +156,7 @@ def _sensitivity(table: Table, axes: Axes) -> None:
     axes.set(xlabel="threshold lambda on d", ylabel="figure of the cascade", ylim=(0, 1))
 
 
-def _say_sensitivity(table: Table) -> str:
+def _describe_sensitivity(table: Table) -> str:
     best = max(table.rows, key=lambda row: row["auroc"])
     return (
         "Lines of AUROC, accuracy and the share delegated against the threshold. AUROC is largest, "
@@ -188,10 +172,10 @@ def _failures(table: Table, axes: Axes) -> None:
     axes.set(xlabel="safety probe p", ylabel="expert e", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
 
-def _say_failures(table: Table) -> str:
+def _describe_failures(table: Table) -> str:
     cases = {row["case"]: row["cases"] for row in table.rows}
-    said = ", ".join(f"{case.replace('_', ', ')}: {count}" for case, count in cases.items())
-    return f"The worst rows of each case by the probe's and the expert's score. Rows in all: {said}."
+    words = ", ".join(f"{case.replace('_', ', ')}: {count}" for case, count in cases.items())
+    return f"The worst rows of each case by the probe's and the expert's score. Rows in all: {words}."
 
 
 def _diagonal(axes: Axes, values: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""What every calibrated policy carries for its readers: the report, the model card, and how to reproduce it."""
+"""The documents beside every calibrated policy: report, model card, and record of reproducibility."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["write_documents"]
 
 
 def write_documents(result: PipelineResult, config: CalibrateConfig, *, command: Sequence[str] | None = None) -> Path:
-    """Write all of them into the policy's folder and return where the report lies.
+    """Write every document into the policy's folder and return the path of the report.
 
     Args:
-        result: Of the run.
-        config: Of the run.
-        command: The command line that makes the policy again; None where a program called.
+        result: Result of the run.
+        config: Configuration of the run.
+        command: The command line of the run; None if it was called from Python.
 
     Raises:
-        PolicyError: Another process writes the folder, or has put another policy there since the run.
+        PolicyError: Another process writes the folder, or has replaced the policy since the run.
     """
-    folder, policy, rows = result.output, result.policy, result.tested
+    folder, policy, rows = result.output, result.policy, result.grid.rows
     explorer = explore_policy(policy, rows, config.prices)
     with writing(folder):
         there = read_policy(folder).manifest
         if (there.tensors_sha256, there.pins_sha256) != (policy.manifest.tensors_sha256, policy.manifest.pins_sha256):
             raise PolicyIntegrityError(
                 f"{folder / MANIFEST_FILE} was replaced by another process: a report would not be about it",
-                hint="Calibrate again, which goes on from what was saved; or write to another folder",
+                hint="Calibrate again, which continues from the saved results; or write to another folder",
             )
         write_card(folder, policy, rows, explorer)
         write_reproducibility(folder, policy.manifest, config, command=command)

@@ -1,6 +1,6 @@
-"""What the budget explorer shows at every alpha, as text that the page's script only has to look up.
+"""Contents of the budget explorer at every alpha, as text that the page's script looks up.
 
-Everything is computed here; the script knows no statistics and formats no number.
+The script computes no statistics and formats no numbers.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from calibrate.config.file import PriceConfig
-from calibrate.evaluate.rows import ScoredRows
-from calibrate.report.curve import Figure, Point, curve
+from calibrate.evaluate.figures import Estimate
+from calibrate.evaluate.grid import Grid
+from calibrate.report.curve import Point, read_curve
 from calibrate.report.law import RateLaw
 from calibrate.report.words import NONE, amount, percent, plain, score
 from ctd_guardrail.policy.budget import Certificate, Guarantee
-from ctd_guardrail.policy.store import CalibrationScores
 
-__all__ = ["FIGURES", "GUARANTEES", "METHODS", "REQUESTS", "Explorer", "Settings", "explore"]
+__all__ = ["FIGURES", "GUARANTEES", "METHODS", "REQUESTS", "Explorer", "explore"]
 
 REQUESTS: Final = 1000
 """Calls and costs are stated for this many requests."""
@@ -25,32 +25,13 @@ GUARANTEES: Final = (Guarantee.EXACT, Guarantee.SIMULTANEOUS)
 METHODS: Final = ("probe", "uncertainty", "ctd", "expert")
 FIGURES: Final = ("accuracy", "auroc", "missed_harm", "false_alarms")
 
-# Budgets in steps of half a percent, wider where nobody has to choose so finely.
+# Tenths of a percent: steps of half a percent, wider at large budgets.
 _GRID: Final = (*range(5, 250, 5), *range(250, 600, 10), *range(600, 1000, 25))
 _FIXED: Final = ("probe", "expert")
 _DRAWN: Final = (*METHODS, "oracle")
 
 Texts = Mapping[str, Sequence[str]]
 Numbers = Sequence[float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the explorer is computed for.
-
-    Attributes:
-        alpha: Budget that it starts at.
-        delta: Error probability of each certificate.
-        tau: Scores of at least tau block.
-        seed: Of the methods' random order.
-        prices: What calls cost; None where nobody said.
-    """
-
-    alpha: float
-    delta: float
-    tau: float = 0.5
-    seed: int = 0
-    prices: PriceConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +42,9 @@ class Explorer:
         alphas: Budgets in ascending order.
         start: Index of the budget that the policy was calibrated for.
         groups: Names of the groups of the test rows, the largest first.
-        fixed: Field -> text, for what no budget changes.
+        fixed: Field -> text, for fields that do not depend on the budget.
         fields: Guarantee -> field -> text at each budget.
-        lines: Guarantee -> figure -> line -> number at each budget, None where there is none. Shares are in percent.
+        lines: Guarantee -> figure -> line -> number at each budget, None if there is none. Shares are in percent.
     """
 
     alphas: tuple[float, ...]
@@ -74,11 +55,11 @@ class Explorer:
     lines: Mapping[str, Mapping[str, Mapping[str, Numbers]]]
 
     def at_start(self) -> dict[str, str]:
-        """Return every field as the page shows it first."""
+        """Return every field at the first budget that the page shows."""
         return {name: texts[self.start] for name, texts in self.fields[Guarantee.EXACT].items()} | dict(self.fixed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the page's script looks up, as JSON-able values."""
+        """Return the data of the page's script as JSON-able values."""
         return {
             "start": self.start,
             "budgets": [100 * alpha for alpha in self.alphas],
@@ -87,63 +68,50 @@ class Explorer:
         }
 
 
-def explore(rows: ScoredRows, calibration: CalibrationScores, settings: Settings) -> Explorer:
-    """Compute everything that the explorer shows.
+def explore(grids: Mapping[Guarantee, Grid], *, alpha: float, prices: PriceConfig | None = None) -> Explorer:
+    """Compute the contents of the budget explorer.
 
     Args:
-        rows: Test rows.
-        calibration: Scores behind the certificates.
-        settings: The rest.
+        grids: The grid under each of :data:`GUARANTEES`.
+        alpha: Budget that the explorer starts at.
+        prices: Cost of a call; None leaves costs out.
 
     Raises:
         ConfigError: alpha or delta lies outside (0, 1).
-        DataError: The columns differ in length, hold values that are not finite, or hold rows of one label only.
+        DataError: All rows have one label.
     """
-    alphas = tuple(sorted({step / 1000 for step in _GRID} | {settings.alpha}))
-    points = {
-        guarantee: list(
-            curve(
-                rows,
-                calibration,
-                alphas,
-                delta=settings.delta,
-                tau=settings.tau,
-                seed=settings.seed,
-                guarantee=guarantee,
-            )
-        )
-        for guarantee in GUARANTEES
-    }
+    alphas = tuple(sorted({step / 1000 for step in _GRID} | {alpha}))
+    points = {guarantee: list(read_curve(grids[guarantee], alphas)) for guarantee in GUARANTEES}
     first = points[Guarantee.EXACT][0]
     return Explorer(
         alphas=alphas,
-        start=alphas.index(settings.alpha),
+        start=alphas.index(alpha),
         groups=tuple(first.group_rates),
-        fixed=_fixed_fields(first, settings),
-        fields={guarantee.value: _columns(some, guarantee, settings) for guarantee, some in points.items()},
+        fixed=_fixed_fields(first, prices),
+        fields={guarantee.value: _columns(some, guarantee, prices) for guarantee, some in points.items()},
         lines={guarantee.value: _lines(some) for guarantee, some in points.items()},
     )
 
 
-def _fixed_fields(point: Point, settings: Settings) -> dict[str, str]:
+def _fixed_fields(point: Point, prices: PriceConfig | None) -> dict[str, str]:
     fields = {name: text for method in _FIXED for name, text in _figure_fields(method, point).items()}
     for method, calls in (("probe", 0), ("expert", REQUESTS)):
-        fields |= {f"{method}_calls": f"{calls:,}", f"{method}_cost": _cost(calls, settings.prices)}
+        fields |= {f"{method}_calls": f"{calls:,}", f"{method}_cost": _cost(calls, prices)}
     return fields
 
 
-def _columns(points: Sequence[Point], guarantee: Guarantee, settings: Settings) -> Texts:
-    records = [_fields(point, guarantee, settings) for point in points]
+def _columns(points: Sequence[Point], guarantee: Guarantee, prices: PriceConfig | None) -> Texts:
+    records = [_fields(point, guarantee, prices) for point in points]
     return {name: [record[name] for record in records] for name in records[0]}
 
 
-def _fields(point: Point, guarantee: Guarantee, settings: Settings) -> dict[str, str]:
+def _fields(point: Point, guarantee: Guarantee, prices: PriceConfig | None) -> dict[str, str]:
     fields = {
         "alpha": plain(point.alpha),
         "alpha_yaml": f"{point.alpha:.10g}",
         "guarantee_yaml": guarantee.value,
         "problem": point.problem,
-        **_law_fields(None if point.problem else point.certificate, settings.prices),
+        **_law_fields(None if point.problem else point.certificate, prices),
     }
     for method in ("uncertainty", "ctd"):
         fields |= _figure_fields(method, point)
@@ -154,7 +122,7 @@ def _fields(point: Point, guarantee: Guarantee, settings: Settings) -> dict[str,
 
 
 def _law_fields(certificate: Certificate | None, prices: PriceConfig | None) -> dict[str, str]:
-    """Return what follows from the calibration rows alone."""
+    """Return the fields that depend on the calibration rows only."""
     names = ("lambda", "k", "rate", "rate_low", "rate_high", "calls", "calls_low", "calls_high", "cost", "cost_low")
     if certificate is None:
         return dict.fromkeys((*names, "cost_high"), NONE)
@@ -188,8 +156,8 @@ def _figure_fields(method: str, point: Point) -> dict[str, str]:
     return fields
 
 
-def _signed(figure: Figure) -> str:
-    return f"{100 * figure.value:+.1f} ± {100 * figure.error:.1f}"
+def _signed(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:+.1f} ± {100 * estimate.error:.1f}"
 
 
 def _cost(calls: float, prices: PriceConfig | None) -> str:
@@ -197,7 +165,7 @@ def _cost(calls: float, prices: PriceConfig | None) -> str:
 
 
 def _lines(points: Sequence[Point]) -> dict[str, dict[str, Numbers]]:
-    """Return what the chart draws: each figure of each method, two standard errors around CTD, and the rates."""
+    """Return the chart's lines: each figure of each method, two standard errors around CTD, and the rates."""
     lines: dict[str, dict[str, Numbers]] = {}
     for name in FIGURES:
         figures = {method: [point.figures[method][name] for point in points] for method in _DRAWN}

@@ -1,7 +1,7 @@
-"""How many inputs a certified threshold sends to the expert: the law behind the expected rate.
+"""The distribution of the share of inputs above a certified threshold.
 
 With k of n calibration scores above the threshold, the share R of all future inputs above it follows
-Beta(k + 1, n - k) over calibration draws, whatever the distribution of the scores (docs/guarantees.md); ties only
+Beta(k + 1, n - k) over calibration draws, for any distribution of the scores (docs/guarantees.md). Ties only
 lower it. The number among the next T inputs is then BetaBinomial(T, k + 1, n - k).
 """
 
@@ -17,12 +17,12 @@ from scipy.stats import betabinom
 __all__ = ["BAND", "RateLaw"]
 
 BAND: Final = 0.9
-"""Probability of the intervals: they are missed on either side once in twenty cases."""
+"""Probability of the intervals. Each side is missed once in twenty cases."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateLaw:
-    """The law of the delegated share and of the number of calls.
+    """The distribution of the delegated share and of the number of calls.
 
     Attributes:
         k: Number of calibration scores above the threshold, at least 0.
@@ -38,12 +38,12 @@ class RateLaw:
         return (self.k + 1) / (self.n + 1)
 
     def rates(self) -> tuple[float, float]:
-        """Return the interval that holds R with probability :data:`BAND`, as much left out below as above."""
+        """Return the central interval that contains R with probability :data:`BAND`."""
         low, high = betaincinv(self.k + 1, self.n - self.k, np.array([(1 - BAND) / 2, (1 + BAND) / 2])).tolist()
         return low, high
 
     def calls(self, horizon: int) -> tuple[int, int]:
-        """Return the interval that holds the number of calls among the next inputs with at least that probability.
+        """Return the interval that contains the number of calls among the next inputs with at least that probability.
 
         Args:
             horizon: T, the number of inputs.

@@ -1,11 +1,10 @@
-"""The report as one HTML file that needs nothing else, and asks nobody."""
+"""The report: one HTML file that loads nothing and sends nothing."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,19 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from calibrate.config.file import PriceConfig
-from calibrate.evaluate import ScoredRows
+from calibrate.evaluate.grid import policy_grid
 from calibrate.evaluate.merges import merges_table
-from calibrate.evaluate.methods import Methods
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.expert_scores.refused import RefusedRow
 from calibrate.report.card import at_budgets
-from calibrate.report.explorer import FIGURES, METHODS, REQUESTS, Explorer, Settings, explore
+from calibrate.report.explorer import FIGURES, GUARANTEES, METHODS, REQUESTS, Explorer, explore
 from calibrate.report.law import BAND
 from calibrate.report.records import record_tables
 from calibrate.report.snippet import snippet
 from calibrate.report.words import percent, plain, score
 from ctd_guardrail.config.experts import ExpertConfig
-from ctd_guardrail.policy.spending import spent_delta
-from ctd_guardrail.policy.store import CalibrationScores, Policy
+from ctd_guardrail.policy.store import Policy
 
 if TYPE_CHECKING:
     from calibrate.report.plots import Plot
@@ -51,18 +49,18 @@ def write_report(
     plots: Sequence[Plot] = (),
     refused: Sequence[RefusedRow] = (),
 ) -> Path:
-    """Write report.html and return where it lies.
+    """Write report.html and return its path.
 
     Args:
         folder: An existing folder.
-        policy: What is reported on.
+        policy: The policy of the report.
         rows: Test rows.
-        prices: What calls cost; None: costs are left out.
-        expert: Whom calibration asked; None where scores came with the data.
-        policy_folder: Where the policy lies; None: in ``folder``.
-        explorer: What :func:`explore_policy` gave for these rows; None: it is computed.
-        plots: Static pictures, drawn from a study of the same rows.
-        refused: Rows that have no expert score.
+        prices: Cost of a call; None leaves costs out.
+        expert: The expert that calibration asked; None if scores came with the data.
+        policy_folder: Folder of the policy; None means ``folder``.
+        explorer: Result of :func:`explore_policy` for these rows; None computes it.
+        plots: Plots of a study of the same rows.
+        refused: Rows without an expert score.
 
     Raises:
         DataError: The rows cannot be evaluated.
@@ -92,33 +90,23 @@ def write_report(
 
 
 def explore_policy(policy: Policy, rows: ScoredRows, prices: PriceConfig | None = None) -> Explorer:
-    """Compute the budget explorer of a policy, with the thresholds that the rail would derive.
+    """Compute the budget explorer of a policy, with the thresholds that the rail derives from it.
 
     Args:
         policy: Its manifest states alpha and delta, its scores certify.
         rows: Test rows.
-        prices: What calls cost.
+        prices: Cost of a call.
 
     Raises:
         DataError: The rows cannot be evaluated.
     """
-    manifest = policy.manifest
-    settings = Settings(
-        alpha=manifest.calibration.alpha,
-        delta=_delta(policy),
-        tau=manifest.decision_threshold,
-        seed=manifest.calibration.seed,
-        prices=prices,
-    )
-    return explore(rows, _certifying_scores(policy), settings)
+    grids = {guarantee: policy_grid(policy, rows, guarantee=guarantee) for guarantee in GUARANTEES}
+    return explore(grids, alpha=policy.manifest.calibration.alpha, prices=prices)
 
 
 def _merges(policy: Policy, rows: ScoredRows) -> list[dict[str, str]]:
-    """Return the figures of each way to merge the scores of probe and expert, at the policy's own budget."""
-    manifest, scores = policy.manifest, _certifying_scores(policy)
-    calibration, tau = manifest.calibration, manifest.decision_threshold
-    methods = Methods(rows, scores, delta=_delta(policy), tau=tau, seed=calibration.seed)
-    table = merges_table(rows, policy.calibration, methods, [calibration.alpha], tau=tau)
+    """Return the figures of each merge at the policy's own budget."""
+    table = merges_table(policy_grid(policy, rows), [policy.manifest.calibration.alpha])
     return [
         {
             "name": record["merge"],
@@ -129,15 +117,6 @@ def _merges(policy: Policy, rows: ScoredRows) -> list[dict[str, str]]:
         }
         for record in table.rows
     ]
-
-
-def _certifying_scores(policy: Policy) -> CalibrationScores:
-    """Return the calibration scores, with the delegation values behind the certificate in force."""
-    return replace(policy.calibration, d=policy.scores)
-
-
-def _delta(policy: Policy) -> float:
-    return spent_delta(policy.manifest.calibration.delta, len(policy.manifest.recalibrations))
 
 
 def _render(content: Mapping[str, Any]) -> str:

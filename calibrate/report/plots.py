@@ -1,4 +1,4 @@
-"""One plot for each figure of a study, drawn from its tables and from nothing else."""
+"""Plots of a study, each drawn from one of its tables."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Plot:
     """A drawn figure.
 
     Attributes:
-        name: Stem of its file.
-        title: What it shows.
-        alt: The same in words with the main numbers, for whoever cannot see it.
-        table: The table of the study that it was drawn from.
-        svg: The drawing, a whole SVG file. What it refers to inside itself is named differently in every plot.
+        name: Stem of the file.
+        title: Title of the plot.
+        alt: Alternative text with the main numbers.
+        table: Name of the table that it was drawn from.
+        svg: The drawing, a whole SVG file. Its internal identifiers are unique among the plots.
     """
 
     name: str
@@ -33,10 +33,7 @@ class Plot:
 
 
 def draw_plots(study: Study) -> Iterator[Plot]:
-    """Draw every figure that the study has numbers for, in the order of a report.
-
-    Importing this module raises :class:`ctd_guardrail.errors.DependencyError` where matplotlib is not installed.
-    """
+    """Draw every figure that the study has numbers for, in the order of the report."""
     for sketch in (*cascade_sketches(study), *delegation_sketches(study)):
         svg = draw_svg(sketch.name, sketch.title, sketch.alt, sketch.draw)
         yield Plot(sketch.name, sketch.title, sketch.alt, sketch.table, svg)

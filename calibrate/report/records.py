@@ -1,4 +1,4 @@
-"""Nested records, such as how the probes were chosen, as tables."""
+"""Nested records, such as the record of a training, as tables."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class RecordTable:
     """A table of text.
 
     Attributes:
-        title: Where in the record it was found.
-        columns: Their names; none where each row is a name and its value.
+        title: Path in the record.
+        columns: Names of the columns; empty if each row is a name and its value.
         rows: Text of each cell.
-        chosen: Index of the row that was chosen among alternatives; None where nothing was.
+        chosen: Index of the alternative that was chosen; None if there is none.
     """
 
     title: str
@@ -31,7 +31,7 @@ def record_tables(record: Mapping[str, Any], *, title: str = "") -> Iterator[Rec
 
     Args:
         record: JSON-able values.
-        title: Where it was found.
+        title: Path of the record.
     """
     values = {key: value for key, value in record.items() if not _is_nested(value)}
     if values:

@@ -1,4 +1,4 @@
-"""reproducibility.json: everything that it takes to make a policy again, and to see whether it is the same."""
+"""reproducibility.json: everything that is needed to make a policy again and to compare the result."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ REPRODUCIBILITY_FILE: Final = "reproducibility.json"
 def write_reproducibility(
     folder: Path, manifest: Manifest, config: CalibrateConfig, *, command: Sequence[str] | None
 ) -> Path:
-    """Write reproducibility.json and return where it lies.
+    """Write reproducibility.json and return its path.
 
     Args:
         folder: An existing folder; paths in the file start from it.
-        manifest: Of the policy.
-        config: What was calibrated.
-        command: The command line; None where a program called.
+        manifest: Manifest of the policy.
+        config: Configuration of the calibration.
+        command: The command line; None if it was called from Python.
     """
     record = {
         "command": None if command is None else _relative(list(command), folder.resolve()),
@@ -48,13 +48,13 @@ def write_reproducibility(
 
 
 def read_prices(folder: Path) -> PriceConfig | None:
-    """Return the prices that a policy was calibrated with; None where its folder states none.
+    """Return the prices that a policy was calibrated with; None if its folder has none.
 
     Args:
-        folder: Of the policy.
+        folder: Folder of the policy.
 
     Raises:
-        ConfigError: The prices that it states are not prices.
+        ConfigError: The prices in the folder are not valid.
     """
     path = folder / REPRODUCIBILITY_FILE
     try:
@@ -65,7 +65,7 @@ def read_prices(folder: Path) -> PriceConfig | None:
 
 
 def _host() -> dict[str, Any]:
-    """Return what numbers can depend on, and nothing that names the machine."""
+    """Return properties that figures can depend on, without the name of the machine."""
     return {
         "system": platform.system(),
         "machine": platform.machine(),
@@ -76,7 +76,7 @@ def _host() -> dict[str, Any]:
 
 
 def _relative(value: Any, folder: Path) -> Any:
-    """Return JSON-able values in which absolute paths are seen from the folder: homes are nobody's business."""
+    """Make absolute paths in JSON-able values relative to the folder, so that no home directory is published."""
     match value:
         case dict():
             return {key: _relative(item, folder) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""A plot before it is drawn, and the style that each method has in all of them."""
+"""A plot before it is drawn, and the style of each method in every plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ STYLES: Final[Mapping[str, Style]] = {
     "ctd_accuracy": Style("CTD, best accuracy", "#E69F00", "-.", "D"),
     "ctd_brier": Style("CTD, best Brier", "#CC79A7", ":", "x"),
     "uncertainty": Style("uncertainty |p - 1/2|", "#D55E00", "--", "s"),
-    "uncertainty_rank": Style("uncertainty by rank", "#E69F00", "-.", "^"),
     "oracle": Style("oracle (true v)", "#009E73", ":", "D"),
     "random": Style("random", "#CC79A7", "--", "x"),
     "probe": Style("probe alone", "#000000", ":"),
@@ -34,14 +33,14 @@ FIGURES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """What a plot will be.
+    """A plot before it is drawn.
 
     Attributes:
-        name: Stem of its file.
-        table: The table of the study that it is drawn from.
-        title: What it shows.
-        alt: The same in words, with the main numbers.
-        draw: Draws it.
+        name: Stem of the file.
+        table: Name of the table of the study that it is drawn from.
+        title: Title of the plot.
+        alt: Alternative text with the main numbers.
+        draw: Draws the plot.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Sketch:
 
 
 def bands(axes: Axes, table: Table, key: str, names: Iterable[str], *, x: str, y: str) -> None:
-    """Draw a line with its error band for each of these values of a key that the table has."""
+    """Draw a line with its error band for each of these values of a key, if the table has rows for it."""
     for name in names:
         rows = table.where(**{key: name})
         if rows:
@@ -61,10 +60,10 @@ def bands(axes: Axes, table: Table, key: str, names: Iterable[str], *, x: str, y
 
 
 def quote(rows: Sequence[Record], key: str, y: str) -> str:
-    """Return what an alternative text says of some rows: ``CTD .812, random .741``."""
-    said = (
+    """Return some rows as words for an alternative text: ``CTD 0.812, random 0.741``."""
+    words = (
         f"{STYLES[row[key]].label if row[key] in STYLES else row[key]} {row[y]:.3f}"
         for row in rows
         if row[y] is not None
     )
-    return ", ".join(said)
+    return ", ".join(words)

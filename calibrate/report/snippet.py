@@ -1,4 +1,4 @@
-"""The NeMo Guardrails configuration that puts the policy to work, to be copied out of the report."""
+"""The NeMo Guardrails configuration for the policy, to copy from the report."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ctd_guardrail.policy.manifest import Manifest
 
 __all__ = ["Piece", "snippet"]
 
-# The first is written apart; the second is for calibration.
+# `type` is written separately; `max_refused_rows` is a setting of calibration.
 _NOT_THE_RAILS: Final = {"type", "max_refused_rows"}
 _ANY_EXPERT: Final = {"type": "openai", "base_url": "http://127.0.0.1:8000/v1", "model": "judge"}
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of the snippet.
+    """A part of the snippet.
 
     Attributes:
-        text: As it stands at the policy's own budget.
-        field: Field of the explorer that takes its place at another; None where it never changes.
+        text: Text at the policy's own budget.
+        field: Field of the explorer that replaces it at another budget; None if it never changes.
     """
 
     text: str
@@ -36,24 +36,24 @@ class Piece:
 def snippet(manifest: Manifest, folder: Path, expert: ExpertConfig | None) -> list[Piece]:
     """Return the configuration, in pieces.
 
-    Paths in it start from the folder that the policy lies in.
+    Paths in it start from the parent of the policy's folder.
 
     Args:
-        manifest: Of the policy.
-        folder: The policy's folder.
-        expert: Whom calibration asked; None where scores came with the data and the reader has to name their expert.
+        manifest: Manifest of the policy.
+        folder: Folder of the policy.
+        expert: The expert that calibration asked; None if scores came with the data.
     """
     before = "import_paths: [ctd_guardrail/nemo]\ncustom_data:\n  ctd:\n"
     before += f"    policy: {_flow(f'./{folder.resolve().name}')}\n"
     section = {"type": expert.type, **_settings(expert, folder.resolve().parent)} if expert else _ANY_EXPERT
-    remark = "" if expert else "    # Put the expert here whose recorded scores the policy was calibrated with:\n"
+    remark = "" if expert else "    # Insert the expert whose recorded scores the policy was calibrated with:\n"
     after = (
         f"{remark}    expert: {_flow(section)}\n"
         "    on_failure: block  # when the guard cannot do its work: block | probe | allow\n"
         "rails:\n  input:\n    flows: [ctd check input]\n"
     )
     if manifest.performance is not None:
-        # Its setting was certified as a whole: the rail refuses another alpha.
+        # The whole setting was certified: the rail refuses another alpha.
         return [Piece(before + after)]
     calibration = manifest.calibration
     return [
@@ -67,7 +67,7 @@ def snippet(manifest: Manifest, folder: Path, expert: ExpertConfig | None) -> li
 
 
 def _settings(expert: ExpertConfig, folder: Path) -> dict[str, Any]:
-    """Return what was written of the expert's section, paths seen from a folder."""
+    """Return the keys of the expert's section that were set, with paths relative to a folder."""
     settings: dict[str, Any] = expert.model_dump(mode="json", exclude_unset=True, exclude=_NOT_THE_RAILS)
     key = "model" if isinstance(expert, LocalExpertConfig) else "config"
     if Path(str(settings.get(key, ""))).is_absolute():

@@ -1,4 +1,4 @@
-"""The files of an evaluation: numbers beside every plot, and a page that shows them."""
+"""The files of an evaluation: numbers, plots and the report."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Final
 
-from calibrate.compute.cache import write_atomically
-from calibrate.evaluate.policy_study import PolicyStudy
+from calibrate.pipeline.study import PolicyStudy
 from calibrate.report.page import write_report
 from calibrate.report.plots import draw_plots
 from calibrate.report.reproducibility import read_prices
 from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["STUDY_FILE", "TEXTS_FILE", "write_study"]
 
@@ -31,11 +31,11 @@ def write_study(
     """Write study.json, a CSV file for each table, an SVG file for each plot, and the report; return its path.
 
     Args:
-        result: What was measured.
-        folder: Created where it does not exist.
-        policy_folder: Where the policy lies, for the report's configuration to copy, and for the prices.
-        expert: Who was asked; None where scores came with the data.
-        show_text: Whether failures.jsonl with the texts of the failure cases is written too.
+        result: The study.
+        folder: Created if it does not exist.
+        policy_folder: Folder of the policy, for the report's configuration and the prices.
+        expert: The expert that was asked; None if scores came with the data.
+        show_text: Whether to write failures.jsonl, with the texts of the failure cases, as well.
 
     Raises:
         ConfigError: The folder cannot be written to.
@@ -44,13 +44,13 @@ def write_study(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps(result.to_dict(), indent=1, allow_nan=False)
-        write_atomically(folder / STUDY_FILE, f"{content}\n".encode())
+        write_whole(folder / STUDY_FILE, f"{content}\n".encode())
         for table in result.study.tables.values():
-            write_atomically(folder / f"{table.name}.csv", table.to_csv().encode())
+            write_whole(folder / f"{table.name}.csv", table.to_csv().encode())
         for plot in plots:
-            write_atomically(folder / f"{plot.name}.svg", plot.svg.encode())
+            write_whole(folder / f"{plot.name}.svg", plot.svg.encode())
         if show_text:
-            write_atomically(folder / TEXTS_FILE, _texts(result).encode())
+            write_whole(folder / TEXTS_FILE, _texts(result).encode())
         return write_report(
             folder,
             result.policy,

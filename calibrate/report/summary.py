@@ -1,4 +1,4 @@
-"""What a run has produced, as tables on the terminal and as JSON."""
+"""The result of a run as tables on the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from calibrate.evaluate import METHODS
+from calibrate.evaluate.grid import ALPHAS
+from calibrate.evaluate.methods import METHODS
 from calibrate.pipeline.run import PipelineResult
 
 __all__ = ["print_summary", "to_json"]
@@ -43,19 +44,19 @@ def to_json(result: PipelineResult) -> dict[str, Any]:
             "asked_again": result.expert.asked_again,
             "refused": [each.to_dict() for each in result.expert.refused],
         },
-        "evaluation": result.evaluation.to_dict(),
+        "evaluation": result.policy.manifest.evaluation,
     }
 
 
 def print_summary(result: PipelineResult, console: Console, *, report: Path) -> None:
-    """Print rows, evaluation and budget, and where policy and report lie."""
+    """Print rows, evaluation and budget, and the paths of policy and report."""
     console.print(_rows_table(result))
     if result.policy.manifest.training["alternatives"]:
         console.print(_candidates_table(result))
     for title, figure in (("AUROC", "auroc"), ("Accuracy", "accuracy"), ("Share sent to the expert", "rate")):
         console.print(_cascade_table(result, title, figure))
     certificate = result.certificate
-    realised = result.evaluation.cell("ctd", certificate.alpha).rate
+    realised = result.grid.cell("ctd", certificate.alpha).figures["rate"].value
     console.print(
         f"Budget: alpha {certificate.alpha:g} at delta {certificate.delta:g}, certified on n = {certificate.n} "
         f"calibration rows.\nk = {certificate.k}, lambda = {certificate.threshold:.4f}; expected rate "
@@ -66,13 +67,13 @@ def print_summary(result: PipelineResult, console: Console, *, report: Path) -> 
     if performance is not None:
         risks = ", ".join(f"{risk.metric} at most {risk.max:g}" for risk in performance.risks)
         console.print(
-            f"Certified with it by {performance.method}: {risks or 'nothing'}, at lambda = {performance.threshold}, "
+            f"Certified with it: {risks}, at lambda = {performance.threshold}, "
             f"tau = {result.policy.manifest.decision_threshold:g}, abstain band {performance.band:g}.",
             highlight=False,
         )
     probes = _probes(result)
     console.print(
-        f"Probes: {probes['delegation']}, {' + '.join(probes['kinds'])} over tokens, layers "
+        f"Probes: {' + '.join(probes['kinds'])} over tokens, layers "
         f"{', '.join(map(str, probes['layers']))}; merge: {probes['merge']}.",
         highlight=False,
     )
@@ -84,7 +85,6 @@ def _probes(result: PipelineResult) -> dict[str, Any]:
     manifest = result.policy.manifest
     return {
         "layers": list(manifest.activations.layers),
-        "delegation": manifest.probe.delegation,
         "kinds": list(dict.fromkeys(component.reduction for component in manifest.probe.components)),
         "merge": manifest.merge.kind,
     }
@@ -104,13 +104,13 @@ def _rows_table(result: PipelineResult) -> Table:
     table.add_row(
         "calibration", f"{split.calibration.size:,}", _join(_left_out(split.left_out), remarks["calibration"])
     )
-    unsafe = f"{result.evaluation.unsafe / result.evaluation.rows:.1%} unsafe"
+    unsafe = f"{result.grid.rows.label.mean():.1%} unsafe"
     table.add_row("test", f"{split.test.size:,}", _join(unsafe, _left_out(split.test_left_out), remarks["test"]))
     return table
 
 
 def _candidates_table(result: PipelineResult) -> Table:
-    """Return what the probes were chosen from; the chosen line stands out."""
+    """Return the candidates that the probes were chosen from, the chosen one in bold."""
     training = result.policy.manifest.training
     table = Table(title="Probes to choose from", title_justify="left", box=SIMPLE_HEAD)
     for column in ("layers", "kinds"):
@@ -135,7 +135,7 @@ def _join(*remarks: str) -> str:
 
 
 def _refused(result: PipelineResult, part: str) -> str:
-    """Return what a refusal means for the rows of one part."""
+    """Return the remark about refused rows of one part."""
     rows = result.refused[part]
     use = "they count in the budget alone" if part == "calibration" else "nothing uses them"
     return f"the expert refused {rows:,}: {use}" if rows else ""
@@ -154,14 +154,14 @@ def _expert_remark(result: PipelineResult) -> str:
 
 
 def _cascade_table(result: PipelineResult, title: str, figure: str) -> Table:
-    """Return one figure of every method at every budget; the configured budget stands out."""
-    evaluation = result.evaluation
-    table = Table(title=f"{title}, {evaluation.rows:,} test rows", title_justify="left", box=SIMPLE_HEAD)
+    """Return one figure of every method at every budget, the configured budget in bold."""
+    grid = result.grid
+    table = Table(title=f"{title}, {grid.rows.label.size:,} test rows", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("alpha", justify="right")
     for method in METHODS:
         table.add_column(method, justify="right")
-    for alpha in sorted({cell.alpha for cell in evaluation.cells}):
-        values = [getattr(evaluation.cell(method, alpha), figure) for method in METHODS]
+    for alpha in sorted({*ALPHAS, result.certificate.alpha}):
+        values = [grid.cell(method, alpha).figures[figure].value for method in METHODS]
         style = "bold" if alpha == result.certificate.alpha else ""
         table.add_row(f"{alpha:g}", *[f"{value:.3f}" for value in values], style=style)
     return table

@@ -1,4 +1,4 @@
-"""Numbers as the report and the model card write them."""
+"""Format of numbers in the report and the model card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 __all__ = ["NONE", "amount", "percent", "plain", "score"]
 
 NONE = "\N{EN DASH}"
-"""Stands where there is no number."""
+"""Shown if there is no number."""
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -21,10 +21,10 @@ def score(value: float, digits: int = 3) -> str:
 
 
 def plain(share: float) -> str:
-    """Return a share in percent without decimals that say nothing: ``10%``, ``2.5%``."""
+    """Return a share in percent without trailing zeros: ``10%``, ``2.5%``."""
     return f"{100 * share:.10g}%"
 
 
 def amount(value: float) -> str:
-    """Return an amount of money with two decimals, or two digits where that would be nothing: ``0.17``, ``0.0042``."""
+    """Return an amount of money with two decimals, or with two digits if it is small: ``0.17``, ``0.0042``."""
     return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"  # noqa: PLR2004  # ten cents

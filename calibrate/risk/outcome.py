@@ -1,4 +1,4 @@
-"""What a calibration procedure answers, and the parts that the procedures share."""
+"""Outcome of a certification of settings, and the steps that lead to it."""
 
 from __future__ import annotations
 
@@ -15,45 +15,36 @@ from numpy.typing import NDArray
 from calibrate.risk.losses import Metric, Risk, risk_value
 from calibrate.risk.rows import Rows, Setting
 from ctd_guardrail.policy.budget import Status
-from ctd_guardrail.policy.selection import Costs, Criterion
 
 __all__ = [
     "BUDGET",
     "Outcome",
     "best_setting",
     "infeasible",
-    "objective",
     "p_table",
     "settings_grid",
     "top_thresholds",
     "upper_bounds",
 ]
 
-# Name of the delegation budget among the risks.
 BUDGET: Final = "budget"
+"""Name of the delegation budget among the risks."""
 
 FloatArray = NDArray[np.float64]
-
-_METRICS: Final[Mapping[Criterion, Metric]] = {
-    Criterion.AUROC: Metric.AUROC_ERROR,
-    Criterion.ACCURACY: Metric.ERROR,
-    Criterion.BRIER: Metric.BRIER,
-    Criterion.COST: Metric.COST,
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The certified settings and the best of them, or what stands in the way.
+    """The certified settings and the best of them, or the bounds that no setting meets.
 
     Attributes:
         status: Whether any setting is certified.
-        setting: The best by the criterion; None where infeasible.
-        certified: Every certified setting. They hold together: one of them may be chosen after looking.
-        binding: Where infeasible, the risks that no setting meets, ``budget`` or names of metrics; where each is met
-            somewhere, those that fail at the most promising setting.
-        feasible: Where infeasible, for each risk the bound that the most promising setting would have met. A hint for
-            the next attempt on fresh rows, no certificate.
+        setting: The certified setting with the lowest error rate; None if infeasible.
+        certified: Every certified setting. They hold together, so one of them may be chosen after looking.
+        binding: If infeasible, the risks that no setting meets, ``budget`` or names of metrics. If some setting meets
+            each of them, the risks that fail at the most promising setting.
+        feasible: If infeasible, for each risk the bound that the most promising setting would have met. It is a hint
+            for the next attempt on fresh rows and no certificate.
     """
 
     status: Status
@@ -63,30 +54,14 @@ class Outcome:
     feasible: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def objective(rows: Rows, setting: Setting, criterion: Criterion, costs: Costs | None = None) -> float:
-    """Return the criterion as a risk to minimise; for ``budget`` the share that is not delegated.
-
-    A risk that no row counts for is as bad as it gets.
-    """
-    if criterion is Criterion.BUDGET:
-        return 1.0 - float(rows.delegated(setting).mean())
-    value = risk_value(_METRICS[criterion], rows, setting, costs)
-    return math.inf if math.isnan(value) else value
-
-
-def best_setting(rows: Rows, certified: Sequence[Setting], criterion: Criterion, costs: Costs | None = None) -> Setting:
-    """Return the certified setting with the lowest objective; among equals, the one that delegates least.
+def best_setting(rows: Rows, certified: Sequence[Setting]) -> Setting:
+    """Return the certified setting with the lowest error rate; of equals, the one that delegates least.
 
     Args:
         rows: Labelled rows.
         certified: Settings that are certified together, at least one.
-        criterion: What to minimise.
-        costs: For the criterion ``cost``.
     """
-    return min(
-        certified,
-        key=lambda setting: (objective(rows, setting, criterion, costs), float(rows.delegated(setting).mean())),
-    )
+    return min(certified, key=lambda setting: (_error(rows, setting), float(rows.delegated(setting).mean())))
 
 
 def settings_grid(thresholds: FloatArray, taus: Sequence[float], bands: Sequence[float]) -> list[Setting]:
@@ -111,8 +86,8 @@ def top_thresholds(d: FloatArray, share: float, count: int) -> FloatArray:
 def p_table(risks: Sequence[Risk], rows: Rows, settings: Sequence[Setting], delta: float) -> dict[str, FloatArray]:
     """Return for each risk its p-value at every setting, shape [settings].
 
-    The largest over the risks is the p-value of "one of them is above its bound": a certificate for all of them takes
-    each at the full delta.
+    The largest over the risks is the p-value of "one of them is above its bound". So a certificate for all of them
+    tests each risk at the full delta.
     """
     return {
         risk.metric.value: np.array([risk.p_value(rows, setting, delta=delta) for setting in settings])
@@ -126,14 +101,20 @@ def upper_bounds(risks: Sequence[Risk], rows: Rows, setting: Setting, delta: flo
 
 
 def infeasible(table: Mapping[str, FloatArray], first: int, feasible: Mapping[str, float], delta: float) -> Outcome:
-    """Return the outcome that names the risks in the way.
+    """Return the outcome that names the binding risks.
 
     Args:
         table: p-values of each risk at every setting.
         first: Index of the most promising setting, which was tested first and failed.
         feasible: For each risk the bound that this setting meets.
-        delta: What the p-values are compared with.
+        delta: Level that the p-values are compared with.
     """
     nowhere = tuple(name for name, p in table.items() if p.min() > delta)
     here = tuple(name for name, p in table.items() if p[first] > delta)
     return Outcome(Status.INFEASIBLE, binding=nowhere or here, feasible=feasible)
+
+
+def _error(rows: Rows, setting: Setting) -> float:
+    """Return the error rate, infinite if no row gets a verdict."""
+    value = risk_value(Metric.ERROR, rows, setting)
+    return math.inf if math.isnan(value) else value

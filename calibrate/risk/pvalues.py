@@ -1,7 +1,7 @@
 """P-values for the null hypothesis "the risk exceeds the level", from n independent losses.
 
-Each is super-uniform under the null: P(p <= u) <= u for every u when the mean loss is above the level. Rows must be
-independent; turns of one conversation are not, see :func:`calibrate.risk.splits.one_per_cluster`.
+Each is super-uniform under the null: P(p <= u) <= u for every u if the mean loss is above the level. Rows must be
+independent. Turns of one conversation are not, see :func:`calibrate.risk.splits.one_per_cluster`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.special import bdtr, rel_entr
 
 from ctd_guardrail.errors import DataError
 
-__all__ = ["betting_p", "binomial_p", "hoeffding_bentkus_p", "hoeffding_p", "kl_p", "smallest_level"]
+__all__ = ["betting_p", "binomial_p", "hoeffding_bentkus_p", "kl_p", "smallest_level"]
 
 FloatArray = NDArray[np.float64]
 
@@ -24,8 +24,8 @@ def binomial_p(count: int, n: int, level: float) -> float:
     """Return P(Binomial(n, level) <= count): exact for 0/1 losses (Clopper and Pearson 1934).
 
     Args:
-        count: Number of losses that are 1. An integer: ``n * rate`` rounds to the wrong one in 4% of cases.
-        n: Number of losses; without any the p-value is 1.
+        count: Number of losses that are 1, an integer: ``n * rate`` rounds to the wrong one in 4% of cases.
+        n: Number of losses. If it is 0, the p-value is 1.
         level: Level in (0, 1).
     """
     if n == 0:
@@ -33,21 +33,8 @@ def binomial_p(count: int, n: int, level: float) -> float:
     return float(bdtr(count, n, level))
 
 
-def hoeffding_p(total: float, n: int, level: float) -> float:
-    """Return exp(-2 n (level - mean)^2), 1 where the mean is above the level (Hoeffding 1963, theorem 1).
-
-    Args:
-        total: Sum of the losses, each in [0, 1].
-        n: Number of losses.
-        level: Level in (0, 1).
-    """
-    if n == 0:
-        return 1.0
-    return math.exp(-2.0 * n * max(0.0, level - total / n) ** 2)
-
-
 def kl_p(total: float, n: int, level: float) -> float:
-    """Return exp(-n kl(mean, level)), 1 where the mean is above the level (Hoeffding 1963, inequality 2.1).
+    """Return exp(-n kl(mean, level)), or 1 if the mean is above the level (Hoeffding 1963, inequality 2.1).
 
     Args:
         total: Sum of the losses, each in [0, 1].
@@ -82,15 +69,14 @@ def betting_p(losses: FloatArray, level: float, *, delta: float, seed: int = 0) 
     level, so Ville's inequality bounds its maximum. nu_i = min(.75 / (1 - level), sqrt(2 ln(1/delta) / (n s2_{i-1})))
     uses earlier losses only, with mu_i = (1/2 + sum L) / (i + 1) and s2_i = (1/4 + sum (L - mu)^2) / (i + 1)
     (arXiv 2010.09686, section 4.3; Learn-then-Test, appendix B). It adapts to the variance: for losses such as
-    Brier's it is far ahead of the bounds that only see the mean.
+    the Brier score it is far tighter than bounds that use the mean alone.
 
-    The losses are shuffled first. In an order that depends on the scores the martingale is none, and the test passes
-    anything.
+    The losses are shuffled first. In an order that depends on the scores K_t is no martingale, and the test is invalid.
 
     Args:
         losses: Losses in [0, 1], shape [n].
         level: Level in (0, 1).
-        delta: Error probability that the bets are tuned for; the p-value is valid at any other.
+        delta: Error probability that the bets are tuned for. The p-value is valid at any other.
         seed: Seed of the shuffle, chosen without looking at the losses.
 
     Raises:

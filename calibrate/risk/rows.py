@@ -1,4 +1,4 @@
-"""Calibration rows as the cascade would see them, and the settings that it can run at."""
+"""Calibration rows, and the settings that the cascade can run at."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ IntArray = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Everything that the cascade decides with.
+    """Parameters of the cascade's decisions.
 
     Attributes:
         threshold: lambda: delegate iff d > lambda, strictly.
         tau: Decision threshold on the merged score: a score of at least tau blocks.
-        band: Half-width of the abstain band: an input whose score is closer to tau is left undecided. 0 decides all.
+        band: Half-width of the abstain band. An input whose score is closer to tau gets no verdict. 0: no band.
     """
 
     threshold: float
@@ -38,8 +38,7 @@ class Rows:
     Attributes:
         d: Delegation values, shape [n].
         probe: P(unsafe) of a row that is not delegated, shape [n].
-        expert: P(unsafe) of a row that is delegated (the expert's own score, or its blend with the probe's), shape
-            [n].
+        expert: P(unsafe) of a row that is delegated: the expert's score, or its merge with the probe's, shape [n].
         label: 1 = unsafe, shape [n].
 
     Raises:
@@ -53,7 +52,7 @@ class Rows:
     label: FloatArray
 
     def __post_init__(self) -> None:
-        """Hold what the attributes promise."""
+        """Check every column."""
         checks = (
             ("delegation value", self.d, np.isfinite(self.d)),
             ("probe score", self.probe, (self.probe >= 0.0) & (self.probe <= 1.0)),
@@ -76,7 +75,7 @@ class Rows:
         return Rows(self.d[index], self.probe[index], self.expert[index], self.label[index])
 
     def delegated(self, setting: Setting) -> BoolArray:
-        """Return which rows go to the expert, shape [n]."""
+        """Return a mask of the rows that go to the expert, shape [n]."""
         return self.d > setting.threshold
 
     def score(self, setting: Setting) -> FloatArray:

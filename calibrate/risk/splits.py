@@ -1,7 +1,7 @@
-"""Which rows may be used for what.
+"""Splits of the rows, and checks that their parts are disjoint.
 
-Three mistakes void every guarantee: rows that trained a probe in its calibration, an order of tests learnt on the rows
-that are tested, and dependent rows counted as independent.
+Three mistakes void every guarantee: calibration rows that trained a probe, an order of tests that was learnt on the
+tested rows, and dependent rows that are counted as independent.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ IntArray = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Row indices for looking around and for testing what was found.
+    """Row indices for the choice of candidates and for their tests.
 
     Attributes:
-        optimisation: Rows that candidates, their order and their grid come from.
-        testing: Rows that p-values come from.
+        optimisation: Rows that give the candidates, their order and their grid.
+        testing: Rows that give the p-values.
 
     Raises:
         DataError: A row is in both, or one part is empty.
@@ -36,7 +36,7 @@ class Split:
     testing: IntArray
 
     def __post_init__(self) -> None:
-        """Hold what the attributes promise."""
+        """Check that the parts are disjoint and not empty."""
         require_disjoint(optimisation=self.optimisation.tolist(), testing=self.testing.tolist())
         if not self.optimisation.size or not self.testing.size:
             raise DataError("a split into optimisation and testing rows needs rows in both", hint="Give more rows")
@@ -47,7 +47,7 @@ def random_split(n: int, *, share: float = 0.3, seed: int = 0) -> Split:
 
     Args:
         n: Number of rows, at least 2.
-        share: Share of the optimisation rows; the paper takes .3.
+        share: Share of the optimisation rows; the paper uses .3.
         seed: Seed of the split.
 
     Raises:
@@ -62,8 +62,8 @@ def random_split(n: int, *, share: float = 0.3, seed: int = 0) -> Split:
 def one_per_cluster(clusters: Sequence[Hashable], *, seed: int = 0) -> IntArray:
     """Return the indices of one random row from each cluster, ascending.
 
-    Turns of one conversation and near-duplicates share their scores' luck: counting them as independent rows makes
-    the certificate claim an n that it does not have.
+    Scores of turns of one conversation, and of near-duplicates, are dependent. Counted as independent rows, they give
+    the certificate an n that it does not have.
 
     Args:
         clusters: Cluster of each row, length n.
@@ -80,7 +80,7 @@ def require_disjoint(**parts: Iterable[Hashable]) -> None:
     """Refuse parts that share a row.
 
     Args:
-        parts: Row ids by the part's name.
+        parts: Row ids of each part, by its name.
 
     Raises:
         DataError: An id is in two parts; both are named.

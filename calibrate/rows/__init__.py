@@ -1,1 +1,1 @@
-"""Labelled conversations: reading, splitting, padding."""
+"""Internal. Labelled conversations: reading, splitting, padding."""

@@ -1,4 +1,4 @@
-"""Labelled conversations from JSON lines, checked row by row before anything is done with them.
+"""Labelled conversations from JSON lines. Every row is checked before anything else happens.
 
 A row holds ``text`` or ``messages`` (OpenAI form), ``label`` (1 = unsafe, 0 = safe) and, where there are any, ``id``,
 ``group``, ``split``, ``cluster``, ``conversation`` and columns of recorded expert scores. Other fields are ignored.
@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.errors import DataError, InputError
 from ctd_guardrail.policy.manifest import DataRecord
 from ctd_guardrail.text.conversation import Context, Conversation
 
 __all__ = ["Dataset", "read_dataset"]
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +32,14 @@ class Dataset:
     """Rows of one or several files, column by column.
 
     Attributes:
-        conversations: What is screened, length n.
+        conversations: Conversations to screen, length n.
         labels: 1 = unsafe, shape [n].
-        expert: Recorded expert scores, P(unsafe), shape [n]; None where no column was asked for.
-        groups: Group of each row, the file's name where the row has none; None where one file has no groups.
-        parts: ``split`` field of each row; None where the rows have none.
+        expert: Recorded expert scores, P(unsafe), shape [n]; None if no column was asked for.
+        groups: Group of each row, or the file's name if the row has none; None if there is one file without groups.
+        parts: ``split`` field of each row; None if the rows have none.
         clusters: ``cluster`` field of each row: near-duplicates share one.
         dialogues: ``conversation`` field of each row: turns of one conversation share one.
-        files: Where the rows came from.
+        files: Files of the rows.
         file_of_row: Index into ``files``, shape [n].
         line_of_row: 1-based line number, shape [n].
         records: Name, hash and size of each file.
@@ -69,8 +66,8 @@ class Dataset:
 
         Args:
             row: Index of the row.
-            problem: What is wrong with it.
-            hint: What to do about it.
+            problem: The fault of the row.
+            hint: Advice for the user.
         """
         file = self.files[self.file_of_row[row]]
         return DataError(problem, file=file, row=int(self.line_of_row[row]), hint=hint)
@@ -94,9 +91,9 @@ def read_dataset(
     """Read and check all rows of all files.
 
     Args:
-        files: JSON lines, gzip where the name ends in ``.gz``.
+        files: JSON lines; gzip if the name ends in ``.gz``.
         expert_column: Field that holds recorded expert scores.
-        context: What is screened of a conversation of several turns: its last unit with this context.
+        context: Context of the last unit of a conversation of several turns, which is screened.
 
     Raises:
         DataError: A file cannot be read or holds no rows, a row is malformed (file and row are named), or one of the

@@ -1,7 +1,7 @@
-"""Labelled rows inside benign context, to see which probes lose them there.
+"""Labelled rows inside benign context, for the comparison of candidates.
 
-A request does not become safe because harmless text stands around it. A mean over tokens dilutes it, and a probe that
-is chosen on short rows alone is chosen blindly (arXiv 2601.11516).
+A request does not become safe if harmless text surrounds it. A mean over tokens dilutes it, and short rows alone do not
+show that (arXiv 2601.11516).
 """
 
 from __future__ import annotations
@@ -11,38 +11,37 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.text.conversation import Conversation, Message
 
 __all__ = ["pad_rows"]
 
-IntArray = NDArray[np.int64]
 
 # Safe texts before the row's own, and as many behind it.
 _CONTEXT: Final = 3
 _MOST_ROWS: Final = 256
-# Of the characters of all rows: what the added forward passes may cost.
+# Characters of the padded rows, as a share of those of all rows: a bound on the added forward passes.
 _SHARE: Final = 0.04
 
 
 def pad_rows(
     dataset: Dataset, rows: IntArray, folds: IntArray, clusters: IntArray, *, total: int, max_tokens: int, seed: int
 ) -> tuple[Dataset, IntArray]:
-    """Return a small sample of rows, each with safe rows of its fold and of other clusters around its last turn.
+    """Return a small sample of rows, each with safe rows of its fold and other clusters around its last turn.
 
     Args:
         dataset: All rows.
         rows: Indices of the rows to draw from, shape [n].
-        folds: Fold of each, shape [n]: context comes from rows that the fit which judges it has not seen.
+        folds: Fold of each, shape [n]. Context comes from the same fold, so the fit that scores it has not seen it.
         clusters: Cluster of each, shape [n].
         total: Characters of all rows whose activations are computed; the sample has at most 4% as many.
         max_tokens: Longest conversation that the base model reads.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Returns:
-        The padded conversations, and for each the position in ``rows`` of the row inside; none where nothing fits.
+        The padded conversations, and for each the position in ``rows`` of the row inside. Empty if nothing fits.
     """
     rng = np.random.default_rng(seed)
     safe = dataset.labels[rows] == 0

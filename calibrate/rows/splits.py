@@ -1,8 +1,8 @@
-"""Which rows train, certify and test; rows that depend on each other never part.
+"""Split of the rows into training, calibration and test. Dependent rows stay in one part.
 
-Near-duplicates and turns of one conversation share their scores' luck. A certificate that counts them as independent
-claims an n that it does not have (five copies of each row: 21% violations at delta = 5%), and a test on copies of
-training rows flatters.
+Scores of near-duplicates and of turns of one conversation are dependent. A certificate that counts them as independent
+uses an n that it does not have (five copies of each row: 21% violations at delta = 5%). A test on copies of training
+rows looks too good.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.cluster.hierarchy import DisjointSet
 
 from calibrate.config.file import SplitConfig
 from calibrate.risk.splits import one_per_cluster, require_disjoint
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import BoolArray, DigestArray, IntArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["PARTS", "Split", "begin_with", "find_clusters", "row_digests", "split_rows"]
 
-IntArray = NDArray[np.int64]
-DigestArray = NDArray[np.uint64]
 
 PARTS: Final = ("train", "calibration", "test")
 
@@ -38,7 +37,7 @@ class Split:
         calibration: Rows behind the certificate, one from each cluster.
         test: Rows that the cascade is evaluated on, one from each cluster: of the calibration rows' law.
         clusters: Cluster of every row of the data set, shape [n].
-        left_out: Calibration rows beyond the first of their cluster: nothing uses them.
+        left_out: Calibration rows that are not used: those beyond the first of their cluster.
         test_left_out: Test rows beyond the first of their cluster, likewise.
 
     Raises:
@@ -54,7 +53,7 @@ class Split:
     test_left_out: int = 0
 
     def __post_init__(self) -> None:
-        """Hold what the attributes promise."""
+        """Check that the parts are disjoint, not empty and free of dependent rows."""
         parts = {name: getattr(self, name) for name in PARTS}
         require_disjoint(**{name: rows.tolist() for name, rows in parts.items()})
         require_disjoint(**{name: np.unique(self.clusters[rows]).tolist() for name, rows in parts.items()})
@@ -67,10 +66,10 @@ class Split:
 
 
 def split_rows(dataset: Dataset, config: SplitConfig) -> Split:
-    """Split a data set as the configuration says.
+    """Split a data set.
 
     Args:
-        dataset: The rows. Their ``split`` field decides where they have one and the configuration states no shares.
+        dataset: The rows. If they have a ``split`` field and the configuration states no shares, the field decides.
         config: Shares and seed.
 
     Raises:
@@ -97,41 +96,43 @@ def split_rows(dataset: Dataset, config: SplitConfig) -> Split:
 def find_clusters(*datasets: Dataset) -> IntArray:
     """Number the clusters of rows that depend on each other, shape [rows of all data sets].
 
-    Two rows share a cluster if they share a ``cluster`` or ``conversation`` field (which mean the same in every
-    file), or their text but for case and white space, or if one's turns begin with all of the other's; and so do all
-    rows that such pairs connect.
+    Two rows share a cluster if they share a ``cluster`` or ``conversation`` field (which mean the same in every file),
+    if their texts differ in case and white space alone, or if the turns of one begin with all turns of the other. All
+    rows that such pairs connect share a cluster too.
     """
     conversations = [conversation for dataset in datasets for conversation in dataset.conversations]
     named = {
         "cluster": [name for dataset in datasets for name in dataset.clusters],
         "conversation": [name for dataset in datasets for name in dataset.dialogues],
     }
-    forest = _Forest(len(conversations))
+    clusters = DisjointSet(range(len(conversations)))
     first: dict[Hashable, int] = {}
     for row, conversation in enumerate(conversations):
         *_, everything = _prefixes(conversation)
-        forest.join(row, first.setdefault(everything, row))
+        clusters.merge(row, first.setdefault(everything, row))
         for field, names in named.items():
             if names[row] is not None:
-                forest.join(row, first.setdefault((field, names[row]), row))
+                clusters.merge(row, first.setdefault((field, names[row]), row))
     for row, conversation in enumerate(conversations):
         for prefix in _prefixes(conversation):
-            forest.join(row, first.get(prefix, row))
-    roots = [forest.root(row) for row in range(len(conversations))]
-    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+            clusters.merge(row, first.get(prefix, row))
+    # Clusters are numbered in the order of their first rows.
+    first_row: dict[int, int] = {}
+    firsts = [first_row.setdefault(clusters[row], row) for row in range(len(conversations))]
+    return np.unique(firsts, return_inverse=True)[1].astype(np.int64)
 
 
 def row_digests(conversations: Iterable[Conversation]) -> DigestArray:
-    """Return what a policy keeps of the rows that it was made from: distinct 64-bit digests, ascending.
+    """Return distinct 64-bit digests of the rows, ascending. A policy keeps those of the rows that it was made from.
 
-    Texts that differ in case or white space alone share one. Whoever has a text can ask whether it was among the rows;
-    nobody can read a text out of a digest.
+    Texts that differ in case or white space alone share a digest. A digest tells whether a given text was among the
+    rows. No text can be read from it.
     """
     return np.unique(np.array([_short(list(_prefixes(row))[-1]) for row in conversations], dtype=np.uint64))
 
 
-def begin_with(conversations: Sequence[Conversation], digests: DigestArray) -> NDArray[np.bool_]:
-    """Return which conversations are, or begin with, one of those that digests were taken of, shape [n]."""
+def begin_with(conversations: Sequence[Conversation], digests: DigestArray) -> BoolArray:
+    """Return a mask of the conversations that equal, or begin with, a conversation of these digests, shape [n]."""
     known = set(digests.tolist())
     return np.array(
         [any(_short(prefix) in known for prefix in _prefixes(row)) for row in conversations], dtype=np.bool_
@@ -143,7 +144,7 @@ def _short(digest: bytes) -> int:
 
 
 def _prefixes(conversation: Conversation) -> Iterator[bytes]:
-    """Yield a hash of the first turn, the first two, and so on, without regard to case and white space."""
+    """Yield a hash of the first turn, of the first two, and so on. Case and white space are ignored."""
     digest = hashlib.blake2b(digest_size=16)
     for message in conversation.messages:
         text = " ".join(message.content.casefold().split())
@@ -152,7 +153,7 @@ def _prefixes(conversation: Conversation) -> Iterator[bytes]:
 
 
 def _draw(clusters: IntArray, config: SplitConfig) -> IntArray:
-    """Cut a random order of the clusters where the shares of the rows say."""
+    """Cut a random order of the clusters at the shares of the rows."""
     sizes = np.bincount(clusters)
     order = np.random.default_rng(config.seed).permutation(sizes.size)
     middles = np.cumsum(sizes[order]) - sizes[order] / 2
@@ -183,20 +184,3 @@ def _read(dataset: Dataset, clusters: IntArray) -> IntArray:
                 hint="Put near-duplicates and turns of one conversation into one split, or state shares under `splits`",
             )
     return part_of_row
-
-
-class _Forest:
-    """Disjoint sets with path halving."""
-
-    def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
-
-    def root(self, item: int) -> int:
-        parent = self._parent
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    def join(self, one: int, other: int) -> None:
-        self._parent[self.root(one)] = self.root(other)

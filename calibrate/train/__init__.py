@@ -1,8 +1,8 @@
-"""Training of the two probes: what they learn, in which kinds, and the choice between candidates."""
+"""Training of the safety probe and the delegation value. Read :mod:`calibrate.train.recipe` first."""
 
-from calibrate.config.training import TrainOptions
-from calibrate.train.probes import TokenRows, TrainedProbes, train_probes
+from calibrate.config.recipe import Recipe
 from calibrate.train.rows import SafetyRows
 from calibrate.train.selection import PaddedRows
+from calibrate.train.train import TokenRows, TrainedProbes, train_probes
 
-__all__ = ["PaddedRows", "SafetyRows", "TokenRows", "TrainOptions", "TrainedProbes", "train_probes"]
+__all__ = ["PaddedRows", "Recipe", "SafetyRows", "TokenRows", "TrainedProbes", "train_probes"]

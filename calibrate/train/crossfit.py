@@ -1,7 +1,7 @@
-"""Folds that keep dependent rows together, and out-of-fold scores from them.
+"""Folds that keep dependent rows together.
 
-A score is out of sample only if the model that gave it saw neither the row nor a near-duplicate of it. So folds are
-dealt in clusters, never in rows.
+A score is out of sample only if its model saw neither the row nor a near-duplicate of it. So whole clusters are
+assigned to folds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ctd_guardrail.errors import DataError
 __all__ = ["FOLDS", "assign_folds", "check_classes"]
 
 FOLDS: Final = 5
-# Below this many rows of a class, a fold may hold none of it and a regression on that class alone is noise.
+# With fewer rows of a class, a fold may hold none of them, and a regression on that class alone is noise.
 _FEWEST_ROWS: Final = 10
 
 FloatArray = NDArray[np.float64]
@@ -24,11 +24,11 @@ IntArray = NDArray[np.int64]
 
 
 def check_classes(labels: FloatArray, *, purpose: str) -> None:
-    """Refuse rows from which a probe cannot learn both classes.
+    """Refuse rows that have too few rows of a class.
 
     Args:
         labels: 1 = unsafe, 0 = safe, shape [n].
-        purpose: What the rows are for, as the error message says it.
+        purpose: Purpose of the rows, for the error message.
 
     Raises:
         DataError: A class has fewer than ten rows.
@@ -45,12 +45,12 @@ def check_classes(labels: FloatArray, *, purpose: str) -> None:
 def assign_folds(labels: FloatArray, clusters: IntArray, *, seed: int) -> IntArray:
     """Return the fold of each row, 0 to FOLDS - 1, shape [n].
 
-    Clusters are dealt in random order, those with an unsafe row first, so that every fold gets its share of them.
+    Clusters are assigned in random order, those with an unsafe row first, so that every fold gets its share of them.
 
     Args:
         labels: 1 = unsafe, 0 = safe, shape [n].
-        clusters: Rows of one number are near-duplicates or turns of one conversation, shape [n].
-        seed: Of the deal.
+        clusters: Rows with one number are near-duplicates or turns of one conversation, shape [n].
+        seed: Seed of the order.
 
     Raises:
         DataError: The clusters are so few or so large that the rows outside some fold are of one class.

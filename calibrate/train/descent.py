@@ -1,7 +1,7 @@
 """Gradient descent for probes that read all tokens: AdamW, a cosine schedule, and a stop on held-out clusters.
 
-lr 5e-3 to 5e-4, weight decay 1e-3, 128 rows a batch, at most 200 epochs, and 50 without progress, as in the
-literature on attention probes.
+The defaults are those of the literature on attention probes: learning rate 5e-3 to 5e-4, weight decay 1e-3, 128 rows
+a batch, at most 200 epochs, and 50 epochs without progress.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast.
+    """Length and rate of a descent.
 
     Attributes:
-        epochs: At most so many passes over the rows.
-        patience: Stop after so many epochs without a better loss on the held-out rows.
+        epochs: Largest number of passes over the rows.
+        patience: Epochs without a better loss on the held-out rows after which the descent stops.
         rate: Learning rate at the start.
         last_rate: Learning rate after the last epoch.
         decay: Weight decay.
@@ -64,7 +64,6 @@ def batches(segments: Sequence[torch.Tensor], rows: IntArray, size: int) -> Iter
 def descend(
     model: torch.nn.Module,
     segments: Sequence[torch.Tensor],
-    extras: torch.Tensor,
     targets: Mapping[str, Target],
     *,
     train: IntArray,
@@ -72,17 +71,16 @@ def descend(
     seed: int,
     schedule: Schedule = SCHEDULE,
 ) -> int:
-    """Fit a model in place, leave it as it was at its best epoch, and return that epoch's number, from 1.
+    """Fit a model in place, restore its best epoch, and return that epoch's number, from 1.
 
     Args:
-        model: Maps (ragged tokens, extra features of the rows) to outputs, shape [rows, targets].
+        model: Maps ragged tokens to outputs, shape [rows, targets].
         segments: Token activations of each row's window.
-        extras: Extra features, shape [rows, features].
-        targets: What each output is to say, in the order of the outputs.
+        targets: Target of each output, in the order of the outputs.
         train: Rows to fit to.
-        held_out: Rows that decide when to stop, of other clusters.
-        seed: Of the order of the rows.
-        schedule: How long and how fast.
+        held_out: Rows of other clusters that decide when to stop.
+        seed: Seed of the order of the rows.
+        schedule: Length and rate.
     """
     loss_of = _loss(targets, train)
     optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.rate, weight_decay=schedule.decay)
@@ -92,12 +90,12 @@ def descend(
     for epoch in range(1, schedule.epochs + 1):
         for rows, tokens in batches(segments, rng.permutation(train), schedule.batch):
             optimiser.zero_grad()
-            loss_of(model(tokens, extras[rows]), rows).backward()
+            loss_of(model(tokens), rows).backward()
             optimiser.step()
         cosine.step()
         with torch.no_grad():
             parts = [
-                (loss_of(model(tokens, extras[rows]), rows).item(), rows.size)
+                (loss_of(model(tokens), rows).item(), rows.size)
                 for rows, tokens in batches(segments, held_out, schedule.batch)
             ]
         loss = sum(value * size for value, size in parts) / held_out.size
@@ -118,7 +116,7 @@ def _loss(targets: Mapping[str, Target], train: IntArray) -> Callable[[torch.Ten
     for number, target in enumerate(targets.values()):
         rows = train[target.weights[train] > 0.0]
         variance = float(np.var(target.values[rows])) if target.loss == "squared" else 1.0
-        # A batch holds rows of weight 0 too: the mean over all rows stands for the mean over those that count.
+        # A batch also holds rows of weight 0. Scaled weights turn its mean into the mean over the other rows.
         scales.append(1.0 / max(variance, 1e-6))
         weights[:, number] /= weights[train, number].mean()
 

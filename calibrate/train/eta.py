@@ -1,8 +1,9 @@
-"""eta = P(y=1|x) on the rows that delegation is learnt on, where the safety probe was fitted to others.
+"""eta = P(y=1|x) on the rows that delegation is learnt on, if the safety probe was trained on other rows.
 
-d is linear in eta, so an error of eta costs its square, which is what a ridge regression of the labels minimises; a
-logistic regression is graded by log loss, where a few surprising rows count most, but bends as probabilities do near 0
-and 1. Which is better depends on how well x tells the labels apart, so linear heads are fitted both ways.
+d is linear in eta, so an error of eta costs its square. A ridge regression of the labels minimises that square. A
+logistic regression minimises log loss, in which a few surprising rows count most, but it bends near 0 and 1 as
+probabilities do. Which of them is better depends on how well x separates the labels. So linear heads are fitted in both
+ways.
 """
 
 from __future__ import annotations
@@ -29,23 +30,24 @@ FloatArray = NDArray[np.float64]
 def fit_eta(learner: Learner, source: Learner) -> Sequence[Fit]:
     """Fit eta to the learner's rows: of four linear fits, the one with the lowest held-out log loss.
 
-    Two are together with the safety probe's rows: those of the same traffic help, those of another source may not.
-    eta reads no extra features: p's logit, fitted to the labels of other rows, would give theirs away. Held-out values
-    are scaled first, on the learner's own rows: that gives the ridge a logit, and makes up for what a penalty does to
-    the spread and rows of another source to the level.
+    Two of them also use the rows of the safety probe. Rows of the same traffic help, rows of another source may not.
+    Held-out values are Platt-scaled on the learner's own rows. That gives the ridge a logit, and corrects the spread
+    (which a penalty narrows) and the level (which rows of another source shift).
+
+    Args:
+        learner: Rows that delegation is learnt on.
+        source: Rows that the safety probe was trained on.
     """
     rows, others = learner.rows, source.rows
     if learner.kinds != ("mean",):
-        # Held-out values of other kinds take five more fits each.
-        return learner.fit({"eta": label_target(rows.labels)}, learner.no_extras())
+        # Held-out values of the other kinds would take five more fits each.
+        return learner.fit({"eta": label_target(rows.labels)})
     joined = replace(
         learner, rows=rows.beside(others), chosen=np.append(learner.chosen, source.chosen + len(rows.pooled.lengths))
     )
     candidates: list[Fit] = []
     for target_of in (label_target, share_target):
-        (alone,), (together,) = (
-            each.fit({"eta": target_of(each.rows.labels)}, each.no_extras()) for each in (learner, joined)
-        )
+        (alone,), (together,) = (each.fit({"eta": target_of(each.rows.labels)}) for each in (learner, joined))
         candidates += [alone, _Beside(together, len(rows), len(others))]
     scaled = [_Scaled.of(fit, rows.labels) for fit in candidates]
     return [min(scaled, key=lambda fit: _log_loss(rows.labels, fit.held_out()["eta"]))]
@@ -57,7 +59,7 @@ def _log_loss(labels: FloatArray, logit: FloatArray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """A fit to our rows and to others after them, of which only ours are held out."""
+    """A fit to the learner's rows and to other rows after them, with held-out values of the learner's rows alone."""
 
     fit: Fit
     ours: int
@@ -86,7 +88,7 @@ class _Scaled:
 
     @classmethod
     def of(cls, fit: Fit, labels: FloatArray) -> _Scaled:
-        # Where nothing was learnt, eta is the share of unsafe rows.
+        # If nothing was learnt, eta is the share of unsafe rows.
         nothing: Scale = (0.0, float(logit(labels.mean())))
         return cls(fit, *(fit_probe_scale(labels, fit.held_out()["eta"]) or nothing))
 

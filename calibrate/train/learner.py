@@ -1,4 +1,4 @@
-"""Heads of one kind or several, fitted to the same rows."""
+"""Heads of one kind or several, trained on the same rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.config.training import TrainOptions
 from calibrate.train.linear import fit_linear
 from calibrate.train.parts import Part
 from calibrate.train.rows import TrainingRows
@@ -25,61 +24,57 @@ IntArray = NDArray[np.int64]
 
 
 class Fit(Protocol):
-    """Heads that were fitted together, of one kind."""
+    """Heads of one kind that were trained together."""
 
     def parts(self) -> list[Part]:
-        """Return the components, whose sum they are."""
+        """Return the components of the heads."""
         ...
 
     def held_out(self) -> dict[str, FloatArray]:
-        """Return each head's value for every training row, from fits that have not seen it, shape [rows]."""
+        """Return the value of each head for every training row, from fits that have not seen it, shape [rows]."""
         ...
 
     def predict(self, rows: TrainingRows) -> dict[str, FloatArray]:
-        """Return the values of heads without extra features for other rows, shape [rows]."""
+        """Return the value of each head for other rows, shape [rows]."""
         ...
 
     def record(self) -> dict[str, Any]:
-        """Return how it was regularised, as JSON."""
+        """Return the regularisation, as JSON."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """Rows, and the window of each that linear heads and values are learnt from.
+    """Training rows, the window of each row that the heads learn from, and the kinds of heads.
 
     Attributes:
         rows: The training rows.
-        chosen: The window of each row that stands for it, shape [rows].
-        kinds: Reductions, each of which every head is fitted with.
-        options: How they are fitted.
+        chosen: The window of each row that the heads learn from, shape [rows].
+        kinds: Reductions. Every head is trained with each of them.
         seed: The same rows and seed give the same heads.
     """
 
     rows: TrainingRows
     chosen: IntArray
     kinds: tuple[Reduction, ...]
-    options: TrainOptions
     seed: int
 
     @classmethod
-    def of(cls, rows: TrainingRows, kinds: tuple[Reduction, ...], options: TrainOptions, seed: int) -> Learner:
-        """Choose the windows and return the learner."""
-        return cls(rows, choose_windows(rows.pooled, rows.labels, rows.clusters, seed=seed), kinds, options, seed)
+    def of(
+        cls, rows: TrainingRows, kinds: tuple[Reduction, ...], seed: int, *, columns: IntArray | None = None
+    ) -> Learner:
+        """Choose the window of each row, by these columns of the activations, and return the learner."""
+        read = rows if columns is None else rows.columns(columns)
+        return cls(rows, choose_windows(read.pooled, rows.labels, rows.clusters, seed=seed), kinds, seed)
 
-    def fit(self, targets: Mapping[str, Target], extras: FloatArray) -> list[Fit]:
+    def fit(self, targets: Mapping[str, Target]) -> list[Fit]:
         """Return one fit of each kind."""
-        return [self._fit(kind, targets, extras) for kind in self.kinds]
+        return [self._fit(kind, targets) for kind in self.kinds]
 
-    def _fit(self, kind: Reduction, targets: Mapping[str, Target], extras: FloatArray) -> Fit:
+    def _fit(self, kind: Reduction, targets: Mapping[str, Target]) -> Fit:
         if kind == "mean":
-            return fit_linear(self.rows, targets, extras, chosen=self.chosen, seed=self.seed)
-        seeds = self.options.seeds
-        return fit_tokens(self.rows, kind, targets, extras, chosen=self.chosen, seed=self.seed, seeds=seeds)
-
-    def no_extras(self) -> FloatArray:
-        """Return no extra features, shape [rows, 0]."""
-        return np.zeros((len(self.rows), 0))
+            return fit_linear(self.rows, targets, chosen=self.chosen, seed=self.seed)
+        return fit_tokens(self.rows, kind, targets, chosen=self.chosen, seed=self.seed)
 
 
 def mean_values(values: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:

@@ -25,18 +25,16 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
-    """weight . h + extra . f + bias, for the mean activation h of a window and its extra features f.
+    """weight . h + bias, for the mean activation h of a window.
 
     Attributes:
-        weight: On raw activations, shape [width].
-        extra: On the extra features, shape [features].
+        weight: Weights on raw activations, shape [width].
         bias: Intercept.
-        held_out: What fits that saw neither the row nor its cluster say of each training row, shape [rows].
-        record: How the regularisation was chosen, as JSON.
+        held_out: Value of each training row from fits that saw neither the row nor its cluster, shape [rows].
+        record: Choice of the regularisation, as JSON.
     """
 
     weight: FloatArray
-    extra: FloatArray
     bias: float
     held_out: FloatArray
     record: dict[str, Any]
@@ -49,11 +47,11 @@ class LinearFit:
     heads: Mapping[str, LinearHead]
 
     def held_out(self) -> dict[str, FloatArray]:
-        """Return each head's value for every training row, from fits that have not seen it."""
+        """Return the value of each head for every training row, from fits that have not seen it."""
         return {name: head.held_out for name, head in self.heads.items()}
 
     def record(self) -> dict[str, Any]:
-        """Return how each head was regularised, as JSON."""
+        """Return the regularisation of each head, as JSON."""
         return {name: head.record for name, head in self.heads.items()}
 
     def parts(self) -> list[Part]:
@@ -64,35 +62,31 @@ class LinearFit:
                 Component(outputs=cast("tuple[Output, ...]", tuple(self.heads))),
                 {"weight": np.stack([head.weight for head in heads])},
                 np.array([head.bias for head in heads]),
-                np.stack([head.extra for head in heads]),
             )
         ]
 
     def predict(self, rows: TrainingRows) -> dict[str, FloatArray]:
-        """Return the values of heads without extra features for other rows, the largest of each row's windows."""
+        """Return the value of each head for other rows: the largest over the windows of a row."""
         windows = rows.pooled.values.astype(np.float64)
         return {
             name: over_rows(windows @ head.weight + head.bias, rows.pooled.windows) for name, head in self.heads.items()
         }
 
 
-def fit_linear(
-    rows: TrainingRows, targets: Mapping[str, Target], extras: FloatArray, *, chosen: IntArray, seed: int
-) -> LinearFit:
+def fit_linear(rows: TrainingRows, targets: Mapping[str, Target], *, chosen: IntArray, seed: int) -> LinearFit:
     """Fit one head for each target.
 
     Args:
         rows: Activations and clusters.
-        targets: What each head is to say.
-        extras: Numbers that these heads read beside activations, shape [rows, features].
-        chosen: The window of each row that stands for it, shape [rows].
-        seed: Of the folds.
+        targets: Target of each head.
+        chosen: The window of each row that the heads learn from, shape [rows].
+        seed: Seed of the folds.
 
     Raises:
         DataError: There are too few clusters for cross-validation.
     """
     # Sums over thousands of rows and dimensions of very different size: float32 would lose the small ones.
-    features = np.hstack([rows.pooled.values[chosen].astype(np.float64), extras])
+    features = rows.pooled.values[chosen].astype(np.float64)
     return LinearFit(
         {
             name: _logistic(rows, features, target, seed=seed)
@@ -105,25 +99,23 @@ def fit_linear(
 
 def _logistic(rows: TrainingRows, features: FloatArray, target: Target, *, seed: int) -> LinearHead:
     fitted = fit_logistic(features, target.values, rows.clusters, seed=seed, weights=target.weights)
-    width = rows.pooled.values.shape[1]
     held_out = fitted.out_of_fold
     if (rows.pooled.windows > 1).any():
-        # To a fit that has not seen the row, another of its windows may speak louder.
-        owner = rows.pooled.row_of_window
-        windows = np.hstack([rows.pooled.values.astype(np.float64), features[owner, width:]])
-        held_out = over_rows(fitted.held_out_logit(windows, owner), rows.pooled.windows)
-    return LinearHead(fitted.weight[:width], fitted.weight[width:], fitted.bias, held_out, fitted.record)
+        # A fit that has not seen the row may give another of its windows the largest score.
+        windows = rows.pooled.values.astype(np.float64)
+        held_out = over_rows(fitted.held_out_logit(windows, rows.pooled.row_of_window), rows.pooled.windows)
+    return LinearHead(fitted.weight, fitted.bias, held_out, fitted.record)
 
 
 def _ridge(rows: TrainingRows, features: FloatArray, target: Target) -> LinearHead:
-    part, width = target.rows, rows.pooled.values.shape[1]
+    part = target.rows
     standardise = Standardiser.fit(features)
     standardised = standardise(features)
     fitted = fit_ridge(standardised[part], target.values[part], rows.clusters[part])
     held_out = standardised @ fitted.weight + fitted.bias
     held_out[part] = fitted.left_out
     weight, bias = standardise.fold(fitted.weight, fitted.bias)
-    return LinearHead(weight[:width], weight[width:], bias, held_out, _record(fitted))
+    return LinearHead(weight, bias, held_out, _record(fitted))
 
 
 def _record(ridge: Ridge) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Logistic regression on standardised activations: the safety probe, and eta of the delegation value."""
+"""Logistic regression on standardised activations, for the safety probe and for eta."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class LogisticHead:
     """logit P(unsafe) = weight . x + bias.
 
     Attributes:
-        weight: On raw features, shape [d].
+        weight: Weights on raw features, shape [d].
         bias: Intercept.
         out_of_fold: Logit of each training row from a fit that saw neither the row nor its cluster, shape [n].
-        record: How C was chosen, as JSON.
+        record: Choice of C, as JSON.
         folds: Fold of each training row, shape [n].
         fold_weights: Weights on raw features of the fit without each fold, shape [FOLDS, d].
         fold_biases: Their intercepts, shape [FOLDS].
@@ -66,14 +66,14 @@ class LogisticHead:
 def fit_logistic(
     features: FloatArray, labels: FloatArray, clusters: IntArray, *, seed: int, weights: FloatArray | None = None
 ) -> LogisticHead:
-    """Fit with the C whose out-of-fold log loss is smallest.
+    """Fit with the C that has the smallest out-of-fold log loss.
 
     Args:
         features: Raw pooled activations, shape [n, d].
         labels: 1 = unsafe, 0 = safe, shape [n].
         clusters: Rows of one number stay in one fold, shape [n].
-        seed: Of the folds.
-        weights: What each row counts, shape [n]; None: all the same.
+        seed: Seed of the folds.
+        weights: Weight of each row, shape [n]; None: equal weights.
 
     Raises:
         DataError: There are too few clusters for cross-validation.
@@ -95,7 +95,7 @@ def fit_logistic(
         loss = float(log_loss(labels, expit(logits), sample_weight=weights))
         alternatives.append({"C": strength, "log_loss": loss, "auroc": float(roc_auc_score(labels, logits))})
         if loss > best:
-            # Along the path the loss falls and then rises, and the weakest penalties take longest to fit.
+            # The loss falls and then rises along the path, and the weakest penalties take longest to fit.
             break
         best, chosen, out_of_fold = loss, strength, logits
         fold_heads = [standardise.fold(model.coef_[0], float(model.intercept_[0])) for model in models]

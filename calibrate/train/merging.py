@@ -1,7 +1,7 @@
-"""Platt scaling of p and e, and how the cascade merges them: a few parameters, learnt on out-of-sample scores.
+"""Platt scaling and merge of p and e: a few parameters, learnt on out-of-sample scores of the training rows.
 
-The rows are those that train the probes. They are disjoint from the certificate's, and which inputs are delegated
-does not depend on the merge: the certified rate is the same whatever is learnt here.
+The training rows are disjoint from the certificate's rows, and the delegated inputs do not depend on the merge. So the
+certified rate is the same for every merge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from calibrate.train.platt import fit_scaling
 from calibrate.train.quality import cascade_quality
 from ctd_guardrail.probes.merge import Merge, log_odds
 
-__all__ = ["MERGES", "Scale", "compare_merges", "delegated_half", "fit_expert_scale", "fit_merge", "fit_probe_scale"]
+__all__ = [
+    "MERGES",
+    "MergeKind",
+    "Scale",
+    "compare_merges",
+    "delegated_half",
+    "fit_expert_scale",
+    "fit_merge",
+    "fit_probe_scale",
+]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.intp]
@@ -26,33 +35,33 @@ MERGES: Final[tuple[MergeKind, ...]] = ("replace", "average", "stacking")
 
 
 def fit_probe_scale(labels: FloatArray, logit: FloatArray) -> Scale | None:
-    """Return slope and offset of Platt scaling of p; None where a larger p does not mean more unsafe rows.
+    """Return slope and offset of Platt scaling of p; None if a larger p does not mean more unsafe rows.
 
     Args:
         labels: 1 = unsafe, 0 = safe, shape [n].
-        logit: Of p, out of sample, shape [n].
+        logit: Out-of-sample logit of p, shape [n].
     """
     scaling = fit_scaling(labels, logit)
     return (scaling.slopes[0], scaling.bias) if scaling.slopes[0] > 0.0 else None
 
 
 def fit_expert_scale(labels: FloatArray, expert: FloatArray) -> Scale | None:
-    """Return slope and offset of Platt scaling of the expert's P(unsafe), shape [n]; None likewise."""
+    """Return slope and offset of Platt scaling of the expert's P(unsafe); None as in :func:`fit_probe_scale`."""
     return fit_probe_scale(labels, log_odds(expert))
 
 
 def fit_merge(
     kind: MergeKind, labels: FloatArray, p: FloatArray, expert: FloatArray, expert_scale: Scale | None
 ) -> Merge:
-    """Learn how p and e become one score.
+    """Fit the merge of p and e to one score.
 
     Args:
-        kind: ``average``: the weight of e that gives the smallest Brier score. ``stacking``: logistic regression on
-            both logits. ``replace`` has nothing to learn.
+        kind: ``average``: the weight of e with the smallest Brier score. ``stacking``: logistic regression on both
+            logits. ``replace`` has nothing to learn.
         labels: 1 = unsafe, 0 = safe, shape [n].
-        p: Safety probe out of sample, shape [n].
+        p: Out-of-sample score of the safety probe, shape [n].
         expert: The expert's P(unsafe), shape [n].
-        expert_scale: Platt scaling of it that goes before.
+        expert_scale: Platt scaling that is applied to the expert's score first.
     """
     replacing = Merge(expert_scale=expert_scale)
     scaled = replacing(p, expert)
@@ -70,14 +79,14 @@ def fit_merge(
 
 
 def delegated_half(d: FloatArray) -> IntArray:
-    """Return the rows that some budget up to 1/2 delegates: where a merge has to be good."""
+    """Return the half of the rows with the largest d. The merge is learnt on them."""
     return np.argsort(-d, kind="stable")[: (d.size + 1) // 2]
 
 
 def compare_merges(
     labels: FloatArray, p: FloatArray, d: FloatArray, expert: FloatArray, expert_scale: Scale | None
 ) -> list[dict[str, Any]]:
-    """Return what each way to merge is worth on the rows that it was learnt on, for one d; as JSON."""
+    """Return the Brier score and the AUROC of the cascade for each merge, on the training rows, as JSON."""
     found, sent = [], delegated_half(d)
     for kind in MERGES:
         merge = fit_merge(kind, labels[sent], p[sent], expert[sent], expert_scale)

@@ -1,67 +1,65 @@
-"""Trained components and their biases, and how they become the probes of a policy."""
+"""Trained components, and their assembly to the probes of a policy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctd_guardrail.probes.probes import Probes
-from ctd_guardrail.probes.spec import Component, Output, ProbeSpec
+from ctd_guardrail.probes.spec import OUTPUTS, Component, Output, ProbeSpec
 
-__all__ = ["Part", "assemble"]
+__all__ = ["Part", "join_parts"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# What steers a reduction instead of being summed up by it: it stays as it is when the sum is scaled.
-_STEERING = "query"
+# The query of an attention head sets the weights of its sum. It stays the same when the sum is scaled.
+_QUERY: Final = "query"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One component, fitted, with what its heads add beside it.
+    """One trained component and the biases of its heads.
 
     Attributes:
-        component: How it reduces tokens, and to which heads it adds.
-        tensors: Under the names of :meth:`Component.shapes`, on raw activations.
-        bias: Of each head, shape [outputs].
-        extra: Of each head on the extra features, shape [outputs, features].
+        component: Its reduction and its heads.
+        tensors: Parameters on raw activations, with the names of :meth:`Component.shapes`.
+        bias: Bias of each head, shape [outputs].
     """
 
     component: Component
     tensors: Mapping[str, FloatArray]
     bias: FloatArray
-    extra: FloatArray
 
     def times(self, factor: float) -> Part:
-        """Return the part that adds ``factor`` times as much; ``factor`` is positive."""
+        """Return the part whose contribution is ``factor`` times as large; ``factor`` is positive."""
         return self._rescale(np.full(self.bias.size, factor), np.zeros_like(self.bias))
 
     def rescaled(self, slope: float, offset: float, heads: Sequence[Output]) -> Part:
-        """Return the part whose named heads x are ``slope x + offset``; ``slope`` is not negative."""
+        """Return the part whose named heads x become ``slope x + offset``; ``slope`` is not negative."""
         named = np.isin(self.component.outputs, heads)
         return self._rescale(np.where(named, slope, 1.0), np.where(named, offset, 0.0))
 
     def shared(self, head: Output, also: Output) -> Part:
-        """Return the part that adds to one more head what it adds to ``head``."""
+        """Return the part that contributes to the head ``also`` what it contributes to ``head``."""
         place = self.component.outputs.index(head)
         order = [*range(self.bias.size), place]
         return Part(
             self.component.model_copy(update={"outputs": (*self.component.outputs, also)}),
-            {name: tensor if name == _STEERING else tensor[order] for name, tensor in self.tensors.items()},
+            {name: tensor if name == _QUERY else tensor[order] for name, tensor in self.tensors.items()},
             self.bias[order],
-            self.extra[order],
         )
 
     def widened(self, columns: IntArray, width: int) -> Part:
-        """Return the part that reads these columns of wider activations, and ignores the others.
+        """Return the part that reads some columns of wider activations, and ignores the others.
 
         Args:
-            columns: Where the activations that it was fitted to lie, shape [its width].
-            width: Of the wider activations.
+            columns: Columns of the activations that it was trained on, shape [its width].
+            width: Width of the wider activations.
         """
 
         def widen(tensor: FloatArray) -> FloatArray:
@@ -77,41 +75,30 @@ class Part:
 
         return replace(
             self,
-            tensors={name: tensor if name == _STEERING else scale(tensor) for name, tensor in self.tensors.items()},
+            tensors={name: tensor if name == _QUERY else scale(tensor) for name, tensor in self.tensors.items()},
             bias=scale(self.bias) + offsets,
-            extra=scale(self.extra),
         )
 
 
-def assemble(spec: ProbeSpec, parts: Sequence[Part]) -> Probes:
+def join_parts(parts: Sequence[Part]) -> Probes:
     """Return the probes whose heads are the sums of the parts.
 
     Args:
-        spec: With delegation, costs and features; its components are replaced by those of the parts.
-        parts: Together they add to every head of the spec.
+        parts: Together they contribute to every head.
     """
     joined = _join_means(parts)
-    spec = ProbeSpec(
-        delegation=spec.delegation,
-        components=tuple(part.component for part in joined),
-        costs=spec.costs,
-        features=spec.features,
-    )
-    bias, extra = np.zeros(len(spec.outputs)), np.zeros((len(spec.outputs), len(spec.features)))
+    bias = np.zeros(len(OUTPUTS))
     tensors: dict[str, FloatArray] = {}
     for number, part in enumerate(joined):
-        heads = [spec.outputs.index(name) for name in part.component.outputs]
-        bias[heads] += part.bias
-        extra[heads] += part.extra
+        bias[[OUTPUTS.index(name) for name in part.component.outputs]] += part.bias
         tensors |= {f"{number}.{name}": tensor for name, tensor in part.tensors.items()}
     tensors["bias"] = bias
-    if spec.features:
-        tensors["extra"] = extra[1:]
+    spec = ProbeSpec(components=tuple(part.component for part in joined))
     return Probes(spec, {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
 
 
 def _join_means(parts: Sequence[Part]) -> list[Part]:
-    """Make one component of all linear heads on the mean: each head is in one of them."""
+    """Join all linear heads on the mean to one component. Each head is in one of them."""
     means = [part for part in parts if part.component.reduction == "mean"]
     others = [part for part in parts if part.component.reduction != "mean"]
     if not means:
@@ -119,5 +106,4 @@ def _join_means(parts: Sequence[Part]) -> list[Part]:
     outputs = tuple(name for part in means for name in part.component.outputs)
     weight = np.concatenate([part.tensors["weight"] for part in means])
     bias = np.concatenate([part.bias for part in means])
-    extra = np.concatenate([part.extra for part in means])
-    return [Part(Component(outputs=outputs), {"weight": weight}, bias, extra), *others]
+    return [Part(Component(outputs=outputs), {"weight": weight}, bias), *others]

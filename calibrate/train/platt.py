@@ -1,7 +1,7 @@
-"""Logistic regressions of a few numbers a row: Platt scaling of one logit, stacking of two.
+"""Logistic regression on one or two logits: Platt scaling and stacking.
 
-Labels are smoothed as Platt (1999) does, to (n1 + 1) / (n1 + 2) and 1 / (n0 + 2), which keeps the slope finite where a
-score separates the classes.
+Labels are smoothed to (n1 + 1) / (n1 + 2) and 1 / (n0 + 2), as in Platt (1999). So the slope stays finite if a score
+separates the classes.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Scaling:
 
 
 def fit_scaling(labels: FloatArray, *columns: FloatArray) -> Scaling:
-    """Fit by maximum likelihood of the smoothed labels.
+    """Fit by maximum likelihood to the smoothed labels.
 
     Args:
-        labels: 1 = unsafe, 0 = safe, of both, shape [n].
+        labels: 1 = unsafe, 0 = safe, shape [n]; both occur.
         columns: Finite logits, each of shape [n].
     """
     unsafe, rows = labels.sum(), labels.size

@@ -1,4 +1,4 @@
-"""One number for a pair of probes and a merge: the Brier score of the cascade, averaged over budgets."""
+"""Quality of a pair of probes and a merge: the Brier score of the cascade, averaged over budgets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-
-from calibrate.evaluate.metrics import auroc
+from sklearn.metrics import roc_auc_score
 
 __all__ = ["BUDGETS", "cascade_quality"]
 
@@ -19,20 +18,20 @@ FloatArray = NDArray[np.float64]
 
 
 def cascade_quality(labels: FloatArray, p: FloatArray, d: FloatArray, merged: FloatArray) -> dict[str, float]:
-    """Return how good the cascade is that sends the rows with the largest d to the expert.
+    """Return the quality of the cascade that delegates the rows with the largest d.
 
-    The Brier score decides between candidates, because it is proper: it rewards a p that is right as a probability,
-    where AUROC rewards the ranking alone. It is the mean over :data:`BUDGETS`.
+    The Brier score, averaged over :data:`BUDGETS`, decides between candidates. It is proper: it rewards a p that is
+    right as a probability. AUROC rewards the ranking alone.
 
     Args:
         labels: 1 = unsafe, 0 = safe, shape [n].
-        p: The probe's score out of sample, shape [n].
-        d: Delegation value out of sample, shape [n].
-        merged: The cascade's score where the expert is asked, shape [n].
+        p: Out-of-sample score of the probe, shape [n].
+        d: Out-of-sample delegation value, shape [n].
+        merged: The cascade's score of each row if it is delegated, shape [n].
 
     Returns:
-        ``brier`` and ``auroc`` of the cascade, ``probe_auroc``, and ``spearman`` of d with v; AUROC is 1/2 where
-        there is one label.
+        ``brier`` and ``auroc`` of the cascade, ``probe_auroc``, and ``spearman`` of d and v. AUROC is 1/2 if there is
+        one label only.
     """
     order = np.argsort(-d, kind="stable")
     briers, aurocs = [], []
@@ -52,4 +51,4 @@ def cascade_quality(labels: FloatArray, p: FloatArray, d: FloatArray, merged: Fl
 
 
 def _auroc(labels: FloatArray, score: FloatArray) -> float:
-    return auroc(labels, score) if 0.0 < labels.mean() < 1.0 else 0.5
+    return float(roc_auc_score(labels, score)) if 0.0 < labels.mean() < 1.0 else 0.5

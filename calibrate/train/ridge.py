@@ -1,8 +1,8 @@
 """Ridge regression whose penalty is chosen by leaving out one cluster at a time, in closed form.
 
-With H the hat matrix of a penalty, the residuals r = y - Hy of the fit to all rows give those of the fits without
-cluster c as (I - H_cc)^-1 r_c, exactly (Allen 1974 for single rows; Cook and Weisberg 1982, section 3.6, for groups).
-One eigendecomposition serves all penalties, and there are no folds to draw.
+Let H be the hat matrix of a penalty and r = y - Hy the residuals of the fit to all rows. The residuals of cluster c in
+the fit without it are exactly (I - H_cc)^-1 r_c (Allen 1974 for single rows; Cook and Weisberg 1982, section 3.6, for
+groups). One eigendecomposition serves all penalties, and no folds are drawn.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 __all__ = ["PENALTIES", "Ridge", "fit_ridge"]
 
-# Per row and in units of a feature's variance: 1 is a prior as strong as all rows together.
+# Per row, in units of a feature's variance: a penalty of 1 is a prior as strong as all rows together.
 PENALTIES: Final = tuple(float(penalty) for penalty in np.logspace(-3, 2, 11))
-# Directions with less than this share of the largest variance are rounding errors.
+# Directions with a smaller share of the largest variance are rounding errors.
 _RANK_TOLERANCE: Final = 1e-10
 
 FloatArray = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""The labelled rows that training reads."""
+"""Labelled rows for a training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class SafetyRows:
-    """Rows of another source, on which the safety probe is trained instead.
+    """Rows of another source that the safety probe is trained on.
 
     Attributes:
-        pooled: Mean-pooled activations: of every window, or shape [n, width] for rows of one window.
+        pooled: Mean-pooled activations of every window, or shape [n, width] for rows of one window.
         labels: 1 = unsafe, 0 = safe, shape [n].
         clusters: Rows of one number are dependent, shape [n].
-        tokens: Token activations of the rows' windows, one entry a row, where a kind of probe reads them.
+        tokens: Token activations of each row's windows; None if no kind of probe reads them.
     """
 
     pooled: PooledRows | NDArray[np.float32]
@@ -37,14 +37,14 @@ class SafetyRows:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """The columns of a set of labelled rows.
+    """Labelled rows, column by column.
 
     Attributes:
         pooled: Mean-pooled activations of every window.
         labels: 1 = unsafe, 0 = safe, shape [rows].
         clusters: Rows of one number are dependent, shape [rows].
-        expert: The expert's P(unsafe), shape [rows]; of no meaning where only the safety probe is trained.
-        tokens: Token activations of each row's windows, one entry a row, where a kind of probe reads them.
+        expert: The expert's P(unsafe), shape [rows]. Not used for rows that train the safety probe alone.
+        tokens: Token activations of each row's windows; None if no kind of probe reads them.
     """
 
     pooled: PooledRows
@@ -63,7 +63,7 @@ class TrainingRows:
         return TrainingRows(self.pooled.take(rows), self.labels[rows], self.clusters[rows], self.expert[rows], tokens)
 
     def beside(self, others: TrainingRows) -> TrainingRows:
-        """Return these rows and then the others, none of which depends on one of these; without token activations."""
+        """Return these rows and then the others, without token activations. No other row depends on one of these."""
         return TrainingRows(
             PooledRows.concatenate([self.pooled, others.pooled]),
             np.append(self.labels, others.labels),
@@ -72,7 +72,7 @@ class TrainingRows:
         )
 
     def columns(self, keep: IntArray) -> TrainingRows:
-        """Return all rows with some of the activations' columns."""
+        """Return all rows with some columns of the activations."""
         if keep.size == self.pooled.values.shape[1]:
             return self
         tokens = None if self.tokens is None else [Ragged(row.values[:, keep], row.lengths) for row in self.tokens]
@@ -80,7 +80,7 @@ class TrainingRows:
 
 
 def as_pooled(features: PooledRows | NDArray[np.float32]) -> PooledRows:
-    """Wrap vectors of rows of one window, whose lengths are not known and taken to be one token."""
+    """Wrap vectors of rows of one window. Their lengths are not known and set to one token."""
     if isinstance(features, PooledRows):
         return features
     ones = np.ones(len(features), dtype=np.int64)

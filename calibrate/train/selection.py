@@ -1,13 +1,13 @@
-"""Which layers and kinds of probes: cross-validation of the whole training, on training rows only.
+"""Choice of layers and kinds: cross-validation of the whole training, on training rows only.
 
-Every candidate is trained and judged by the same code that trains and runs the policy, on three sets:
+The code that trains and runs the policy trains and scores every candidate, on three sets:
 
-- ``folds``: rows like the training rows, each scored by a fit that has seen neither it nor its cluster.
+- ``folds``: the training rows, each scored by a fit that has seen neither it nor its cluster.
 - ``longer``: the longest third, scored by a fit on the shorter rows.
-- ``padded``: rows inside benign context, scored by the fits of the folds. The expert's score of the bare row stands
-  for that of the padded one.
+- ``padded``: rows inside benign context, scored by the fits of the folds. The expert's score of the bare row is used
+  for the padded row.
 
-The candidate with the smallest Brier score of the cascade, averaged over the sets, is taken; the first of equals.
+The candidate with the smallest Brier score of the cascade, averaged over the sets, wins; of equals, the first.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 SELECTION_ROWS: Final = 3000
-"""Rows that candidates are compared on; more would only cost time."""
+"""Largest number of rows that candidates are compared on. More rows would only take more time."""
 
 _LONG_SHARE: Final = 1 / 3
-# Both parts of the length shift need rows of both labels to learn from and to judge by.
+# Fewest rows of each label among the shorter and among the longest rows.
 _FEWEST_ROWS: Final = 30
 
 Scorer = Callable[[TrainingRows], tuple[FloatArray, FloatArray, FloatArray]]
-"""Returns p, d and the score with the expert of some rows, each of shape [rows]."""
+"""Returns p, d and the score of each row if it is delegated, each of shape [rows]."""
 
 Trainer = Callable[[TrainingRows], Scorer]
-"""Trains on some rows."""
+"""Trains on rows and returns a scorer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One choice.
+    """Layers and kinds of one candidate.
 
     Attributes:
         layers: Layers that are read side by side.
@@ -70,12 +70,12 @@ class PaddedRows:
 
 
 def sample_rows(clusters: IntArray, most: int = SELECTION_ROWS, *, seed: int) -> IntArray:
-    """Return a random choice of rows, ascending: whole clusters, together at most ``most`` rows.
+    """Return a random sample of rows, ascending: whole clusters, together at most ``most`` rows.
 
     Args:
         clusters: Cluster of each row, shape [rows].
-        most: Where there are no more rows, all are returned.
-        seed: Of the choice.
+        most: Largest number of rows. If there are no more rows, all are returned.
+        seed: Seed of the sample.
     """
     if clusters.size <= most:
         return np.arange(clusters.size)
@@ -99,11 +99,11 @@ def select(
     """Return the best candidate, and the scores of all.
 
     Args:
-        candidates: From cheap to dear. A single one is not judged: there is nothing to choose.
-        rows: The rows to select on.
-        trainer_of: What trains a candidate.
+        candidates: Candidates, the cheapest first. A single one is not scored.
+        rows: The rows to compare them on.
+        trainer_of: Returns the trainer of a candidate.
         padded: Rows inside benign context.
-        seed: Of the folds.
+        seed: Seed of the folds.
 
     Raises:
         DataError: There are too few clusters for cross-validation.
@@ -140,7 +140,7 @@ def _judge(
 
 
 class _Scores:
-    """Scores of some rows, filled part by part."""
+    """Scores of some rows, filled in parts."""
 
     def __init__(self, rows: TrainingRows) -> None:
         self._rows = rows
@@ -157,7 +157,10 @@ class _Scores:
 
 
 def _by_length(rows: TrainingRows) -> tuple[IntArray, IntArray]:
-    """Return the shorter rows without any of a longer row's cluster, and the longest third; none if either is small."""
+    """Return the shorter rows, without rows of a longer row's cluster, and the longest third.
+
+    Both are empty if one of them has too few rows of a label.
+    """
     starts = np.cumsum(rows.pooled.windows) - rows.pooled.windows
     tokens = np.add.reduceat(rows.pooled.lengths, starts)
     order = np.argsort(-tokens, kind="stable")

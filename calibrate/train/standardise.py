@@ -1,4 +1,4 @@
-"""Zero mean and unit variance, and the way back to raw features."""
+"""Standardisation to zero mean and unit variance, and its inverse for weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _CONSTANT: Final = 1e-12
 class Standardiser:
     """The affine map z = (x - mean) / scale, in float64.
 
-    Some activation dimensions of language models are a thousand times larger than the others; a penalty on weights
-    means the same for all of them only after this map.
+    Some activation dimensions of language models are a thousand times larger than the others. Only after this map does
+    a penalty treat the weights of all dimensions alike.
 
     Attributes:
         mean: Column means, shape [d].
@@ -34,7 +34,7 @@ class Standardiser:
     def fit(cls, features: FloatArray) -> Standardiser:
         """Measure the columns of features, shape [n, d]."""
         mean, scale = features.mean(axis=0), features.std(axis=0)
-        # The mean of a constant is not always that constant, to the last bit.
+        # Rounding: the mean of a constant column is not always exactly that constant.
         return cls(mean, np.where(scale > _CONSTANT * np.abs(mean), scale, 1.0))
 
     def __call__(self, features: FloatArray) -> FloatArray:

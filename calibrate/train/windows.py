@@ -1,8 +1,8 @@
-"""Which window of a long row the linear heads learn from: the one that speaks loudest.
+"""The window of a long row that the heads learn from: the window with the largest score.
 
-A row's p is the maximum over its windows, so its label is a statement about that window and not about the others:
-multiple-instance learning (Andrews, Tsochantaridis and Hofmann 2002). From a fit to the rows' mean activations, the
-window with the highest score is chosen in every row and the fit repeated on the chosen ones.
+A row's p is the maximum over its windows, so its label is a statement about that window alone: multiple-instance
+learning (Andrews, Tsochantaridis and Hofmann 2002). A first fit to the rows' mean activations scores all windows. The
+window with the largest score is chosen in every row, and the fit is repeated on the chosen windows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from calibrate.train.standardise import Standardiser
 
 __all__ = ["choose_windows"]
 
-# The choice has settled by then.
+# The choice does not change after that many rounds.
 _ROUNDS: Final = 3
 _ITERATIONS: Final = 2000
 
@@ -34,7 +34,7 @@ def choose_windows(pooled: PooledRows, labels: FloatArray, clusters: IntArray, *
         pooled: Activations of all windows.
         labels: 1 = unsafe, 0 = safe, shape [rows].
         clusters: Rows of one number stay in one fold, shape [rows].
-        seed: Of the folds.
+        seed: Seed of the folds.
 
     Raises:
         DataError: There are too few clusters for cross-validation.
@@ -43,16 +43,16 @@ def choose_windows(pooled: PooledRows, labels: FloatArray, clusters: IntArray, *
         return np.arange(len(pooled))
     windows = pooled.values.astype(np.float64)
     first = fit_logistic(_row_means(pooled), labels, clusters, seed=seed)
-    chosen = _loudest(first.logit(windows), pooled.row_of_window)
+    chosen = _largest(first.logit(windows), pooled.row_of_window)
     for _ in range(_ROUNDS):
         standardise = Standardiser.fit(windows[chosen])
         model = LogisticRegression(C=first.record["C"], max_iter=_ITERATIONS)
         model.fit(standardise(windows[chosen]), labels)
-        chosen = _loudest(model.decision_function(standardise(windows)), pooled.row_of_window)
+        chosen = _largest(model.decision_function(standardise(windows)), pooled.row_of_window)
     return chosen
 
 
-def _loudest(scores: FloatArray, owner: IntArray) -> IntArray:
+def _largest(scores: FloatArray, owner: IntArray) -> IntArray:
     """Return the index of each row's window with the largest score, shape [rows]; ``owner`` is ascending."""
     order = np.lexsort((scores, owner))
     return order[np.flatnonzero(np.diff(owner[order], append=-1))]

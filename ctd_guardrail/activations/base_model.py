@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, pick_device
 from ctd_guardrail.activations.scorer import Scored
@@ -34,19 +33,19 @@ A conversation that fits the base model's window has one; a longer one has sever
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One window: a long conversation shares the device like as many short ones."""
+    """One window. A long conversation shares the device like several short ones."""
 
     window: tuple[int, ...]
     head: Head
     rows: int
-    """Rows that the head returns for it."""
+    """Number of rows that the head returns for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
     rows: torch.Tensor
     batch: tuple[float, float]
-    """When it started and ended on the device thread, seconds of :func:`time.perf_counter`."""
+    """Start and end on the device thread, seconds of :func:`time.perf_counter`."""
 
 
 class BatchedBaseModel:
@@ -55,7 +54,7 @@ class BatchedBaseModel:
     Args:
         source: Computes the activations.
         max_batch_tokens: Tokens of one batch on the device thread.
-        max_queue: Windows that may wait; one more is refused.
+        max_queue: Largest number of waiting windows. Further windows are refused.
     """
 
     def __init__(self, source: ActivationSource, *, max_batch_tokens: int = 2048, max_queue: int = 1024) -> None:
@@ -72,12 +71,12 @@ class BatchedBaseModel:
 
     @property
     def spec(self) -> ActivationSpec:
-        """What was asked for."""
+        """The requested model, layers and site."""
         return self._source.spec
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What was loaded."""
+        """Hashes of the loaded model."""
         return self._source.fingerprint
 
     @property
@@ -86,7 +85,7 @@ class BatchedBaseModel:
         return self.fingerprint.hidden_size * len(self.spec.layers)
 
     async def run(self, conversation: Conversation, head: Head) -> Scored:
-        """Return the head's rows for one conversation and what they took, without blocking the event loop.
+        """Return the head's rows for one conversation and their timing, without blocking the event loop.
 
         Raises:
             OverlongError: The conversation exceeds ``spec.max_tokens``.
@@ -103,7 +102,7 @@ class BatchedBaseModel:
             forward_ms=1e3 * sum(ended - started for started, ended in batches),
         )
 
-    def run_many(self, conversations: Sequence[Conversation], head: Head) -> list[NDArray[np.float32]]:
+    def run_many(self, conversations: Sequence[Conversation], head: Head) -> list[Float32Array]:
         """Return the head's rows for many conversations, each of shape [windows, K], blocking.
 
         They go through the same tokeniser, batcher and forward pass as :meth:`run`, shortest first.
@@ -120,7 +119,7 @@ class BatchedBaseModel:
     def tokens_of(self, conversations: Sequence[Conversation]) -> list[Ragged]:
         """Return the token activations of many conversations, one segment a window, on the CPU, blocking.
 
-        In the data type of the forward pass. Heavy: hundreds of kilobytes for a long conversation.
+        Their data type is that of the forward pass. A long conversation takes hundreds of kilobytes.
 
         Raises:
             OverlongError: A conversation exceeds ``spec.max_tokens``.
@@ -141,7 +140,7 @@ class BatchedBaseModel:
         return (results[i] for i in range(len(items)))
 
     def close(self) -> None:
-        """Stop the device thread; conversations that still wait get an error."""
+        """Stop the device thread. Waiting conversations get an error."""
         self._batcher.close()
 
 
@@ -159,7 +158,7 @@ def _run_batch(source: ActivationSource, items: Sequence[_Item]) -> list[torch.T
     heads = list(dict.fromkeys(item.head for item in items))
     if len(heads) == 1:
         return list(heads[0](tokens).cpu().split([item.rows for item in items]))
-    # Policies that share a base model share its forward pass; each head sees its own windows.
+    # Policies with one base model share its forward pass; each head reads its own windows.
     windows = tokens.values.split(tokens.lengths)
     results: dict[int, torch.Tensor] = {}
     for head in heads:
@@ -170,9 +169,9 @@ def _run_batch(source: ActivationSource, items: Sequence[_Item]) -> list[torch.T
     return [results[i] for i in range(len(items))]
 
 
-def _to_numpy(parts: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+def _to_numpy(parts: Sequence[torch.Tensor]) -> Float32Array:
     rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-    array: NDArray[np.float32] = (rows if rows.dtype is torch.float32 else rows.float()).numpy()
+    array: Float32Array = (rows if rows.dtype is torch.float32 else rows.float()).numpy()
     return array
 
 
@@ -187,7 +186,7 @@ def load_base_model(spec: ActivationSpec, *, device: str = "auto", runtime: Runt
     device thread ends.
 
     Args:
-        spec: What to read.
+        spec: Model, layers and site.
         device: Torch device, several with commas between them, or ``auto``.
         runtime: Shares loaded models; None: the runtime of the process.
 
@@ -203,6 +202,6 @@ def load_base_model(spec: ActivationSpec, *, device: str = "auto", runtime: Runt
 
 def _load(spec: ActivationSpec, device: str) -> BatchedBaseModel:
     model = BatchedBaseModel(HuggingFaceSource(spec, device=device))
-    # The first pass is slow, because libraries choose their kernels. No user shall wait for it.
+    # The first pass is slow, because libraries choose their kernels. No user should wait for it.
     model.tokens_of([Conversation.from_text("warm-up")])
     return model

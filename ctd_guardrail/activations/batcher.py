@@ -1,8 +1,8 @@
 """Micro-batching in front of one device thread.
 
-Callers may live on any number of event loops and threads; work runs on one thread, so that kernels of different
-requests never compete for the device. The batcher is work-conserving: it never waits for company, and whatever has
-queued up while the device was busy is the next batch, or several.
+Any number of event loops and threads may call it. All work runs on one thread, so that kernels of different requests
+never compete for the device. The batcher never waits for more items: those that arrive while the device is busy make
+the next batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ctd_guardrail.errors import OverloadedError
 
 __all__ = ["MicroBatcher"]
 
-# Each result that is handed over wakes a task, which has the rest of its request to do.
+# Results that are delivered in one turn of an event loop. Each wakes a task that goes on with its request.
 _AT_ONCE: Final = 4
 
 T = TypeVar("T")
@@ -33,20 +33,20 @@ R = TypeVar("R")
 
 @dataclass(slots=True, eq=False)
 class _Ticket(Generic[T, R]):
-    """An item and who waits for its result: a thread, or a task of the event loop."""
+    """An item and the future of its result, which a thread or a task of an event loop awaits."""
 
     item: T
     future: Future[R] | asyncio.Future[R]
     loop: AbstractEventLoop | None
 
     def start(self) -> bool:
-        """Return whether anybody still waits."""
+        """Return whether the caller still waits."""
         if isinstance(self.future, Future):
             return self.future.set_running_or_notify_cancel()
         return not self.future.cancelled()
 
     def settle(self, outcome: R | BaseException) -> None:
-        """Hand over the result; on the thread of the event loop, where there is one."""
+        """Deliver the result. With an event loop, only its thread may call this."""
         if self.future.done():
             return
         if isinstance(outcome, BaseException):
@@ -56,13 +56,13 @@ class _Ticket(Generic[T, R]):
 
 
 class MicroBatcher(Generic[T, R]):
-    """Runs items of many callers in batches, on one thread of its own.
+    """Runs the items of many callers in batches on its own thread.
 
     Args:
         run: Maps a batch to one result an item, in order. Called on the device thread only.
         cost: Cost of an item, for example its tokens.
-        max_batch_cost: A batch is closed before it exceeds this. A dearer item runs alone.
-        max_queue: Items that may wait; one more is refused.
+        max_batch_cost: Largest cost of a batch. An item of a higher cost runs alone.
+        max_queue: Largest number of waiting items. Further items are refused.
         name: Name of the thread.
     """
 
@@ -81,7 +81,7 @@ class MicroBatcher(Generic[T, R]):
         self._max_queue = max_queue
         self._queue: FairQueue[_Ticket[T, R]] = FairQueue()
         self._lock = threading.Lock()
-        # Let go of to wake the thread when it is idle. A condition would wake it only to wait for the other lock.
+        # Released to wake the idle thread. A condition would wake it only to wait for the other lock.
         self._work = threading.Lock()
         self._work.acquire()
         self._is_idle = False
@@ -106,7 +106,7 @@ class MicroBatcher(Generic[T, R]):
     def submit_all(self, items: Sequence[T]) -> list[Future[R]]:
         """Queue several items at once, all or none.
 
-        With nobody else in the queue they make the same batches every time, and so the same numbers to the last bit.
+        In an empty queue they make the same batches every time, and so the same numbers to the last bit.
 
         Raises:
             OverloadedError: The queue has no room for them or the batcher is closed.
@@ -145,7 +145,7 @@ class MicroBatcher(Generic[T, R]):
             is_idle, self._is_idle = self._is_idle, False
         if is_idle:
             self._work.release()
-        # An exception, not a cancellation: hosts take a cancelled waiter for a cancelled request and go on.
+        # An exception, not a cancellation: a host treats a cancelled waiter as a cancelled request and continues.
         error = OverloadedError("the base model is shutting down")
         _deliver([(ticket, error) for ticket in abandoned if ticket.start()])
         if self._thread is not threading.current_thread():
@@ -156,7 +156,7 @@ class MicroBatcher(Generic[T, R]):
         with self._lock:
             if self._closed:
                 raise OverloadedError("the base model is shutting down")
-            # More items than the queue holds are let in while nobody waits: else they could never be.
+            # An empty queue takes more items than it holds; otherwise they could never run.
             if self._queue and len(self._queue) + len(tickets) > self._max_queue:
                 raise OverloadedError(
                     f"{len(self._queue)} inputs are already waiting for the base model",
@@ -190,14 +190,14 @@ class MicroBatcher(Generic[T, R]):
     def _run_batch(self, batch: Sequence[_Ticket[T, R]]) -> None:
         try:
             results = self._run([ticket.item for ticket in batch])
-        except BaseException as error:  # noqa: BLE001  # whatever happens here, no caller may wait for ever
+        except BaseException as error:  # noqa: BLE001  # after any error, no caller may wait for ever
             _deliver([(ticket, error) for ticket in batch])
         else:
             _deliver(list(zip(batch, results, strict=True)))
 
 
 def _deliver(outcomes: Sequence[tuple[_Ticket[T, R], R | BaseException]]) -> None:
-    """Hand over results, waking each event loop once."""
+    """Deliver results. Wakes each event loop once."""
     by_loop: dict[AbstractEventLoop, list[tuple[_Ticket[T, R], R | BaseException]]] = defaultdict(list)
     for ticket, outcome in outcomes:
         if ticket.loop is None:
@@ -205,13 +205,13 @@ def _deliver(outcomes: Sequence[tuple[_Ticket[T, R], R | BaseException]]) -> Non
         else:
             by_loop[ticket.loop].append((ticket, outcome))
     for loop, settled in by_loop.items():
-        # A loop that has closed has nobody who waits.
+        # On a closed loop, no task waits any more.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(_settle, loop, settled)
 
 
 def _settle(loop: AbstractEventLoop, outcomes: Sequence[tuple[_Ticket[T, R], R | BaseException]]) -> None:
-    """Hand over some results now and the others in the loop's next turn, so that nothing waits for all of a batch."""
+    """Deliver some results now and the others in the next turn of the loop, so that other tasks run in between."""
     for ticket, outcome in outcomes[:_AT_ONCE]:
         ticket.settle(outcome)
     if len(outcomes) > _AT_ONCE:

@@ -1,4 +1,4 @@
-"""Which of the waiting items are the next batch: fair to cheap and to dear ones."""
+"""A queue that chooses the next batch so that neither cheap nor expensive items starve."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ T = TypeVar("T")
 class FairQueue(Generic[T]):
     """Batches that take turns: one in order of arrival, one of the cheapest.
 
-    Of what waits at one time, an item that plain order of arrival would put into batch k (counted from 0) is in batch
-    2k at the latest: nothing starves. An item that order of cost would put into batch k is in batch 2k + 1 at the
-    latest: before a cheap one there is never more than one batch of dear ones, however many of them came first. Room
-    that is left in a batch is filled with the cheapest, so no turn leaves the device idle.
+    Take the items that wait at one time, and count batches from 0. An item in batch k by order of arrival is in batch
+    2k at the latest, so no item starves. An item in batch k by order of cost is in batch 2k + 1 at the latest, so at
+    most one batch of expensive items precedes a cheap one. The cheapest items fill the room that is left in a batch.
 
     Not thread-safe.
     """
@@ -27,16 +26,16 @@ class FairQueue(Generic[T]):
     def __init__(self) -> None:
         self._numbers = count()
         self._waiting: OrderedDict[int, tuple[int, T]] = OrderedDict()
-        # Of (cost, number); what was taken by arrival stays until it comes up.
+        # Heap of (cost, number). An item that was taken by arrival stays in it until it reaches the top.
         self._by_cost: list[tuple[int, int]] = []
         self._is_turn_of_arrival = True
 
     def __len__(self) -> int:
-        """Return how many items wait."""
+        """Return the number of waiting items."""
         return len(self._waiting)
 
     def push(self, item: T, cost: int) -> None:
-        """Let an item wait."""
+        """Append an item."""
         number = next(self._numbers)
         self._waiting[number] = cost, item
         heappush(self._by_cost, (cost, number))
@@ -44,7 +43,7 @@ class FairQueue(Generic[T]):
     def take(self, budget: int) -> list[T]:
         """Remove and return the next batch, cheapest first.
 
-        Its costs sum to at most the budget, or it is one item that costs more by itself.
+        The sum of its costs is at most the budget, except for a single item of a higher cost.
         """
         if len(self._waiting) == 1:
             self._is_turn_of_arrival = True
@@ -60,7 +59,7 @@ class FairQueue(Generic[T]):
                 del self._waiting[number]
                 batch.append((cost, number, item))
                 spent += cost
-        # What is queued anew after a pause makes the same batches every time.
+        # After a pause, equal items make equal batches.
         self._is_turn_of_arrival = not (self._is_turn_of_arrival and self._waiting)
         if not self._waiting:
             self._by_cost.clear()

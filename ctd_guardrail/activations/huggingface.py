@@ -26,8 +26,8 @@ from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["HuggingFaceSource", "hash_weights", "open_tokenizer", "pick_device", "quiet_transformers"]
 
-# Packed batches have any number of tokens, and oneDNN keeps the code that it makes for each of the last 1,024 shapes:
-# hundreds of megabytes. Fewer make nothing slower. It reads this once, when torch first multiplies on the CPU.
+# Packed batches have many sizes, and oneDNN keeps generated code for the last 1,024 shapes: hundreds of megabytes.
+# Fewer make nothing slower. oneDNN reads this once, at the first product of torch on the CPU.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 _LARGEST_WINDOW: Final = 4096
@@ -78,12 +78,12 @@ class HuggingFaceSource:
 
     @property
     def spec(self) -> ActivationSpec:
-        """What was asked for."""
+        """The requested model, layers and site."""
         return self._spec
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What was loaded."""
+        """Hashes of the loaded model."""
         return self._fingerprint
 
     @property
@@ -130,7 +130,7 @@ class HuggingFaceSource:
     def _forward_padded(self, windows: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[torch.Tensor]:
         """Return the activations of each window, shape [tokens, width].
 
-        Windows of like length share a right-padded forward pass: a causal model never looks at what is behind a token.
+        Windows of like length share a right-padded forward pass: a causal model never reads the tokens after a token.
         """
         parts: dict[int, torch.Tensor] = {}
         for group in _groups(lengths, self._max_batch_tokens):
@@ -173,7 +173,7 @@ def _tokenizer(spec: ActivationSpec, config: Any, tokenizer: Any) -> Conversatio
 
 
 def _packs(lengths: Sequence[int], max_tokens: int) -> Iterator[slice]:
-    """Yield neighbouring windows whose tokens stay within the budget; a longer one is alone."""
+    """Yield groups of neighbouring windows within the budget of tokens. A longer window is alone."""
     start = tokens = 0
     for i, length in enumerate(lengths):
         if i > start and tokens + length > max_tokens:
@@ -199,7 +199,7 @@ def _resolve_window(spec: ActivationSpec, config: Any) -> int:
     positions = int(getattr(config, "max_position_embeddings", _LARGEST_WINDOW))
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
-        # One longer window would turn the positions of all windows in its batch by other angles.
+        # One longer window would change the rotary angles of all windows in its batch.
         positions = min(positions, int(rope["original_max_position_embeddings"]))
     if spec.window is not None and spec.window > positions:
         raise ConfigError(
@@ -227,7 +227,7 @@ def hash_weights(model: nn.Module) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep the report on weights that are left out on purpose, and the progress bar, off the user's screen."""
+    """Hide the progress bar and the report on weights that are left out on purpose."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

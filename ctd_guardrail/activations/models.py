@@ -1,4 +1,4 @@
-"""Where the files of a base model or a local expert are."""
+"""Paths of the files of a base model or a local expert."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE_PREFIX = "package:"
 
 
 def resolve_model(model: str) -> str:
-    """Return what ``from_pretrained`` takes: a local folder where there is one, else the id as it stands.
+    """Return the argument for ``from_pretrained``: a local folder if it exists, else the id unchanged.
 
     Args:
         model: Hugging Face id, local path, or ``package:NAME`` for a model folder that an installed Python package

@@ -28,7 +28,7 @@ _QueryKeyValue = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Packing:
-    """Where the sequences of a packed batch lie.
+    """Boundaries of the sequences in a packed batch.
 
     Args:
         lengths: Tokens of each sequence, all positive, in order.
@@ -61,7 +61,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """Who sees whom within a sequence, and how products become weights."""
+    """Mask and scaling of attention within a sequence."""
 
     causal: bool
     scaling: float | None
@@ -88,7 +88,7 @@ def packed_attention(
     softcap: float | None = None,
     **_options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each sequence; what transformers calls in place of its own attention functions.
+    """Attend within each sequence. Transformers calls this in place of its own attention functions.
 
     Args:
         module: The attention layer; its ``is_causal`` says whether tokens see only those before them.
@@ -101,7 +101,7 @@ def packed_attention(
         softcap: Products are squashed smoothly into (-softcap, softcap); None: they are not.
 
     Returns:
-        Shape [1, tokens, heads, head size], and None for the weights, which nobody asks for.
+        Shape [1, tokens, heads, head size], and None for the weights, which are not used.
     """
     rule = _Rule(bool(module.is_causal), scaling, sliding_window, softcap)
     parts = query, key, value
@@ -133,7 +133,7 @@ def _at_once(varlen: Callable[..., Any], parts: _QueryKeyValue, packing: Packing
 
 
 def _run_by_run(parts: _QueryKeyValue, packing: Packing, rule: _Rule) -> torch.Tensor:
-    """Attend sequence by sequence; those that are neighbours and equally long share a call."""
+    """Attend sequence by sequence. Neighbours of equal length share a call."""
     query, key, value = parts
     attended = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
     for run, length in packing.runs():
@@ -184,7 +184,7 @@ def _slice(positions: range) -> slice:
 
 
 def _find_varlen() -> Callable[..., Any] | None:
-    """Return torch's attention over ragged sequences, where this torch has all that is asked of it."""
+    """Return torch's attention over ragged sequences, or None if this torch lacks an option of it."""
     try:
         from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
     except ImportError:

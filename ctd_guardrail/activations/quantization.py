@@ -21,7 +21,7 @@ __all__ = ["quantization_config", "require"]
 
 
 def quantization_config(scheme: Quantization, dtype: torch.dtype) -> Any:
-    """Return what transformers takes as ``quantization_config``.
+    """Return the ``quantization_config`` of transformers.
 
     Args:
         scheme: ``int8``: 8-bit weights and activations, scaled by row and by token (LLM.int8 without outliers, arXiv
@@ -32,7 +32,7 @@ def quantization_config(scheme: Quantization, dtype: torch.dtype) -> Any:
         DependencyError: The extra ``large`` is not installed.
     """
     require("bitsandbytes", "large")
-    # It says at every product that it computes in half precision.
+    # It warns at every product that it computes in half precision.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if scheme == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
@@ -40,7 +40,7 @@ def quantization_config(scheme: Quantization, dtype: torch.dtype) -> Any:
 
 
 def require(package: str, extra: str) -> None:
-    """Check that an optional package is there.
+    """Check that an optional package is installed.
 
     Raises:
         DependencyError: It is not installed.

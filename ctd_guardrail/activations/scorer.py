@@ -1,13 +1,11 @@
-"""What the base model says about one conversation, and who can say it."""
+"""Scores of one conversation, and the protocol of whatever computes them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.text.conversation import Conversation
 
@@ -19,17 +17,17 @@ __all__ = ["Scored", "Scorer"]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One conversation, read.
+    """Scores of the windows of one conversation, and their timing.
 
     Attributes:
-        rows: What the head made of each window, shape [windows, K].
-        queue_ms: From handing the conversation over until work on it started, milliseconds: its batch on the device
-            thread, or its request to a serving engine.
-        forward_ms: Time of its batch on the device thread, or of its request, milliseconds; conversations of one batch
-            share it.
+        rows: Output of the head for each window, shape [windows, K].
+        queue_ms: Milliseconds from the call until the start of its batch on the device thread, or of its request to a
+            serving engine.
+        forward_ms: Milliseconds of its batch on the device thread, or of its request. Conversations of one batch share
+            it.
     """
 
-    rows: NDArray[np.float32]
+    rows: Float32Array
     queue_ms: float
     forward_ms: float
 
@@ -37,12 +35,12 @@ class Scored:
 class Scorer(Protocol):
     """The base model as the cascade sees it: in this process, or behind a serving engine.
 
-    It may be called from several event loops and threads at once.
+    Several event loops and threads may call it at the same time.
     """
 
     @property
     def spec(self) -> ActivationSpec:
-        """What is read."""
+        """Model, layers and site of the activations."""
         ...
 
     async def run(self, conversation: Conversation, head: Probes) -> Scored:
@@ -51,6 +49,6 @@ class Scorer(Protocol):
         Raises:
             OverlongError: The conversation exceeds ``spec.max_tokens``.
             OverloadedError: Too many conversations are waiting.
-            ActivationError: The conversation could not be read.
+            ActivationError: The scores cannot be computed.
         """
         ...

@@ -1,4 +1,4 @@
-"""The seam to whatever computes activations."""
+"""The protocol of whatever computes activations."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class ActivationSource(Protocol):
 
     @property
     def spec(self) -> ActivationSpec:
-        """What was asked for."""
+        """The requested model, layers and site."""
         ...
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What was loaded."""
+        """Hashes of the loaded model."""
         ...
 
     def tokenize(self, conversation: Conversation) -> Windows:
-        """Return the conversation's windows. Thread-safe, and needs no device.
+        """Return the windows of a conversation. Thread-safe; needs no device.
 
         Raises:
             OverlongError: There are more tokens than ``spec.max_tokens``.
@@ -41,6 +41,6 @@ class ActivationSource(Protocol):
     def activations(self, windows: Sequence[tuple[int, ...]]) -> Ragged:
         """Return the activations of all tokens of all windows, one segment a window, in order.
 
-        Blocking, and not thread-safe: it belongs to one device thread.
+        Blocking, and not thread-safe: only the device thread calls it.
         """
         ...

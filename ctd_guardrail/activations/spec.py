@@ -1,4 +1,4 @@
-"""What fixes an activation: the choices that offline and online must share."""
+"""The choices that determine an activation. Offline and online must share them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ActivationSpec(BaseModel):
 
 
 class Fingerprint(BaseModel):
-    """Hashes of what was loaded, by which a policy recognises the model that it was calibrated on.
+    """Hashes of a loaded model. A policy recognises by them the model that it was calibrated on.
 
     Attributes:
         architecture: Class name of the base model.

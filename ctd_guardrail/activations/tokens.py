@@ -23,7 +23,7 @@ _PLAIN_TEXT_RULE: Final = "plain text; several turns as 'role: text' lines"
 # Some chat templates print the current date. Activations must not change with the calendar.
 _TEMPLATE_DATE: Final = "26 Jul 2024"
 _FIXED_CLOCK: Final = f"{{%- macro strftime_now(format) -%}}{_TEMPLATE_DATE}{{%- endmacro -%}}"
-# Text longer than this many characters for each allowed token is refused unread: tokenising it would be the attack.
+# Text with more characters than this for each allowed token is refused unread: tokenising it would be the attack.
 _CHARACTERS_PER_TOKEN: Final = 16
 # Below this many characters a thread hop costs more than tokenising on the spot (about 1 ms).
 _INLINE_CHARACTERS: Final = 4096
@@ -33,7 +33,7 @@ async def tokenize(tokenizer: Callable[[Conversation], Windows], conversation: C
     """Return the windows of a conversation without blocking the event loop: a long one is tokenised on a thread.
 
     Raises:
-        OverlongError, ActivationError: As the tokenizer does.
+        OverlongError, ActivationError: Raised by the tokenizer.
     """
     if sum(len(message.content) for message in conversation.messages) <= _INLINE_CHARACTERS:
         return tokenizer(conversation)
@@ -82,7 +82,7 @@ class ConversationTokenizer:
             self._suffix: tuple[int, ...] = ()
         else:
             self._prefix, self._suffix = self._special_tokens()
-            # Without a template no special token in the text is ours: what a user types as one stays text.
+            # Without a template, the text holds no special token of ours. One that a user types stays text.
             self._backend.encode_special_tokens = True
         self.window = window
         self._max_tokens = max_tokens
@@ -138,5 +138,5 @@ class ConversationTokenizer:
 
     def _window_prefix(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         first = self._backend.encode(self._render(Conversation.from_text("a")), add_special_tokens=False).ids[:1]
-        # Decoders put much of their attention on the first token; a window without it is not what they know.
+        # Decoders put much of their attention on the first token. They were not trained on windows without it.
         return tuple(first) if first == [tokenizer.bos_token_id] else ()

@@ -71,12 +71,12 @@ class TruncatedModel:
                 block.get_submodule(names.input_norm).register_forward_hook(self._keep_output(layer))
 
     def __call__(self, **arguments: Any) -> torch.Tensor:
-        """Return activations of shape [batch, tokens, hidden size * layers]; arguments as the model takes them.
+        """Return activations of shape [batch, tokens, hidden size * layers]. Takes the arguments of the model.
 
-        Not thread-safe: it belongs to one device thread.
+        Not thread-safe: only the device thread calls it.
         """
         if self.is_causal:
-            # In a packed row a cache would mix sequences; elsewhere it would be filled for nothing.
+            # A cache would mix the sequences of a packed row, and is of no use elsewhere.
             arguments["use_cache"] = False
         deepest: torch.Tensor = self.module(**arguments).last_hidden_state
         if not self._shallower:
@@ -113,7 +113,7 @@ class TruncatedModel:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What the parts of an architecture are called.
+    """Names of the parts of an architecture.
 
     Attributes:
         parts: Of the whole model.
@@ -129,7 +129,7 @@ class _Names:
 
     @classmethod
     def of(cls, config: Any) -> _Names:
-        """Read them off a model of one block that has no weights."""
+        """Find the names in a model of one block without weights."""
         small = copy.deepcopy(config)
         small.num_hidden_layers = 1
         with torch.device("meta"):
@@ -147,7 +147,7 @@ class _Names:
 
 
 def _norm_paths(spec: ActivationSpec, names: _Names) -> list[str]:
-    """Return where the norms are that make activations of the residual stream; none for that stream itself."""
+    """Return the names of the norms that turn the residual stream into activations; none for the stream itself."""
     if spec.site == "residual" or names.final_norm is None:
         return []
     return [*(f"{names.blocks}.{layer}.{names.input_norm}" for layer in spec.layers[:-1]), names.final_norm]
@@ -174,7 +174,7 @@ def _check_layers(spec: ActivationSpec, config: Any) -> None:
 
 
 def _options(spec: ActivationSpec, config: Any, names: _Names, devices: Sequence[str]) -> dict[str, Any]:
-    """Return what the model is loaded with."""
+    """Return the options with which the model is loaded."""
     deepest = spec.layers[-1]
     options: dict[str, Any] = {"num_hidden_layers": deepest, "dtype": getattr(torch, spec.dtype)}
     # Pickled weights can run code, and a policy from elsewhere names the model.
@@ -202,7 +202,7 @@ def _options(spec: ActivationSpec, config: Any, names: _Names, devices: Sequence
 
 
 def _device_map(names: _Names, blocks: int, devices: Sequence[str]) -> dict[str, str]:
-    """Return where each part goes: what is below the blocks to the first device, what is above to the last."""
+    """Return the device of each part: parts below the blocks on the first device, parts above on the last."""
     placed = {part: devices[0] for part in names.parts if part != names.blocks.split(".")[0]}
     placed |= {f"{names.blocks}.{i}": devices[i * len(devices) // blocks] for i in range(blocks)}
     return placed if names.final_norm is None else placed | {names.final_norm: devices[-1]}

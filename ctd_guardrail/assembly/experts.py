@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
 
-from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig
 from ctd_guardrail.config.section import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, health_of
 from ctd_guardrail.experts.bounded.breaker import CircuitBreaker
 from ctd_guardrail.experts.bounded.buckets import BucketStore, MemoryStore
-from ctd_guardrail.experts.bounded.bulkhead import Bulkhead
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
 from ctd_guardrail.experts.build import build_expert
-from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.match import check_expert
 from ctd_guardrail.runtime.runtime import Runtime
@@ -29,9 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_experts"]
 
-# Inputs that may wait for each call under way: a fast expert serves so many within its deadline, and more would only
-# fail later.
-_WAITING: Final = 4
 # Principals with caps of their own: about 2 MB of memory. All beyond them share one cap.
 _PRINCIPALS: Final = 10_000
 
@@ -62,26 +56,14 @@ def build_experts(
     for name, section in config.every_expert.items():
         expert = build_expert(section, rail_collaborators=rail_collaborators, base_dir=folder, runtime=runtime)
         check_expert(manifest, expert.identity)
-        experts[name] = _bounded(expert, section, config, caps)
+        experts[name] = expert.with_limits(
+            is_enabled=config.expert_enabled, breaker=_breaker(config), caps=caps, attempts=config.expert_attempts
+        )
     return experts
 
 
-def _bounded(expert: Expert, section: ExpertConfig, config: CtdConfig, caps: SpendCaps | None) -> BoundedExpert:
-    breaker = None if config.breaker is None else CircuitBreaker(failures=config.breaker, health=health_of)
-    if isinstance(section, LocalExpertConfig):
-        # A local expert has its own queue, and needs several inputs in it to form batches.
-        bulkhead, timeout_s = None, None
-    else:
-        bulkhead, timeout_s = Bulkhead(section.max_concurrency, _WAITING * section.max_concurrency), section.timeout_s
-    return BoundedExpert(
-        expert,
-        is_enabled=config.expert_enabled,
-        bulkhead=bulkhead,
-        breaker=breaker,
-        caps=caps,
-        attempts=config.expert_attempts,
-        timeout_s=timeout_s,
-    )
+def _breaker(config: CtdConfig) -> CircuitBreaker | None:
+    return None if config.breaker is None else CircuitBreaker(failures=config.breaker, health=health_of)
 
 
 def _shared_caps(config: CtdConfig, folder: Path, runtime: Runtime) -> SpendCaps | None:

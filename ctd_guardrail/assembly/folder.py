@@ -1,7 +1,7 @@
-"""A NeMo Guardrails configuration folder as it lies on disk.
+"""The YAML files of a NeMo Guardrails configuration folder.
 
-NeMo drops ``rails.config.ctd`` in silence and keeps only one of two ``custom_data`` sections. So the raw YAML is read
-here, before NeMo sees it. This module does not import NeMo.
+NeMo silently drops ``rails.config.ctd`` and keeps only one of two ``custom_data`` sections. This module reads the raw
+YAML before NeMo does, and reports such mistakes. It does not import NeMo.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = [
 FLOW: Final = "ctd check input"
 
 UNGUARDED: Final = "unguarded"
-"""What stands in the place of the section where a server's configuration shall be served without the rail."""
+"""The value of ``custom_data.ctd`` that lets a server serve a configuration without the rail."""
 
 _NAME: Final = "ctd"
 _HOLDER: Final = "custom_data"
 _SNIPPET: Final = "custom_data: {ctd: {policy: ./policy, expert: {...}}}"
-# A classifier of NeMo's own may well be called ctd: the sidecar.
+# A classifier of NeMo may be called ctd: the sidecar.
 _FREE_TO_USE_THE_NAME: Final = ("rails", "config", "hf_classifier")
 
 Files = list[tuple[Path, dict[str, Any]]]
@@ -47,13 +47,13 @@ Files = list[tuple[Path, dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class RailFolder:
-    """A folder whose section is sound.
+    """A folder whose section is valid.
 
     Attributes:
         path: The folder; relative paths of the section start from it.
         file: The file that holds the section.
         config: The section.
-        files: All YAML files and what stands in them.
+        files: All YAML files and their content.
     """
 
     path: Path
@@ -123,7 +123,7 @@ def holds_section(path: Path) -> bool:
 
 
 def says_unguarded(path: Path) -> bool:
-    """Return whether a configuration says that it shall be served without the rail.
+    """Return whether a configuration declares that it is served without the rail.
 
     Raises:
         ConfigError: A file is no YAML mapping.
@@ -132,7 +132,7 @@ def says_unguarded(path: Path) -> bool:
 
 
 def _sections(path: Path) -> list[Any]:
-    """Return what stands under ``custom_data.ctd`` in each file that has it."""
+    """Return the value of ``custom_data.ctd`` in each file that has one."""
     files = _yaml_files(path) if path.is_dir() else [path]
     contents = [(file, load_yaml(file)) for file in files if file.is_file() and file.stat().st_size]
     found = [mapping_at(content, (_HOLDER,), file).get(_NAME) for file, content in contents]
@@ -140,10 +140,10 @@ def _sections(path: Path) -> list[Any]:
 
 
 def mapping_at(content: Mapping[str, Any], path: Iterable[str], file: Path) -> Mapping[str, Any]:
-    """Return the mapping at a path, empty where there is none.
+    """Return the mapping at a path; an empty one if there is none.
 
     Raises:
-        ConfigError: Something else stands there.
+        ConfigError: The value at the path is no mapping.
     """
     keys = list(path)
     value: Mapping[str, Any] = content
@@ -160,7 +160,7 @@ def mapping_at(content: Mapping[str, Any], path: Iterable[str], file: Path) -> M
 
 
 def near_miss(wanted: str, found: Iterable[object]) -> str | None:
-    """Return what somebody who meant ``wanted`` may have written instead."""
+    """Return a name that is probably a misspelling of ``wanted``, or None."""
     names = [name for name in found if isinstance(name, str)]
     spelled = {name.lower().replace("-", "_").replace(".", "/"): name for name in names if name != wanted}
     close = difflib.get_close_matches(wanted, spelled, n=1, cutoff=0.65)
@@ -168,7 +168,7 @@ def near_miss(wanted: str, found: Iterable[object]) -> str | None:
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:
-    # The walk that NeMo does: all levels, links followed. It takes whatever begins with kb for a knowledge base.
+    # As NeMo walks: all levels, following links. It treats every path that begins with kb as a knowledge base.
     ignored = _ignored_patterns(folder)
     for root, _, names in sorted(os.walk(folder, followlinks=True)):
         for name in sorted(names):
@@ -187,7 +187,7 @@ def _ignored_patterns(folder: Path) -> list[str]:
 
 
 def _misplaced(value: object, path: tuple[str, ...]) -> Iterator[str]:
-    """Yield the dotted paths of sections that stand where nobody reads them."""
+    """Yield the dotted paths of sections in places that NeMo ignores."""
     if isinstance(value, list):
         for number, item in enumerate(value):
             yield from _misplaced(item, (*path, str(number)))
@@ -203,7 +203,7 @@ def _misplaced(value: object, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _missing(folder: Path, files: Files, holders: Files) -> ConfigError:
-    """Return the error for a section that is not there, and say where it may have gone."""
+    """Return the error for a missing section. It names the place of a probable mistake."""
     problem, file, key, hint = "the section is missing", files[0][0], SECTION, f"Add {_SNIPPET}"
     for found, content in holders:
         close = near_miss(_NAME, content[_HOLDER]) or near_miss("ctd_guardrail", content[_HOLDER])

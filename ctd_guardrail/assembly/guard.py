@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -155,7 +156,7 @@ class Guard:
         """Block. The failure policy is for a guard that failed, not for a caller that asks for too much."""
         log.warning("request refused: %s (%s)", reason, type(error).__name__)
         decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=reason, mode=self.config.mode)
-        self.emit(Decided(decision, request_id=REQUEST_ID.get()))
+        self.emit(Decided(decision, time.time(), request_id=REQUEST_ID.get()))
         return decision
 
     async def _get(self, raw: object) -> Cascade:

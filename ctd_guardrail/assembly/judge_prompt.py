@@ -1,7 +1,7 @@
 """The judge's instruction as a prompt of NeMo Guardrails: the task ``ctd_judge`` under ``prompts``.
 
-Only the instruction is the user's to write, what counts as unsafe. The conversation is joined to it between marker
-lines, and never rendered into a template. This module does not import NeMo.
+The user writes the instruction only: what counts as unsafe. The conversation follows it between marker lines, and is
+never rendered into a template. This module does not import NeMo.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEY: Final = f"prompts.{TASK}"
 def with_judge_prompt(
     config: CtdConfig, prompts: Iterable[Mapping[str, Any]], *, file: Path | str | None = None
 ) -> CtdConfig:
-    """Return the section with the prompt as its judges' instruction, or unchanged where there is no such prompt.
+    """Return the section with the prompt as the instruction of its judges; unchanged if there is no such prompt.
 
     Args:
         config: The section.
@@ -32,7 +32,7 @@ def with_judge_prompt(
         file: The file that holds it, for error messages.
 
     Raises:
-        ConfigError: There are two such prompts, the prompt is not a text without variables, or no expert would use it.
+        ConfigError: There are two such prompts, the prompt has variables or is no text, or no expert uses it.
     """
     contents = [prompt.get("content") for prompt in prompts if prompt.get("task") == TASK]
     if not contents:

@@ -13,6 +13,7 @@ import copy
 import logging
 import math
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -158,7 +159,7 @@ class Cascade:
         decision = await self._dialogue.judge(
             conversation,
             apart,
-            partial(self._decide, request=Request(mode, principal, request_id, deadline)),
+            partial(self._decide, Request(mode, principal, request_id, deadline)),
             mode=mode,
             emit=self._emit,
             origin=self._origin,
@@ -177,7 +178,7 @@ class Cascade:
             return self.settings.mode
         return rollout.mode(conversation, principal)
 
-    async def _decide(self, unit: Unit, *, request: Request) -> Decision:
+    async def _decide(self, request: Request, unit: Unit) -> Decision:
         """Judge a unit, and report the decision."""
         outcome = Outcome(request.mode)
         await conclude(self._judge(unit, request, outcome), outcome, self.settings, deadline=request.deadline)
@@ -266,5 +267,5 @@ class Cascade:
 
     def _report(self, outcome: Outcome, request_id: str | None, digest: str | None = None) -> Decision:
         decision = outcome.decision()
-        self._emit(Decided(decision, self._origin, digest, request_id))
+        self._emit(Decided(decision, time.time(), digest, request_id, self._origin))
         return decision

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.decision import Decision, Mode, OnHistory, RefusedTurns, Timings, Verdict
@@ -28,8 +28,7 @@ __all__ = ["Decide", "Dialogue", "Unit", "note_answer"]
 _LONGEST_NOTED: Final = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """What is judged at once.
 
     Attributes:
@@ -158,7 +157,7 @@ class _Walk:
         dialogue = self._dialogue
         history = History(dialogue.settings.context)
         decision: Decision | None = None
-        refused: Decision | None = None  # settled, and the user has said nothing since
+        refused: Decision | None = None  # settled, and no turn of the user follows
         unshown: list[Message] = []
         for turn in self._ended(conversation.turns()):
             if not turn.is_blank:
@@ -198,7 +197,7 @@ class _Walk:
         if known is None:
             return await self._judge_now(history.unit(turn), digest, is_text=turn.is_text), False
         if known.mode is not self._mode is Mode.ENFORCE:
-            self._remember(digest, replace(known, mode=self._mode))  # from now on the user was told
+            self._remember(digest, replace(known, mode=self._mode))  # from now on the user has seen the refusal
         return known, known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
 
     async def _judge_answers(self, answers: Sequence[Message]) -> Decision | None:
@@ -224,7 +223,7 @@ class _Walk:
     async def _judge_now(self, unit: Conversation, digest: str, *, is_text: bool) -> Decision:
         self._characters -= unit.length
         decision = await self._decide(Unit(unit, digest, _obstacle(self._characters, is_text=is_text)))
-        self.timings = decision.timings if self.timings is None else self.timings + decision.timings
+        self.timings = decision.timings if self.timings is None else self.timings.plus(decision.timings)
         if is_text:
             self._remember(digest, decision)
         return decision
@@ -252,8 +251,8 @@ class _Walk:
 
     def _with_receipt(self, turn: Turn, digest: str, decision: Decision) -> Decision:
         receipts = self._dialogue.receipts
-        is_told = self._mode is Mode.ENFORCE and not decision.reason.is_failure
-        if receipts is None or not turn.is_text or not is_told:
+        is_refused = self._mode is Mode.ENFORCE and not decision.reason.is_failure
+        if receipts is None or not turn.is_text or not is_refused:
             return decision
         return replace(decision, receipt=receipts.sign(digest))
 

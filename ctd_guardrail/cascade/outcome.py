@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Timings, Verdict
 
 __all__ = ["Outcome", "Request"]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What all units of one request have in common.
 
     Attributes:
@@ -40,6 +39,22 @@ class Outcome:
         verdict: The verdict so far.
         is_judged: Whether the verdict so far stands even if the audit that is under way fails.
     """
+
+    __slots__ = (
+        "_d",
+        "_forward_ms",
+        "_mode",
+        "_on_failure",
+        "_probe_end",
+        "_queue_ms",
+        "_reason",
+        "_start",
+        "is_judged",
+        "p",
+        "p_expert",
+        "route",
+        "verdict",
+    )
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode

@@ -161,7 +161,7 @@ def _settings(guard: Guard) -> Iterator[Finding]:
 
 
 def _failures(config: CtdConfig) -> Finding:
-    """Return the failure policy, with a warning if it allows inputs."""
+    """Return the causes for which ``on_failure`` allows an input."""
     if isinstance(config.on_failure, OnFailure):
         stated = {"every cause": config.on_failure}
     else:
@@ -171,12 +171,12 @@ def _failures(config: CtdConfig) -> Finding:
     return Finding(outcome, "on_failure", text)
 
 
-async def _expert(name: str | None, guarded: BoundedExpert, deadline_s: float) -> Finding:
-    """Call the expert once, without caps and breaker: a refused call would show nothing."""
+async def _expert(name: str | None, bounded: BoundedExpert, deadline_s: float) -> Finding:
+    """Ask once, without caps and breaker: a call that they refuse would show nothing about the expert."""
     subject = "expert" if name is None else f"expert {name}"
-    if not guarded.is_enabled:
+    if not bounded.is_enabled:
         return Finding(Outcome.WARNING, subject, "it is switched off: expert_enabled is false")
-    expert = guarded.unguarded
+    expert = bounded.with_limits(is_enabled=True, breaker=None, caps=None, attempts=1)
     clock = asyncio.get_running_loop().time
     start = clock()
     try:

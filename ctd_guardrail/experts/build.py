@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
 from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
+from ctd_guardrail.experts.bounded.bulkhead import Bulkhead
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.runtime.runtime import Runtime
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["build_expert"]
 
+# Inputs that may wait for each call under way: a fast expert serves so many within its deadline, and more would only
+# fail later.
+_WAITING: Final = 4
+
 
 def build_expert(
     config: ExpertConfig,
@@ -22,10 +28,11 @@ def build_expert(
     rail_collaborators: RailCollaborators | None = None,
     base_dir: Path | None = None,
     runtime: Runtime | None = None,
-) -> Expert:
-    """Build the expert that a configuration names. A local one is loaded, which blocks.
+) -> BoundedExpert:
+    """Build the expert of a configuration, with the limits of its own section: concurrency and deadline.
 
-    Each kind is imported only where it is used: one needs torch, another NeMo Guardrails, the third neither.
+    A local expert is loaded here, which blocks. Each kind is imported only if it is used: one needs torch, another
+    NeMo Guardrails, the third neither.
 
     Args:
         config: The ``expert`` section.
@@ -34,10 +41,20 @@ def build_expert(
         runtime: Runs calls and shares models; None: the runtime of the process.
 
     Raises:
-        ConfigError: A value is wrong, or something that it names is not there.
+        ConfigError: A value is wrong, or something that it names is missing.
         DependencyError: ``package:NAME`` is not installed.
     """
-    folder = base_dir or Path()
+    expert = _build(config, rail_collaborators, base_dir or Path(), runtime)
+    if isinstance(config, LocalExpertConfig):
+        # A local expert has its own queue, and needs several inputs in it to form batches.
+        return BoundedExpert(expert)
+    bulkhead = Bulkhead(config.max_concurrency, _WAITING * config.max_concurrency)
+    return BoundedExpert(expert, bulkhead=bulkhead, timeout_s=config.timeout_s)
+
+
+def _build(
+    config: ExpertConfig, rail_collaborators: RailCollaborators | None, folder: Path, runtime: Runtime | None
+) -> Expert:
     match config:
         case OpenAIExpertConfig():
             from ctd_guardrail.experts.openai.expert import OpenAIExpert  # noqa: PLC0415  # see above

@@ -34,7 +34,7 @@ _TOO_LONG: Final = re.compile(
     r"|(inputs?|prompt)`? tokens? .{0,80}(exceed|must be|longer)",
     re.IGNORECASE,
 )
-# What a message calls the parts of the request that can be left out or said otherwise.
+# The names, in messages, of the parts of a request that can be left out or changed.
 _PARTS: Final = {
     part: re.compile(words, re.IGNORECASE)
     for part, words in {
@@ -47,7 +47,7 @@ _PARTS: Final = {
     }.items()
 }
 _PARAMETERS: Final = frozenset({*_PARTS, "max_completion_tokens", "top_n_tokens", "model"}) - {"system"}
-# Errors inside HTTP 200 that carry no status: what their type or code says.
+# Errors inside HTTP 200 without a status: the meaning of their type or code.
 _STATUS_BY_NAME: Final = (
     ("ratelimit", 429),
     ("overloaded", 503),
@@ -97,7 +97,7 @@ class Complaint:
         status: HTTP status, or the one that an error object inside HTTP 200 states; None: it states none.
         cause: Who or what provoked it.
         parts: Parts of the request that it names, such as ``temperature``.
-        retry_after_s: Seconds after which the endpoint wants to be asked again; None where it does not say.
+        retry_after_s: Seconds after which the endpoint wants to be asked again; None if it states none.
     """
 
     status: int | None
@@ -152,11 +152,11 @@ class Complaint:
 
 
 def read_complaint(status: int | None, payload: object, retry_after_s: float | None = None) -> Complaint:
-    """Return what an error says.
+    """Return the complaint of an error.
 
     Args:
         status: Its HTTP status; None: it has none.
-        payload: The parsed body, or anything else where it is no JSON. Only known words in it are looked for: its
+        payload: The parsed body, or any other value if it is no JSON. Only known words in it are looked for: its
             message may quote the conversation.
         retry_after_s: As the endpoint states it.
     """
@@ -249,7 +249,7 @@ def _stated_status(error: Mapping[str, Any]) -> int | None:
 
 
 def parsed(body: bytes) -> object:
-    """Return the JSON of an error's body; None where it is none."""
+    """Return the JSON of an error's body; None if it is none."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

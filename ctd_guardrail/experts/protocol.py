@@ -1,4 +1,4 @@
-"""The seam to whatever judges the hard cases."""
+"""The protocol of an expert, and its score."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ExpertScore:
 
     Attributes:
         p_unsafe: P(unsafe) in [0, 1]. Experts that only say yes or no give 0.0 or 1.0.
-        attempts: Calls that were made to get it; a budget in calls counts these, not answers.
-        tokens: Tokens billed over all attempts, prompt and completion; None where the expert does not say.
+        attempts: Calls that were made for it; a budget in calls counts calls, not answers.
+        tokens: Tokens billed over all attempts, prompt and completion; None if the expert does not report them.
     """
 
     p_unsafe: float
@@ -29,15 +29,16 @@ class ExpertScore:
 class Expert(Protocol):
     """Anything that scores a conversation.
 
-    The same object scores the training data offline and the delegated inputs online. It may be called from several
-    event loops and threads at once.
+    The same object scores the training data offline and the delegated inputs online. It is called from several event
+    loops and threads at once. It needs no deadline and no limit of its own:
+    :class:`~ctd_guardrail.experts.bounded.bounded_expert.BoundedExpert` adds both.
     """
 
     @property
     def identity(self) -> str:
-        """What the scores depend on (kind, model, prompt), and nothing else: no address, no secret.
+        """Everything that the scores depend on (kind, model, prompt), without addresses and secrets.
 
-        Calibration records it; a rail that is configured with another identity refuses to start.
+        Calibration records it. A rail whose expert has another identity refuses to start.
         """
         ...
 
@@ -45,7 +46,6 @@ class Expert(Protocol):
         """Return P(unsafe) for the conversation.
 
         Raises:
-            ExpertTimeoutError: No answer before the deadline.
             ExpertUnavailableError: Refused, unreachable, rate-limited or failing.
             ExpertVerdictError: The answer is not a verdict.
             OverlongError: The conversation is longer than this expert reads.

@@ -1,4 +1,4 @@
-"""What the cascade misses, estimated from inputs that are sent to the expert by a coin."""
+"""An estimate of the misses of the cascade, from inputs that a coin sends to the expert."""
 
 from __future__ import annotations
 

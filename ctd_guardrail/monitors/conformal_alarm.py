@@ -25,7 +25,7 @@ _TAIL_BETS: Final = factors(TAILS)
 def jump(capital: FloatArray, p: float | FloatArray, t: int) -> FloatArray:
     """Return the capital of the jumper after step t, with a new one begun at every step.
 
-    Capital is spread over three bets, e in {-1, 0, 1}. At each step a share of .01 of all of it is spread anew, and
+    Capital is spread over three bets, e in {-1, 0, 1}. At each step a share of .01 of all of it is spread again, and
     each part is multiplied by 1 + e (p - 1/2), which has mean 1 for uniform p (Simple Jumper: Vovk, Petej,
     Nouretdinov, Ahlberg, Carlsson and Gammerman, arXiv 2102.10439, algorithm 1). The recursion is linear, so the
     jumpers begun at all steps so far, each with its weight w_t, are carried as one.

@@ -40,11 +40,11 @@ RATIOS: Final = (1.1, 1.25, 1.5, 2.0, 3.0)
 
 
 class Factors(NamedTuple):
-    """What each bet's capital is multiplied by, arrays of shape [..., 5].
+    """The factor of each bet's capital, arrays of shape [..., 5].
 
     Attributes:
-        hit: Where the event has happened, q / alpha.
-        miss: Where it has not, (1 - q) / (1 - alpha).
+        hit: If the event happens, q / alpha.
+        miss: If it does not, (1 - q) / (1 - alpha).
     """
 
     hit: FloatArray
@@ -88,7 +88,7 @@ def advance(capital: FloatArray, event: ArrayLike, bets: Factors, t: int) -> Flo
 class Alarm:
     """An alarm that is raised once the evidence reaches 1 / delta, and that stays raised.
 
-    After it, nothing is computed any more: what has changed is to be looked into, and a new monitor begun.
+    After an alarm nothing is computed any more: find the cause, then start a new monitor.
 
     Args:
         delta: Probability in (0, 1) of any false alarm, ever.

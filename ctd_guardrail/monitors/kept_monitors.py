@@ -32,26 +32,27 @@ _SAVE_EVERY_S: Final = 5.0
 
 
 class KeptMonitors:
-    """Keeps monitors and their recent scores in a folder, and says where an alarm is raised.
+    """Keeps monitors and their recent scores in a folder, and logs each alarm.
 
     Two files, each replaced as a whole: ``monitors-KEY.json`` and ``scores-KEY.csv``, which ``ctd-calibrate
-    recalibrate`` reads. KEY tells settings and calibration scores apart: after a change of either, new monitors begin.
-    Whoever removes the state while the process runs has the monitors begin anew at the next save. A process that is
-    killed loses what came after the last save, and nothing else.
+    recalibrate`` reads. KEY is a hash of settings and calibration scores: after a change of either, new monitors start.
+    If the state is removed while the process runs, new monitors start at the next save. A killed process loses the
+    inputs since the last save, and nothing else.
 
     All methods but the constructor belong to one thread at a time; the object locks itself.
 
     Args:
         settings: What is watched.
         scores: Delegation values of the calibration inputs, shape [n].
-        folder: Where files are kept; None: nowhere. Where another process writes them, this one does not, and says so.
+        folder: The folder of the files; None: no files. If another process writes them, this one logs a warning and
+            writes none.
         save_every_s: Seconds between saves.
         clock: Seconds that never go back.
 
     Attributes:
         monitors: The monitors.
-        state_file: Where their state is kept, or None.
-        scores_file: Where the recent scores are kept, or None.
+        state_file: The file of their state, or None.
+        scores_file: The file of the recent scores, or None.
 
     Raises:
         ConfigError: A setting lies outside its range.
@@ -100,12 +101,12 @@ class KeptMonitors:
             self._has_changed = True
 
     def tick(self, *, is_last: bool = False) -> None:
-        """Save where it is due."""
+        """Save if it is due."""
         if is_last or self._clock() - self._saved_at >= self._save_every_s:
             self.save()
 
     def save(self) -> None:
-        """Save now, where there is something new."""
+        """Save now, if anything has changed."""
         if self.state_file is None or self.scores_file is None:
             return
         with self._lock:
@@ -113,7 +114,7 @@ class KeptMonitors:
             if not self._may_write():
                 return
             if self._is_saved and not self.state_file.exists():
-                log.warning("%s was removed: the monitors begin anew", self.state_file)
+                log.warning("%s was removed: new monitors start", self.state_file)
                 self.monitors = Monitors(self._settings, self._scores)
                 self._said.clear()
                 self._has_changed = True
@@ -161,10 +162,10 @@ class KeptMonitors:
                 return None
             monitors = Monitors.from_state(state, self._settings, self._scores)
         except (DataError, OSError) as error:
-            log.error("the monitors begin anew, what they knew is lost: %s", error)  # noqa: TRY400  # says it all
+            log.error("new monitors start, and their earlier inputs are lost: %s", error)  # noqa: TRY400  # complete
             return None
         self._is_saved = True
-        log.info("the monitors go on after %d inputs", monitors.count.inputs)
+        log.info("the monitors continue after %d inputs", monitors.count.inputs)
         return monitors
 
     def _say_alarms(self) -> None:
@@ -175,6 +176,6 @@ class KeptMonitors:
 
 
 def _key(settings: MonitorSettings, scores: NDArray[np.float64]) -> str:
-    told_apart = {**asdict(settings), "scores": fingerprint(scores)}
-    del told_apart["keep_scores"]
-    return hashlib.sha256(json.dumps(told_apart, sort_keys=True).encode()).hexdigest()[:12]
+    identity = {**asdict(settings), "scores": fingerprint(scores)}
+    del identity["keep_scores"]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

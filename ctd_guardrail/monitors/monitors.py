@@ -1,4 +1,4 @@
-"""All monitors of one policy in service, fed together with one input at a time."""
+"""All monitors of one policy in service. Each input updates all of them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FIELDS: Final = ("count", "rate", "drift", "audit", "recent")
 
 @dataclass(frozen=True, slots=True)
 class MonitorSettings:
-    """What is watched, and how surely.
+    """The settings of the monitors.
 
     Attributes:
-        alpha: The budget, in (0, 1): what the realised rate is held against, audits included.
+        alpha: The budget, in (0, 1), audits included: the rate alarm compares the realised rate with it.
         delta: Probability in (0, 1) of any false alarm, ever, for each alarm; and that the audit's interval is ever
             wrong.
         audit_share: Share of the inputs that is audited, in [0, 1).
@@ -42,17 +42,17 @@ class MonitorSettings:
 
 
 class Monitors:
-    """Rate alarm, score drift alarm, audit floor and recent scores, fed together. Not thread-safe.
+    """Rate alarm, score drift alarm, audit floor and recent scores. Not thread-safe.
 
     Args:
-        settings: What is watched.
+        settings: The settings.
         scores: Delegation values of the calibration inputs, shape [n].
 
     Attributes:
         count: How much of the traffic is delegated?
         rate: Is more than alpha delegated?
         drift: Have the scores changed?
-        audit: What does the cascade miss? None where nothing is audited.
+        audit: What does the cascade miss? None if nothing is audited.
         recent: The newest scores.
 
     Raises:
@@ -64,7 +64,7 @@ class Monitors:
         self._settings = settings
         self.count = DelegationCount()
         self.rate = RateAlarm(settings.alpha, delta=settings.delta)
-        # Unpredictable, so that nobody can choose inputs to suit the random numbers.
+        # Unpredictable, so that a sender cannot adapt inputs to the random numbers.
         self.drift = ScoreDriftAlarm(scores, delta=settings.delta, seed=secrets.randbits(63))
         self.audit = AuditFloor(settings.audit_share, delta=settings.delta) if settings.audit_share else None
         self.recent = RecentScores(settings.keep_scores)
@@ -74,8 +74,8 @@ class Monitors:
 
         Args:
             d: Its delegation value.
-            delegated: Whether it goes to the expert, by the rule or by the audit's coin; None where a request has
-                asked for another budget than the configured one, so that it says nothing about that.
+            delegated: Whether it goes to the expert, by the rule or by the audit's coin; None for a request under
+                another budget than the configured one: it carries no information about that rate.
             audited: Whether the coin fell on it: :meth:`audited` will follow.
 
         Raises:
@@ -120,7 +120,7 @@ class Monitors:
         return self._settings.delta
 
     def state(self) -> State:
-        """Return everything that the next update depends on but the calibration scores, as plain JSON values."""
+        """Return everything that the next update depends on, except the calibration scores, as plain JSON values."""
         return {
             "count": self.count.state(),
             "rate": self.rate.state(),
@@ -151,5 +151,5 @@ class Monitors:
         monitors.recent = RecentScores.from_state(saved.nested("recent"), capacity=settings.keep_scores)
         kept = (monitors.rate.alpha, monitors.rate.delta, monitors.audit and monitors.audit.share)
         if kept != (settings.alpha, settings.delta, settings.audit_share or None):
-            raise DataError("saved state of the monitors is of other settings", hint="Start the monitors anew")
+            raise DataError("saved state of the monitors is of other settings", hint="Start new monitors")
         return monitors

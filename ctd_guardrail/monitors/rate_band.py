@@ -24,7 +24,7 @@ def rate_band(hits: int, total: int, *, delta: float = 0.05) -> tuple[float, flo
 
     is a martingale that starts at 1, so P(M_t >= 1 / delta for any t ever) <= delta (Ville 1939; the mixture is that
     of Robbins 1970). The band is every q with M_t < 1 / delta, an interval around S / t because ln M_t is convex in q.
-    A binomial interval, computed anew at each look, would be wrong at some look nearly for certain.
+    A binomial interval that is computed at each look would almost certainly be wrong at some look.
 
     Args:
         hits: S, number of events, at least 0.

@@ -12,7 +12,7 @@ from ctd_guardrail.monitors.state import SavedState, State
 __all__ = ["COLUMN", "RecentScores"]
 
 COLUMN: Final = "dv"
-"""Name of the column, which ``ctd-calibrate recalibrate`` reads unless told otherwise."""
+"""Name of the column, which ``ctd-calibrate recalibrate`` reads by default."""
 
 
 class RecentScores:

@@ -50,7 +50,7 @@ class ScoreDriftAlarm:
         Raises:
             DataError: It is NaN or infinite.
         """
-        # Both, even where the first is raised: which of them is raised says what kind of change it is.
+        # Both, even if the first is raised: the kind of alarm shows the kind of change.
         conformal = self.conformal.update(d)
         exceedance = self.exceedance.update(d)
         return conformal or exceedance

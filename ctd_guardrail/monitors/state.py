@@ -95,7 +95,7 @@ class SavedState:
         return value
 
     def _error(self, problem: str) -> DataError:
-        return DataError(f"saved state of the {self._monitor} {problem}", hint="Start the monitor anew")
+        return DataError(f"saved state of the {self._monitor} {problem}", hint="Start a new monitor")
 
 
 def write_state(file: Path, state: State) -> None:

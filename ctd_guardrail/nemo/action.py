@@ -1,4 +1,4 @@
-"""The action ``ctd_check_input``: a cascade's decision as NeMo's engine-neutral outcome."""
+"""The action ``ctd_check_input``: the decision of a guard as a ``RailOutcome`` of NeMo."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["ACTION_NAME", "make_action", "screen", "to_outcome"]
 def make_action(gate: Gate) -> Callable[..., Awaitable[RailOutcome]]:
     """Return the action that a Colang runtime calls for every input."""
 
-    # A system action runs in this process even where an actions server is configured.
+    # A system action runs in this process, even if an actions server is configured.
     @action(name=ACTION_NAME, is_system_action=True)
     async def ctd_check_input(events: list[Any] | None = None, context: dict[str, Any] | None = None) -> RailOutcome:
         variables = context or {}
 
         def client() -> ClientRequest:
-            # No door of the host was used. The runtime's own variables stand beside the client's here, and none
-            # of them is judged: where they reach the main LLM, the runtime has put them there.
+            # The request came through no guarded door. Variables of the runtime and of the client are mixed here.
+            # None of them is judged: only the runtime brings them to the main LLM.
             read = ClientRequest.from_events(events or (), trusts_system=gate.trusts_system)
             return ClientRequest(read.messages, read.asides, variables=variables)
 
@@ -36,32 +36,32 @@ def make_action(gate: Gate) -> Callable[..., Awaitable[RailOutcome]]:
 
 
 async def screen(gate: Gate | None, client: Callable[[], ClientRequest], *, user_message: object = None) -> RailOutcome:
-    """Return the outcome for the request under way.
+    """Return the outcome for the current request.
 
     Nothing leaves an action but the cancellation of its task: NeMo logs an exception together with the user's text
     and its own keys.
 
     Args:
-        gate: The gate; None, where a host asks for a configuration that was never prepared.
-        client: Reads what the client sends, where no door has done so.
-        user_message: The last user turn as earlier rails have left it.
+        gate: The gate; None for a configuration that was never prepared.
+        client: Reads the request of the client, if no door has read it.
+        user_message: The last user turn as earlier rails rewrote it.
     """
     if gate is None:
         return RailOutcome.failure(reason=Reason.INTERNAL_ERROR.value)
     request = current_request(gate)
     if request is None:
-        # It is not made the current one: a task may run the action again for another conversation.
+        # It does not become the current request: the task may run the action again for another conversation.
         request = gate.opened(read_safely(client))
     return to_outcome(await gate.judge(request, user_message=user_message))
 
 
 def to_outcome(decision: Decision) -> RailOutcome:
-    """Return the outcome: ``failed`` tells a guard that broke from content that was refused.
+    """Return the outcome. ``failed`` distinguishes a guard that failed from content that was refused.
 
-    In shadow mode every outcome allows, and its reason says what was decided. Route, reason and, where the guard could
-    not do its work, the failure policy are visible to API clients that ask for the log of activated rails. Scores and
-    the threshold are not part of it: they would tell an attacker how close they are. A receipt proves the refusal: an
-    app sends it back as ``metadata.ctd_receipt`` of the message that shows it.
+    In shadow mode every outcome allows, and its reason says what was decided. Route and reason are visible to
+    API clients that ask for the log of activated rails, and so is the failure policy after a failure. Scores and the
+    threshold are not: they would show an attacker how close an input is. A receipt proves the refusal: an app sends
+    it back as ``metadata.ctd_receipt`` of the message that shows it.
     """
     metadata = {"route": decision.route.value, "reason": decision.reason.value}
     if decision.on_failure is not None:

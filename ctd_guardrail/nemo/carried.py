@@ -1,4 +1,4 @@
-"""Which texts a call of the main LLM carries, whatever a prompt template has made of them."""
+"""Finds the texts that a call of the main LLM carries, also after a prompt template has changed them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 __all__ = ["Prompt", "texts_in"]
 
-# A text shorter than this is looked for as a word of its own: its letters stand inside of other words too.
+# A shorter text is searched as a whole word, because its letters also occur inside other words.
 _SHORT: Final = 8
 # Of a text, and of each of its lines, both ends are looked for, and every other run of letters of this length between.
 _RUN: Final = 16
@@ -87,7 +87,7 @@ def texts_in(value: object) -> list[str]:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
-    """Yield pieces of a text, each with where it is looked for."""
+    """Yield the pieces of a text, each with the place where it is searched."""
     for form in _forms(text):
         letters = _letters(form)
         if len(letters) >= _SHORT:
@@ -111,7 +111,7 @@ def _found(pieces: Mapping[str, object], length: int, text: str) -> Iterable[str
 
 
 def _forms(text: str) -> list[str]:
-    """Return a text as it is, and with its escapes undone and without tags, where it has any."""
+    """Return a text as it is, and also without escapes and tags if it has any."""
     forms = dict.fromkeys([text, bare := _unescaped(text)])
     if "<" in bare:
         forms[_TAG.sub("", bare)] = None

@@ -1,8 +1,8 @@
 """The rail in the catalog from which NeMo's IORails engine takes its rails.
 
-IORails runs no Colang and loads no actions of a configuration: it knows the rails of its catalog, and that is filled
-from NeMo's own library only. :func:`install` puts this rail beside them. It touches two private names of NeMo, and it
-says so where a version of NeMo no longer has them.
+IORails runs no Colang and loads no actions of a configuration. It knows only the rails of its catalog, which NeMo
+fills from its own library. :func:`install` adds this rail. It uses two private names of NeMo, and raises an error if
+a version of NeMo does not have them.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ def install(prepare: Callable[[RailsConfig], object]) -> None:
     """Add the rail to the catalog of this process. Calling it again changes nothing.
 
     Args:
-        prepare: Called with every configuration that uses the rail, when an engine is built from it: what it raises
-            refuses to start.
+        prepare: Called with each configuration that uses the rail, when an engine is built from it. An exception
+            stops the start.
 
     Raises:
         HostError: This version of NeMo Guardrails keeps its catalog in another way.
     """
 
     def is_local(config: RailsConfig, params: Mapping[str, str]) -> bool:
-        # Where NeMo asks whether a rail's packages must be installed here. It is the only moment at which it shows
-        # a rail the configuration before the first request.
+        # NeMo asks here whether the packages of a rail must be installed. It is the only moment before the first
+        # request at which a rail sees the configuration.
         del params
         prepare(config)
         return False
@@ -95,7 +95,7 @@ def install(prepare: Callable[[RailsConfig], object]) -> None:
 
 
 def changed(what: str) -> HostError:
-    """Return the error for a version of NeMo Guardrails that does something in another way."""
+    """Return the error for a version of NeMo Guardrails with different internals."""
     return HostError(
         f"NeMo Guardrails {version('nemoguardrails')} {what} in another way than 0.24",
         hint="Use its LLMRails engine or the sidecar, or a version of ctd-guardrail that knows it",

@@ -22,9 +22,9 @@ __all__ = ["OVERRIDES", "ClientRequest", "asks_about_input", "read_safely", "rol
 OVERRIDES: Final = "ctd"
 """The context variable of a request that holds its overrides."""
 
-# Roles of the host whose content is the operator's by their meaning. A client may send them all the same.
+# Roles whose content is meant to be the operator's. A client may send them, too.
 _SYSTEM: Final = frozenset({"system", "developer"})
-# Roles that carry no words of their own, but variables and events.
+# Roles that carry variables and events instead of text.
 _CARRIERS: Final = frozenset({"context", "event"})
 _SPEAKERS: Final = frozenset({"user", "assistant", "tool", "function"})
 # Fields of a message that are read as dialogue.
@@ -33,7 +33,7 @@ _ASIDE_FIELDS: Final = frozenset({"role", "content", "name"})
 _CARRIER_FIELDS: Final = frozenset({"role", "content", "event"})
 # Machines make names of variables, fields and parameters. One that is not of this form is text.
 _LABEL: Final = re.compile(r"[\w.:-]{0,64}")
-# Keys of JSON schemas whose own keys are names that the client chooses.
+# Keys of JSON schemas under which the client chooses the names of the keys.
 _NAMING: Final = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
 # Variables with which the host steers itself. One that a client sets would switch rails off.
 _HOST_VARIABLES: Final = frozenset({"config", "generation_options"})
@@ -221,7 +221,7 @@ def roles_of(messages: Iterable[object]) -> list[str]:
 
 
 def _read_aside(message: Mapping[str, Any]) -> tuple[list[str], ChatMessages]:
-    """Return the texts of a system message, and itself as a user's where it holds more than text."""
+    """Return the texts of a system message; if it holds more than text, also the message as one of a user."""
     said = {"role": "user", **{key: message[key] for key in ("content", "name") if key in message}}
     texts = texts_of(said) or []
     return [text for text in texts if text is not None and text.strip()], [said] if None in texts else []

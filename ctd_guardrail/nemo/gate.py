@@ -1,8 +1,8 @@
-"""No verdict, no call: the main LLM gets nothing of a request before the guard has judged all of it.
+"""No verdict, no call: the main LLM gets no part of a request before the guard has judged all of it.
 
-A client decides by the shape of its request which rails of the host run. So the guard does not wait to be called: the
-doors of an engine open a request here, the rail's own action gives the verdict on it where the host runs the rail,
-and the main LLM asks for the verdict before each call. Where there is none yet, it is given then.
+The shape of a request decides which rails of the host run, and the client chooses the shape. So the guard does not
+rely on being called. The doors of an engine open a request here. The action of the rail gives the verdict if the host
+runs the rail. The main LLM asks for the verdict before each call; if there is none yet, the guard decides then.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ __all__ = ["Gate", "InRequest", "OpenRequest", "current_request", "enter", "ente
 
 log = logging.getLogger(__name__)
 
-# No mapping of settings: the guard refuses such overrides as it refuses all that it may not grant.
+# It is no mapping of settings, so the guard refuses it like any override that is not allowed.
 _REFUSED_OPTION: Final = "refused option"
-# Below this many characters, looking for texts in a prompt takes less than a thread hop is worth.
+# Below this many characters, searching a prompt for texts costs less than a switch of threads.
 _INLINE_CHARACTERS: Final = 65_536
 
 _request: ContextVar[OpenRequest | None] = ContextVar("ctd_request", default=None)
-# The guard's own expert may be the main LLM. It is asked about the conversation, and does not answer it.
+# The expert of the guard may be the main LLM. It then judges the conversation and does not answer it.
 _is_judging: ContextVar[bool] = ContextVar("ctd_is_judging", default=False)
 
 
 class OpenRequest:
-    """A request under way, and the verdicts on it.
+    """A request in progress, and the verdicts on it.
 
     Args:
-        gate: The gate that it came through.
-        client: What the client sends.
-        is_waived: Whether the operator lets the client do without the guard here.
-        source: The host's own object for the messages, where it hands the same one to several doors.
+        gate: The gate of the app.
+        client: The content of the request.
+        is_waived: Whether the operator allows this client to skip the guard.
+        source: The host's object for the messages, if it passes the same one to several doors.
 
     Attributes:
-        late: Texts that the call of the main LLM carries, and that were not known when the dialogue was judged.
+        late: Texts of the call of the main LLM that were not known when the dialogue was judged.
         is_refused: Whether a call of the main LLM was refused.
     """
 
@@ -64,7 +64,7 @@ class OpenRequest:
         self.lock = asyncio.Lock()
 
     def take(self, source: object) -> bool:
-        """Return whether the request was opened for this object, and is not yet taken."""
+        """Return whether the request was opened for this object and was not taken before."""
         is_mine = self.source is not None and self.source is source
         if is_mine:
             self.source = None
@@ -86,13 +86,13 @@ class OpenRequest:
 
 
 class Gate:
-    """Stands between one app's clients and its main LLM.
+    """Guards the main LLM of one app.
 
     Args:
-        guard: Judges.
+        guard: Judges requests.
         config: The section of the app's configuration.
-        refusals: What the app says where it refuses, and where the guard could not do its work.
-        operator_texts: Returns the operator's own words: instructions, prompts, names of flows.
+        refusals: The messages of the app for a refusal, and for a guard that failed.
+        operator_texts: Returns the texts of the operator: instructions, prompts, names of flows.
     """
 
     def __init__(
@@ -116,14 +116,14 @@ class Gate:
         return self.config.system_messages == "trust"
 
     def words(self, decision: Decision | None = None) -> str:
-        """Return what the app says where it blocks; None: the block of the request under way."""
+        """Return the message of the app for a block; None: for the block of the current request."""
         request = current_request(self)
         decision = decision or (None if request is None else request.block)
         refused, unavailable = self._refusals
         return refused if decision is not None and not decision.reason.is_failure else unavailable
 
     def note_answer(self, content: str | None, tool_calls: Sequence[Any] | None = None) -> None:
-        """Note what the main LLM said: a client that sends it back says nothing new."""
+        """Remember an answer of the main LLM: a client that sends it back adds no new text."""
         if not _is_judging.get() and isinstance(content, str):
             calls = [call.to_dict() for call in tool_calls or ()]
             self.guard.note_answer({"content": content, "tool_calls": calls} if calls else content)
@@ -136,11 +136,11 @@ class Gate:
         return OpenRequest(self, client, is_waived=is_waived, source=source)
 
     async def judge(self, request: OpenRequest, *, user_message: object = None) -> Decision:
-        """Return the verdict on a request's dialogue and asides: a block that there is already, or a new one.
+        """Return the verdict on the dialogue and the asides of a request: an earlier block, or a new verdict.
 
         Args:
             request: The request.
-            user_message: The last user turn as earlier rails have left it; None: as the client sent it.
+            user_message: The last user turn as earlier rails rewrote it; None: as the client sent it.
         """
         async with request.lock:
             if request.block is not None:
@@ -154,7 +154,7 @@ class Gate:
             return True
         request = current_request(self)
         if request is None:
-            # A door that nothing opened: no verdict can be had on what is not known.
+            # The call came through no guarded door, so its request is unknown and cannot be judged.
             self.guard.count_unscreened_call("unknown")
             log.error("a call of the main LLM outside of any request was refused: there is no verdict on it")
             return False
@@ -194,7 +194,7 @@ class Gate:
         return decision
 
     async def _carried(self, request: OpenRequest, parts: Any) -> tuple[Any, ...]:
-        """Return the late texts, and the loose ones that a call carries and nothing else has brought there."""
+        """Return the late texts, and the loose texts that the call carries and that the operator did not write."""
         loose = request.client.loose
         if not loose:
             return request.late
@@ -205,7 +205,7 @@ class Gate:
                 unjudged = [text for text in dict.fromkeys(loose) if text not in judged]
                 found = Prompt(said).carried(unjudged) if unjudged else []
                 return (*request.late, *(text for text in found if not self._operator.holds(text)))
-            except Exception:  # noqa: BLE001  # whatever it is, it was not read: the guard refuses None
+            except Exception:  # noqa: BLE001  # the texts were not read: the guard refuses None
                 return (None,)
 
         try:
@@ -222,13 +222,13 @@ class Gate:
 
 
 def texts_judged(messages: ChatMessages) -> set[str]:
-    """Return the texts that the guard reads in messages."""
+    """Return the texts of messages that the guard reads."""
     read = [texts_of(message) or () for message in messages if isinstance(message, Mapping)]
     return {text for texts in read for text in texts if text is not None}
 
 
 def current_request(gate: Gate) -> OpenRequest | None:
-    """Return the request under way at this gate, or None."""
+    """Return the current request at this gate, or None."""
     request = _request.get()
     return request if request is not None and request.gate is gate else None
 
@@ -249,7 +249,7 @@ def entered(request: OpenRequest) -> Iterator[OpenRequest]:
 
 
 class InRequest(AsyncIterator[Any]):
-    """A stream whose every step runs in a request, whichever task reads it.
+    """A stream that runs each step in its request, also if another task reads it.
 
     Args:
         request: The request.
@@ -266,7 +266,7 @@ class InRequest(AsyncIterator[Any]):
             return await anext(self._stream)
 
     async def aclose(self) -> None:
-        """Close the stream, where it can be closed."""
+        """Close the stream, if it can be closed."""
         if isinstance(self._stream, AsyncGenerator):
             with entered(self._request):
                 await self._stream.aclose()

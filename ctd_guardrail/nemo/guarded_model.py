@@ -1,4 +1,4 @@
-"""The main LLM behind the gate: it is called with nothing that has no verdict."""
+"""The main LLM behind the gate: every call needs a verdict."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["GuardedModel"]
 
 
 class GuardedModel:
-    """An LLM of NeMo Guardrails that asks the gate before each call, and says the app's refusal instead.
+    """An LLM of NeMo Guardrails that asks the gate before each call, and otherwise answers with the app's refusal.
 
     Args:
         model: The model.
-        gate: Decides.
+        gate: Admits or refuses calls.
     """
 
     def __init__(self, model: LLMModel, gate: Gate) -> None:
@@ -40,11 +40,11 @@ class GuardedModel:
         return self.guarded.provider_url
 
     def __getattr__(self, name: str) -> Any:
-        """Return what a framework's own model has beside the protocol."""
+        """Return an attribute of the model that is not part of the protocol."""
         return getattr(self.guarded, name)
 
     async def generate_async(self, prompt: Any, *, stop: list[str] | None = None, **kwargs: Any) -> LLMResponse:
-        """Call the model, where the gate admits the prompt."""
+        """Call the model if the gate admits the prompt."""
         if not await self.gate.admits(prompt, stop, kwargs):
             return LLMResponse(content=self.gate.words())
         response = await self.guarded.generate_async(prompt, stop=stop, **kwargs)
@@ -54,7 +54,7 @@ class GuardedModel:
     async def stream_async(
         self, prompt: Any, *, stop: list[str] | None = None, **kwargs: Any
     ) -> AsyncIterator[LLMResponseChunk]:
-        """Stream the model's answer, where the gate admits the prompt."""
+        """Stream the answer of the model if the gate admits the prompt."""
         if not await self.gate.admits(prompt, stop, kwargs):
             yield LLMResponseChunk(delta_content=self.gate.words())
             return

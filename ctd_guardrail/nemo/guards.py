@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable
 from itertools import chain
@@ -17,8 +18,7 @@ from ctd_guardrail.config.experts import RailExpertConfig
 from ctd_guardrail.config.section import SECTION, CtdConfig, parse_section
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.nemo.loading import LoadingGuard
-from ctd_guardrail.policy.manifest import Manifest
-from ctd_guardrail.policy.store import read_manifest
+from ctd_guardrail.policy.store import MANIFEST_FILE
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
 
@@ -62,18 +62,18 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Loadable
         load = prepared.loader(in_service=True, rail_collaborators=collaborators, refusals=refusals, runtime=runtime)
         return _start(load, section, runtime)
 
-    def key(manifest: Manifest) -> _Key:
-        return str(folder.resolve()), section.model_dump_json(), manifest.model_dump_json(), refusals
+    def key(policy: str) -> _Key:
+        return str(folder.resolve()), section.model_dump_json(), policy, refusals
 
     if isinstance(section.expert, RailExpertConfig):
         return start(prepare(section, folder=folder))
     guards: Shared[_Key, LoadableGuard] = runtime.shared("guards")
-    # Cheap, for IORails asks at every synchronous call.
-    guard = guards.find(key(read_manifest(folder / section.policy)))
+    # Reads one small file, because IORails asks at every synchronous call.
+    guard = guards.find(key(_digest(folder / section.policy / MANIFEST_FILE)))
     if guard is None or _has_failed(guard):
         prepared = prepare(section, folder=folder)
-        # By the policy that was read just now, in one piece: it may have been replaced since the look above.
-        read = key(prepared.policy.manifest)
+        # The key is that of the policy that was read now. It may have been replaced since the look above.
+        read = key(prepared.policy.digest)
         if (found := guards.find(read)) is not None and _has_failed(found):
             guards.forget(read)
         guard = guards.get(read, lambda: start(prepared))
@@ -143,3 +143,11 @@ def refusals_of(config: RailsConfig) -> tuple[tuple[str, ...], ...]:
     # Colang 2.x keeps its messages in flows.
     sources = {getattr(flow, "name", ""): getattr(flow, "source_code", "") for flow in config.flows}
     return tuple(tuple(_SAID.findall(sources.get(f"bot {name}") or "")) for name in _BOT_MESSAGES)
+
+
+def _digest(manifest: Path) -> str:
+    """Return the hash of a manifest; empty if it cannot be read, of which no guard has one."""
+    try:
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    except OSError:
+        return ""

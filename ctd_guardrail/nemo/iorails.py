@@ -1,7 +1,7 @@
 """The rail on NeMo's IORails engine: the action that its catalog names, and the gate of each engine.
 
-IORails runs its input rails for every request whose options do not say otherwise, and shows them the turns before the
-last one of the user. The gate sees all messages of the request where the rails begin and where the model is called.
+IORails runs its input rails unless the options of a request switch them off, and shows them the turns before the last
+one of the user. The gate sees all messages of the request, where the rails start and where the model is called.
 """
 
 from __future__ import annotations
@@ -31,12 +31,9 @@ from ctd_guardrail.nemo.gate import Gate, OpenRequest, current_request, enter, e
 from ctd_guardrail.nemo.guards import guard_for, refusals_of, section_of
 from ctd_guardrail.nemo.messages import messages_from_events
 from ctd_guardrail.nemo.server import mark_guarded
+from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["ctd_check_input", "install"]
-
-# IORails hands a rail its configuration, and makes a copy of it for each synchronous call. Keyed by the object, for
-# a configuration has no hash of its own; an entry goes when its configuration goes.
-_GATES: Final[dict[int, Gate]] = {}
 
 _llms: ContextVar[Mapping[str, Any]] = ContextVar("ctd_iorails_llms")
 _MAIN: Final = "main"
@@ -56,7 +53,7 @@ def install() -> None:
     @wraps(begin)
     def __init__(self: IORails, config: RailsConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         begin(self, config, *args, **kwargs)
-        gate = _GATES.get(id(config))
+        gate = _gate_of(config)
         if gate is not None:
             _guard_doors(self, gate)
 
@@ -71,13 +68,13 @@ async def ctd_check_input(
     events: list[Any] | None = None,
     llms: Mapping[str, Any] | None = None,
 ) -> RailOutcome:
-    """Screen the request under way, with the user turn under check as earlier rails have left it."""
+    """Screen the current request, with the last user turn as earlier rails rewrote it."""
     _llms.set(llms or {})
 
     def client() -> ClientRequest:
         return ClientRequest([*messages_from_events(events), {"role": "user", "content": user_message}])
 
-    return await screen(_GATES.get(id(config)), client, user_message=user_message or None)
+    return await screen(_gate_of(config), client, user_message=user_message or None)
 
 
 def _prepare(config: RailsConfig) -> None:
@@ -86,7 +83,7 @@ def _prepare(config: RailsConfig) -> None:
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
     """
-    if id(config) not in _GATES:
+    if _gate_of(config) is None:
         section = section_of(config)
         if section.principal is not None:
             raise ConfigError(
@@ -96,10 +93,24 @@ def _prepare(config: RailsConfig) -> None:
                 hint="Use LLMRails, or the sidecar",
             )
         collaborators = RailCollaborators(config=config, llms=_llms.get, llm_task_manager=LLMTaskManager(config))
-        _GATES[id(config)] = Gate(
+        gates = _gates(Runtime.default())
+        gates[id(config)] = Gate(
             guard_for(config, collaborators), section, refusals=refusals_of(config), operator_texts=tuple
         )
-        weakref.finalize(config, _GATES.pop, id(config), None)
+        weakref.finalize(config, gates.pop, id(config), None)
+
+
+def _gate_of(config: RailsConfig) -> Gate | None:
+    return next((gate for runtime in Runtime.all() if (gate := _gates(runtime).get(id(config)))), None)
+
+
+def _gates(runtime: Runtime) -> dict[int, Gate]:
+    """Return the gates by the identity of their configurations.
+
+    IORails hands a configuration to a rail, and copies it for each synchronous call. A configuration has no hash, so
+    its identity is the key. The entry is removed when the configuration is collected.
+    """
+    return runtime.own("gates of IORails", dict)
 
 
 def _guard_doors(engine: Any, gate: Gate) -> None:
@@ -127,7 +138,7 @@ class _Doors:
         gate: Its gate.
 
     Attributes:
-        main: The main model; None where the configuration has none.
+        main: The main model; None if the configuration has none.
     """
 
     def __init__(self, engine: Any, gate: Gate) -> None:
@@ -142,7 +153,7 @@ class _Doors:
         if self.main is not None:
             self._generate = self.main.generate_from_messages
             self._stream = self.main.stream_from_messages
-        # Rails and model may run beside each other, and get the same list: it tells that the request is the same.
+        # Rails and model may run concurrently. Both get the same list, which identifies the request.
         self._under_way: weakref.WeakValueDictionary[int, OpenRequest] = weakref.WeakValueDictionary()
 
     async def is_input_safe(self, messages: list[dict[str, Any]], *, enabled: bool | list[str] = True) -> Any:
@@ -178,7 +189,7 @@ class _Doors:
             yield chunk
 
     async def generate_from_messages(self, messages: list[dict[str, Any]], **kwargs: Any) -> LLMResponse:
-        """As ``ModelEngine.generate_from_messages``, where the gate admits the messages."""
+        """As ``ModelEngine.generate_from_messages``, if the gate admits the messages."""
         if not await self._gate.admits(messages, kwargs):
             return LLMResponse(content=self._gate.words())
         response: LLMResponse = await self._generate(messages, **kwargs)
@@ -188,7 +199,7 @@ class _Doors:
     async def stream_from_messages(
         self, messages: list[dict[str, Any]], **kwargs: Any
     ) -> AsyncIterator[LLMResponseChunk]:
-        """As ``ModelEngine.stream_from_messages``, where the gate admits the messages."""
+        """As ``ModelEngine.stream_from_messages``, if the gate admits the messages."""
         if not await self._gate.admits(messages, kwargs):
             yield LLMResponseChunk(delta_content=self._gate.words())
             return
@@ -201,7 +212,7 @@ class _Doors:
     async def check_async(
         self, messages: list[dict[str, Any]], rail_types: list[RailType] | None = None
     ) -> RailsResult:
-        """As ``IORails.check_async``, also for input in which the engine finds no text of a user's."""
+        """As ``IORails.check_async``, also for input in which the engine finds no text of a user."""
         if not asks_about_input(messages, rail_types):
             return cast("RailsResult", await self._check(messages, rail_types))
         client = self._read(messages)
@@ -221,12 +232,12 @@ class _Doors:
     def _enter(self, messages: list[dict[str, Any]], params: Mapping[str, Any]) -> None:
         """Make the request of these messages the current one, with the parameters of the call."""
         request = self._request(messages, self._read(messages))
-        # The rails are not shown the parameters of the call.
+        # The rails do not see the parameters of the call.
         request.late = self._read([], params).asides
         enter(request)
 
     def _request(self, messages: list[dict[str, Any]], client: ClientRequest) -> OpenRequest:
-        """Return the request that these messages are of."""
+        """Return the request of these messages."""
         listed, current = self._under_way.get(id(messages)), current_request(self._gate)
         if listed is not None and listed.source is messages:
             request = listed

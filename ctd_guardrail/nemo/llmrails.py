@@ -25,14 +25,14 @@ from ctd_guardrail.nemo.models import guard_models, guarded_function, is_guarded
 __all__ = ["REFUSING_FLOW", "guard_doors", "operator_texts"]
 
 REFUSING_FLOW: Final = "ctd refuse request"
-"""The flow of Colang 1.0 that says a verdict which was given at the door."""
+"""The flow of Colang 1.0 that states a verdict from the door."""
 
 _REFUSED_EVENT: Final = {"type": "CtdRequestRefused"}
-# In Colang 2.x the app's own input rails run for it, and the rail says the verdict.
+# In Colang 2.x the input rails of the app run for it, and the rail states the verdict.
 _NO_UTTERANCE: Final = {"type": "UtteranceUserActionFinished", "final_transcript": ""}
 # Where a runtime gets its events.
 _RUN: Final = {"1.0": "generate_events", "2.x": "process_events"}
-# Events whose texts the host's own memory of a conversation holds, though its key does not.
+# Events whose texts are in the host's memory of a conversation, though not in its key.
 _REMEMBERED: Final = frozenset({"SystemMessage", "BotToolCalls", "UserToolMessages"})
 
 
@@ -81,7 +81,7 @@ class _Doors:
     ) -> Any:
         """As :meth:`LLMRails.generate_async`, behind the gate."""
         if (prompt is None) == (messages is None):
-            return await self._generate(prompt, messages, options, state, streaming_handler)  # which says what is wrong
+            return await self._generate(prompt, messages, options, state, streaming_handler)  # it reports the error
         self._guard_models()
         sent = [{"role": "user", "content": prompt}] if messages is None else messages
         generation = GenerationOptions(**options) if isinstance(options, dict) else options
@@ -110,7 +110,7 @@ class _Doors:
     ) -> AsyncIterator[Any]:
         """As :meth:`LLMRails.stream_async`: output rails that ask the main LLM do so in the request of the stream."""
         sent = [{"role": "user", "content": prompt}] if messages is None and prompt is not None else messages or []
-        # What is wrong with the options the host says in the stream.
+        # The host reports wrong options in the stream.
         client = read_safely(
             lambda: self._read(sent, GenerationOptions(**options) if isinstance(options, dict) else options, state)
         )
@@ -222,7 +222,7 @@ class _Doors:
         )
 
     async def _judge(self, request: OpenRequest, options: GenerationOptions | None = None) -> None:
-        """Give the verdict at the door, save where the request asks the main LLM for nothing."""
+        """Decide at the door, except if the request does not call the main LLM."""
         asks_nothing = options is not None and not options.rails.dialog and not options.rails.input
         if not request.is_waived and not asks_nothing:
             await self._gate.judge(request)

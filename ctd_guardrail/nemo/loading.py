@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -101,7 +102,7 @@ class LoadingGuard:
     def _refuse(self, reason: Reason) -> Decision:
         decision = Decision(verdict=Verdict.BLOCK, route=Route.PROBE, reason=reason, mode=self._mode)
         emit = self._loaded.result().emit if self._loaded.done() and not self.has_failed else self._unready
-        emit(Decided(decision, request_id=REQUEST_ID.get()))
+        emit(Decided(decision, time.time(), request_id=REQUEST_ID.get()))
         return decision
 
     def count_unscreened_call(self, door: str) -> None:

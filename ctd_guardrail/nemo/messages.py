@@ -34,7 +34,7 @@ def with_rewritten(messages: ChatMessages, current: object) -> ChatMessages:
     Args:
         messages: The dialogue as the client sent it.
         current: The host's variable ``user_message``. Earlier rails may have rewritten it; then it replaces the last
-            user turn. None where the host has none.
+            user turn. None if the host has none.
     """
     users = [i for i, message in enumerate(messages) if isinstance(message, Mapping) and message.get("role") == "user"]
     if current is None or any(messages[i].get("content") == current for i in users):

@@ -1,4 +1,4 @@
-"""The models of an app of LLMRails, each behind the gate from the moment on at which the host registers it."""
+"""The models of an LLMRails app. Each is behind the gate from its registration on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["guard_models", "guarded_function", "is_guarded"]
 
 
 def _answering() -> frozenset[str]:
-    """Return the parameters by which the host gives a model of its own to an action that answers the user."""
+    """Return the parameters by which the host passes a separate model to an action that answers the user."""
     kinds = (LLMGenerationActions, LLMGenerationActionsV2dotx)
     names = {name for kind in kinds for name in dir(kind) if hasattr(getattr(kind, name), "action_meta")}
     named = {getattr(kind, name).action_meta["name"] for kind in kinds for name in names if hasattr(kind, name)}
@@ -39,7 +39,7 @@ def guard_models(app: LLMRails, gate: Gate) -> None:
         guarded = value if is_guarded(value, gate) else _guarded(value, gate)
         if name == _MAIN:
             app.llm = guarded
-            # Not there yet where the host makes its models: it makes them with the app's model, which is guarded.
+            # Absent while the host builds its models: it builds them with the model of the app, which is guarded.
             for actions in map(vars(app).get, _ACTIONS):
                 if actions is not None:
                     actions.llm = guarded
@@ -56,14 +56,14 @@ def is_guarded(model: Any, gate: Gate) -> bool:
 
 
 def guarded_function(function: Any, gate: Gate) -> Any:
-    """Return an app's own function in place of the main LLM, behind the gate."""
+    """Return the function that an app uses in place of the main LLM, behind the gate."""
 
     async def passthrough(context: dict[str, Any], events: list[Any]) -> Any:
         if not await gate.admits(context, events):
             return gate.words()
         return await function(context=context, events=events)
 
-    passthrough.ctd_gate = gate  # type: ignore[attr-defined]  # tells it from the app's own
+    passthrough.ctd_gate = gate  # type: ignore[attr-defined]  # distinguishes it from the function of the app
     return passthrough
 
 

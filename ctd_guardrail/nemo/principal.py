@@ -1,4 +1,4 @@
-"""On whose behalf a request is made, as far as the host can know it."""
+"""The principal of a request, as far as the host can know it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def principal_of(where: PrincipalConfig | None, variables: Mapping[str, Any]) ->
     """Return the principal, and whether the request names it twice.
 
     Behind NeMo's server, context variables come from the client, who could name anybody. There only the header counts
-    that the operator's gateway sets. Two of them mean that the client has sent one of its own.
+    that the operator's gateway sets. Two of them mean that the client has sent one, too.
 
     Args:
         where: Where a request names its principal; None: nowhere.

@@ -1,4 +1,4 @@
-"""A root of several configurations, as NeMo's server reads it: each subfolder is one that a client may name.
+"""A root of several configurations, as NeMo's server reads it: a client may name each subfolder.
 
 This module does not import NeMo.
 """
@@ -20,7 +20,7 @@ _INIT: Final = re.compile(r"^\s*from\s+ctd_guardrail\.nemo\s+import\s+.*\binit\b
 
 
 def configurations_of(folder: Path) -> list[Path]:
-    """Return the configurations of a root, by the rule of NeMo's server; none where the folder is a configuration."""
+    """Return the configurations of a root, by the rule of NeMo's server; none if the folder is a configuration."""
     if not folder.is_dir() or _is_configuration(folder):
         return []
     return [path for path in sorted(folder.iterdir()) if path.name[0] not in "._" and _is_configuration(path)]
@@ -30,7 +30,7 @@ def guarded_configurations(root: Path) -> list[Path]:
     """Return the configurations of a root that hold the section.
 
     Raises:
-        ConfigError: One neither holds it nor says that it shall be served without the rail.
+        ConfigError: A configuration neither holds it nor declares that it is served without the rail.
     """
     guarded: list[Path] = []
     for path in configurations_of(root):

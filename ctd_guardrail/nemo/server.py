@@ -1,4 +1,4 @@
-"""NeMo's server of several configurations: a client names one, and none without the rail is served by oversight."""
+"""NeMo's server of several configurations: it serves none without the rail by mistake."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _GATE: Final = "ctd_gate"
 
 
 def mark_guarded(engine: object, gate: Gate) -> None:
-    """Note on an engine of NeMo's that a gate stands in front of it."""
+    """Mark an engine of NeMo as guarded by a gate."""
     setattr(engine, _GATE, gate)
 
 
 def refuse_unguarded_configurations() -> None:
     """Let NeMo's server answer a request for a configuration without the rail with an error.
 
-    A configuration that shall be served without the rail says so itself: ``custom_data: {ctd: unguarded}``. Calling
+    A configuration without the rail is served only if it contains ``custom_data: {ctd: unguarded}``. Calling
     this again changes nothing.
 
     Raises:
@@ -50,7 +50,7 @@ def refuse_unguarded_configurations() -> None:
         return rails
 
     setattr(_get_rails, _GATE, True)
-    setattr(api, "_get_rails", _get_rails)  # noqa: B010  # there is no hook for a configuration that a client names
+    setattr(api, "_get_rails", _get_rails)  # noqa: B010  # NeMo has no hook for the configuration that a client names
 
 
 def _is_unguarded(config: RailsConfig) -> bool:

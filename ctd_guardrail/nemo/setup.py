@@ -1,4 +1,4 @@
-"""``init``: what NeMo Guardrails calls when it builds an app from a configuration that imports the rail."""
+"""``init``, which NeMo Guardrails calls when it builds an app from a configuration that imports the rail."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["init"]
 def init(app: object) -> None:
     """Build the guard from ``custom_data.ctd``, register its action, and put it in front of the app's main LLM.
 
-    A server of several configurations calls ``init`` of its own ``config.py`` with itself, before it reads any
-    configuration: there the rail is made known to the IORails engine, and the server refuses configurations without
-    the rail.
+    A server of several configurations calls ``init`` of its ``config.py`` with itself, before it reads any
+    configuration. Then this makes the rail known to the IORails engine, and lets the server refuse configurations
+    without the rail.
 
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable. NeMo then refuses to
@@ -34,7 +34,7 @@ def init(app: object) -> None:
         return
 
     def llms() -> dict[str, Any]:
-        # The host makes its models after it has called `init`, so they are looked up when the expert runs.
+        # The host builds its models after `init`, so the expert looks them up when it runs.
         registered = app.runtime.registered_action_params
         return {**registered.get("llms", {}), "main": registered.get("llm")}
 

@@ -1,4 +1,4 @@
-"""The audit log: one JSON object a line, without a word of the conversation."""
+"""The audit log: one JSON object in each line, without a word of the conversation."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _SCALE: Final = 1 << 53
 class AuditLog:
     """Writes decisions to a file: every block and every failure, and a random share of the rest.
 
-    The conversation stands in it as a hash keyed by a secret: whoever lacks the secret cannot try out texts, and
-    whoever has it can find the lines about a text. The host rotates the file: it is opened again where it was moved or
-    removed (on Windows, where open files cannot be moved, the host copies and truncates it).
+    A line holds the conversation as a hash keyed by a secret. With the secret, the lines about a text can be found.
+    Without it, texts cannot be tried out. The host rotates the file: a moved or removed file is opened again. On
+    Windows, where open files cannot be moved, the host copies and truncates it.
 
     Args:
         file: The file; its folder is made.
         key: The secret.
         sample: Share of the other decisions that is written, in [0, 1].
         scores: Whether p, d and the expert's score are written.
-        labels: What names guard and policy in each line.
+        labels: Names of guard and policy, for each line.
 
     Raises:
         ConfigError: The file cannot be opened.
@@ -100,7 +100,7 @@ class AuditLog:
 
 
 class _File(WatchedFileHandler):
-    """Counts what could not be written in place of printing a traceback."""
+    """Counts the lines that could not be written, and prints no traceback."""
 
     def __init__(self, file: Path) -> None:
         self.written = self.lost = 0
@@ -116,13 +116,13 @@ class _File(WatchedFileHandler):
         lost = self.lost
         try:
             super().emit(record)
-        except OSError:  # it was moved, and cannot be opened again
+        except OSError:  # the file was moved, and cannot be opened again
             self.handleError(record)
         self.written += self.lost == lost
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  # the library's signature
         if not self.lost:
-            log.error("the audit log cannot be written to %s, said once", self.baseFilename)
+            log.error("the audit log cannot be written to %s, logged once", self.baseFilename)
         self.lost += 1
 
 

@@ -1,4 +1,4 @@
-"""What does not change while a guard is in service."""
+"""The constants of a guard in service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Facts:
 
     Attributes:
         guard: Name of the configuration's folder.
-        policy: First 12 hexadecimal digits of the hash of the policy's tensors: names it in metrics and audit log.
+        policy: First 12 hexadecimal digits of the hash of the policy's tensors: its name in metrics and audit log.
         alpha: The budget, audits included.
         delta: Probability that calibration misses it.
         threshold: lambda; infinite where nothing is delegated.
@@ -29,5 +29,5 @@ class Facts:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What tells this guard's metrics from another's."""
+        """The attributes of this guard's metrics."""
         return {"guard": self.guard, "policy": self.policy}

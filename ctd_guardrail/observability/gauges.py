@@ -1,4 +1,4 @@
-"""OpenTelemetry gauges: read when somebody asks, and computed only then."""
+"""OpenTelemetry gauges, computed when an exporter reads them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def register_gauges(meter: Meter | None = None) -> None:
     meter.create_observable_counter(
         "ctd.observations.dropped",
         [lambda _: [metrics.Observation(sum(event_queue(runtime).dropped for runtime in Runtime.all()))]],
-        description="Decisions that monitors, metrics and audit log did not get to see.",
+        description="Events that did not reach monitors, metrics and audit log.",
     )
 
 

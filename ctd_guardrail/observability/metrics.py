@@ -1,7 +1,7 @@
-"""OpenTelemetry metrics. Without an SDK in the process they cost and do nothing.
+"""OpenTelemetry metrics. Without an SDK in the process they do nothing.
 
-The user's own SDK and exporter are picked up, whenever they are set. Attributes are words of closed lists and the
-policy's hash: no text, no score, nothing that a user wrote.
+The SDK and exporter of the user are used, whenever they are set up. Attributes are words of closed lists and the
+policy's hash: no text, no score, no word of a user.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["DOORS", "METER", "Metrics", "default_meter"]
 METER: Final = "ctd_guardrail"
 
 DOORS: Final = ("unknown", "client_options", "other")
-"""How a request came to the main LLM without a verdict: outside of every door that the gate knows, or because the
-operator allows clients to switch the rail off. Any further word is counted as ``other``."""
+"""How a call of the main LLM came without a verdict: ``unknown`` is outside of every door that the gate knows,
+``client_options`` is where the operator allows clients to switch the rail off. All other words count as ``other``."""
 
 _GUARD: Final = ("guard", "policy")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -63,20 +63,18 @@ def _instruments(meter: metrics.Meter) -> _Instruments:
         failures=totals("ctd.failures", "Decisions in which the guard could not do its work, by reason.", "reason"),
         bypasses=totals(
             "ctd.bypasses",
-            "Failures of the guard in which a failure policy other than block took its place.",
+            "Failures of the guard that another setting of on_failure than block decided.",
             "reason",
             "on_failure",
             "verdict",
         ),
-        unscreened=totals(
-            "ctd.unscreened_calls", "Calls of the main LLM for which the guard had given no verdict.", "door"
-        ),
+        unscreened=totals("ctd.unscreened_calls", "Calls of the main LLM without a verdict of the guard.", "door"),
         recalled=totals("ctd.recalled", "Turns that had been judged before."),
         attempts=totals("ctd.expert.attempts", "Calls of the expert, answered or not."),
         tokens=totals("ctd.expert.tokens", "Tokens that the expert billed."),
         queue=seconds("ctd.queue.duration", "Wait for the device of the base model."),
         forward=seconds("ctd.forward.duration", "The batch on the device."),
-        expert=seconds("ctd.expert.duration", "The expert's answer, where it was asked."),
+        expert=seconds("ctd.expert.duration", "The expert's answer, if it was asked."),
         check=seconds("ctd.check.duration", "The whole decision."),
     )
 
@@ -85,7 +83,7 @@ class Metrics:
     """Counts and times the decisions of guards that share a configuration.
 
     Args:
-        labels: What tells them from others: ``guard`` and ``policy``.
+        labels: The attributes of these guards: ``guard`` and ``policy``.
         meter: Where instruments are made; None: in the process's meter provider.
     """
 
@@ -105,18 +103,16 @@ class Metrics:
     def __call__(self, event: Event) -> None:
         """Count and time an event. The inputs of a self-test are no traffic, but their calls of the expert are paid."""
         match event:
-            case ExpertCalled(attempts, tokens):
-                self._instruments.attempts.add(attempts, *self._guard)
-                self._instruments.tokens.add(tokens, *self._guard)
+            case Decided() if event.origin is not Origin.SELF_TEST:
+                self._count(event.decision)
+                self._time(event.decision)
+            case Recalled() if event.origin is not Origin.SELF_TEST:
+                self._instruments.recalled.add(1, *self._guard)
+            case ExpertCalled():
+                self._instruments.attempts.add(event.attempts, *self._guard)
+                self._instruments.tokens.add(event.tokens, *self._guard)
             case UnscreenedCall(door):
                 self._instruments.unscreened.add(1, *self._guard, door if door in DOORS else DOORS[-1])
-            case Decided(origin=Origin.SELF_TEST) | Recalled(origin=Origin.SELF_TEST):
-                pass
-            case Decided(decision):
-                self._count(decision)
-                self._time(decision)
-            case Recalled():
-                self._instruments.recalled.add(1, *self._guard)
 
     def _count(self, decision: Decision) -> None:
         counters = self._instruments
@@ -150,7 +146,7 @@ def _judgements() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _bypasses() -> Iterator[tuple[str, str, str]]:
-    """Return reason, failure policy and verdict of each bypass."""
+    """Return reason, setting of ``on_failure`` and verdict of each bypass."""
     for reason in OnFailureByCause.model_fields.keys() - {"default"}:
         yield reason, OnFailure.ALLOW, Verdict.ALLOW
         yield reason, OnFailure.PROBE, Verdict.ALLOW

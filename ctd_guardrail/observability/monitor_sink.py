@@ -33,16 +33,14 @@ class MonitorSink:
     def __call__(self, event: Event) -> None:
         """Update the monitors. A request under another budget tells them its score, and nothing about the rate."""
         match event:
-            case Routed(origin=Origin.SELF_TEST) | Audited(origin=Origin.SELF_TEST | Origin.OTHER_BUDGET):
-                pass
-            case Routed(d, is_delegated, is_audited, origin):
-                delegated = is_delegated if origin is Origin.CONFIGURED else None
+            case Routed() if event.origin is not Origin.SELF_TEST:
+                delegated = event.is_delegated if event.origin is Origin.CONFIGURED else None
                 if self._kept is not None:
-                    self._kept.update(d, delegated=delegated, audited=is_audited)
+                    self._kept.update(event.d, delegated=delegated, audited=event.is_audited)
                 elif delegated is not None:
                     self._count.update(delegated=delegated)
-            case Audited(is_missed) if self._kept is not None:
-                self._kept.audited(missed=is_missed)
+            case Audited() if event.origin is Origin.CONFIGURED and self._kept is not None:
+                self._kept.audited(missed=event.is_missed)
 
     def tick(self, *, is_last: bool) -> None:
         """Save the monitors if that is due. Runs on the queue's thread."""

@@ -18,9 +18,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Exposition:
-    """The metrics of this process, collected anew at each scrape.
+    """The metrics of this process, collected at each scrape.
 
-    It becomes the meter provider of the process: all that uses OpenTelemetry here is then exposed with it.
+    It becomes the meter provider of the process, and exposes all metrics that use OpenTelemetry here.
 
     Raises:
         ConfigError: The process has a meter provider already.
@@ -35,11 +35,11 @@ class Exposition:
             )
         self._registry = CollectorRegistry()
         reader = PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
-        # No resource: scrapes say where they come from, and a command line may hold what nobody should read.
+        # No resource: a scrape has its own address, and a command line may hold secrets.
         metrics.set_meter_provider(MeterProvider([reader], resource=Resource.get_empty()))
 
     def text(self) -> bytes:
-        """Return the exposition, with all that was decided so far."""
+        """Return the exposition, with all events so far."""
         for runtime in Runtime.all():
             event_queue(runtime).flush()
         return generate_latest(self._registry)

@@ -71,13 +71,20 @@ class EventQueue:
             at_once: Sinks that read an event before ``emit`` returns. They are fast and raise nothing.
             later: Sinks that read it on the queue's thread.
         """
+        if len(at_once) == 1 and not later:
+            return at_once[0]
+        order, waiting = self._order, self._waiting
 
         def emit(event: Event) -> None:
-            with self._order:
+            with order:
                 for sink in at_once:
                     sink(event)
-                if later:
-                    self._put(later, event)
+                if len(waiting) < self._capacity or isinstance(event, UnscreenedCall):
+                    waiting.append((later, event))
+                else:
+                    self.dropped += 1
+            if self._thread is None:
+                self._start()
 
         return emit
 
@@ -114,14 +121,6 @@ class EventQueue:
         if thread is not None:
             thread.join()
         self.flush(is_last=True)
-
-    def _put(self, sinks: Sequence[Sink], event: Event) -> None:
-        if len(self._waiting) >= self._capacity and not isinstance(event, UnscreenedCall):
-            self.dropped += 1
-            return
-        self._waiting.append((sinks, event))
-        if self._thread is None:
-            self._start()
 
     def _run(self, call: Callable[..., None], *arguments: Any, **options: Any) -> None:
         try:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Final, Protocol
+from weakref import WeakSet
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from ctd_guardrail.observability.metrics import default_meter
+from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["ObservedService", "register", "show_service"]
 
@@ -23,7 +24,7 @@ class ObservedConnections(Protocol):
 
 
 class ObservedService(Protocol):
-    """What is read of a service, on the thread that exports metrics."""
+    """The part of a service that metrics read, on the thread of the exporter."""
 
     refused: Counter[int]
     reloads: int
@@ -45,20 +46,31 @@ class ObservedService(Protocol):
 
 
 _STATUSES: Final = (400, 401, 404, 405, 408, 413, 422, 500, 503)
-"""Those that exist at 0 from the start, so that the first refusals are an increase."""
-
-_SERVICES: Final[weakref.WeakSet[ObservedService]] = weakref.WeakSet()
+"""The statuses whose counters exist at 0 from the start, so that the first refusal is an increase."""
 
 
-def show_service(service: ObservedService) -> None:
-    """Show a service as long as it lives. A process has one."""
-    _SERVICES.add(service)
+def show_service(service: ObservedService, *, runtime: Runtime | None = None) -> None:
+    """Export the metrics of a service until it is garbage-collected. A process usually has one.
+
+    Args:
+        service: The service.
+        runtime: Holds the services; None: the runtime of the process.
+    """
+    _services_of(runtime or Runtime.default()).add(service)
     register(default_meter())
+
+
+def _services() -> Iterator[ObservedService]:
+    return (service for runtime in Runtime.all() for service in list(_services_of(runtime)))
+
+
+def _services_of(runtime: Runtime) -> WeakSet[ObservedService]:
+    return runtime.own("services", WeakSet)
 
 
 @cache
 def register(meter: Meter) -> None:
-    """Show all services of this process; once for each meter."""
+    """Export the metrics of all services of this process; once for each meter."""
     meter.create_observable_gauge("ctd.ready", [_ready], description="1 where traffic should come here.")
     meter.create_observable_gauge("ctd.requests.running", [_running], description="Requests under way.")
     meter.create_observable_counter(
@@ -72,32 +84,32 @@ def register(meter: Meter) -> None:
 
 
 def _ready(_: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(int(service.is_ready)) for service in list(_SERVICES)]
+    return [Observation(int(service.is_ready)) for service in _services()]
 
 
 def _running(_: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(service.running) for service in list(_SERVICES)]
+    return [Observation(service.running) for service in _services()]
 
 
 def _refused(_: CallbackOptions) -> Iterable[Observation]:
     return [
         Observation(count, {"status": str(status)})
-        for service in list(_SERVICES)
+        for service in _services()
         for status, count in (dict.fromkeys(_STATUSES, 0) | service.refused).items()
     ]
 
 
 def _open(_: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(service.connections.open) for service in list(_SERVICES)]
+    return [Observation(service.connections.open) for service in _services()]
 
 
 def _closed(_: CallbackOptions) -> Iterable[Observation]:
     return [
         Observation(count, {"reason": str(reason)})
-        for service in list(_SERVICES)
+        for service in _services()
         for reason, count in list(service.connections.closed.items())
     ]
 
 
 def _reloads(_: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(service.reloads) for service in list(_SERVICES)]
+    return [Observation(service.reloads) for service in _services()]

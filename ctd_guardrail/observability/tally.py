@@ -62,17 +62,18 @@ class Tally:
 
     def __call__(self, event: Event) -> None:
         """Count an event, whatever its origin."""
-        with self._lock:
-            match event:
-                case Decided(decision):
-                    self._count(decision)
-                case ExpertCalled(attempts, tokens):
-                    # A budget pays for each call, answered or not.
-                    self._expert_attempts += attempts
-                    self._expert_tokens += tokens
-                case Recalled():
+        match event:
+            case Decided():
+                self._count(event.decision)
+            case ExpertCalled():
+                with self._lock:  # a budget pays for each call, answered or not
+                    self._expert_attempts += event.attempts
+                    self._expert_tokens += event.tokens
+            case Recalled():
+                with self._lock:
                     self._recalled += 1
-                case UnscreenedCall():
+            case UnscreenedCall():
+                with self._lock:
                     self._unscreened_calls += 1
 
     def snapshot(self) -> TallySnapshot:
@@ -89,7 +90,8 @@ class Tally:
             )
 
     def _count(self, decision: Decision) -> None:
-        self._decisions[decision.verdict, decision.route, decision.reason] += 1
-        self._shadow += decision.mode is Mode.SHADOW
-        if decision.is_bypass and decision.on_failure is not None:
-            self._bypasses[decision.reason, decision.on_failure, decision.verdict] += 1
+        with self._lock:
+            self._decisions[decision.verdict, decision.route, decision.reason] += 1
+            self._shadow += decision.mode is Mode.SHADOW
+            if decision.on_failure is not None and decision.is_bypass:
+                self._bypasses[decision.reason, decision.on_failure, decision.verdict] += 1

@@ -23,7 +23,7 @@ class Totals:
     event would raise no alert.
 
     Args:
-        names: Names of the attributes, in the order in which their values are given.
+        names: Names of the attributes, in the order of their values.
     """
 
     def __init__(self, *names: str) -> None:
@@ -36,7 +36,7 @@ class Totals:
         """Let totals exist at 0.
 
         Args:
-            owner: What may count them. Totals that are still 0 end with it, so that reloads leave none behind.
+            owner: The object that counts them. Totals that are still 0 end with it, so that reloads leave none.
             values: Attribute values of each total.
         """
         with self._lock:

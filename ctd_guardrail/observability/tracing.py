@@ -1,6 +1,6 @@
 """OpenTelemetry spans: one for a check, and one within it for each answer of the expert.
 
-Without an SDK a span costs a microsecond and is none. Exceptions are not recorded: their messages may quote the
+Without an SDK a span does nothing and costs a microsecond. Exceptions are not recorded: their messages may quote the
 conversation.
 """
 
@@ -37,7 +37,7 @@ def expert_span() -> AbstractContextManager[Span]:
 
 
 def describe(span: Span, decision: Decision) -> None:
-    """Write what was decided and how long its parts took into the span of a check. No score, no text."""
+    """Write the decision and its times into the span of a check. No score, no text."""
     if not span.is_recording():
         return
     span.set_attributes(

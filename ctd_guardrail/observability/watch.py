@@ -108,7 +108,7 @@ def shared_watch(key: Hashable, make: Callable[[], Watch], *, runtime: Runtime |
 
 def watches() -> Iterator[Watch]:
     """Return all watches of this process."""
-    return (watch for runtime in Runtime.all() if not runtime.is_closed for watch in _watches(runtime))
+    return (watch for runtime in Runtime.all() for watch in _watches(runtime))
 
 
 def _watches(runtime: Runtime) -> Shared[Hashable, Watch]:

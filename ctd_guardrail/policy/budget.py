@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.envelope import Simultaneous
 from ctd_guardrail.policy.guarantees import (
@@ -39,8 +39,6 @@ __all__ = [
     "min_rows",
     "sort_scores",
 ]
-
-FloatArray = NDArray[np.float64]
 
 
 class Status(StrEnum):

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainccinv, gammaln
 
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.guarantees import check_share, max_exceedances, min_alpha, min_rows
 
@@ -47,8 +48,6 @@ _REACH: Final = 9.0
 _TOLERANCE: Final = 1e-3
 # delta / eta for n in the thousands, where the search starts.
 _TYPICAL_RANKS: Final = 16.0
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +167,12 @@ def _angle(n: int) -> float:
     return max(_STEP_ANGLE, _STEP_DEVIATIONS / math.sqrt(n))
 
 
-def _rank_at(n: int, index: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rank_at(n: int, index: IntArray) -> IntArray:
     # Multiples of 1e-6 below an integer are that integer, rounded.
     return np.asarray(np.floor(n * np.sin(index * (_angle(n) / 2)) ** 2 + 1e-6), dtype=np.int64)
 
 
-def _ranks(n: int) -> NDArray[np.int64]:
+def _ranks(n: int) -> IntArray:
     """Return the ranks in use, ascending: all of them for small n, else equally spaced in standard deviations."""
     ranks = np.unique(_rank_at(n, np.arange(math.floor(math.pi / _angle(n)) + 1)))
     return ranks[ranks >= 1]

@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
+from ctd_guardrail.runtime.files import write_whole
 from ctd_guardrail.runtime.lock import writing
 
-__all__ = ["MANIFEST_FILE", "TENSORS_FILE", "finish_write", "read_json", "read_tensors", "write_files"]
+__all__ = [
+    "MANIFEST_FILE",
+    "TENSORS_FILE",
+    "finish_write",
+    "parse_json",
+    "read_json",
+    "read_manifest_file",
+    "read_tensors",
+    "write_files",
+]
 
 MANIFEST_FILE: Final = "policy.json"
 TENSORS_FILE: Final = "policy.safetensors"
@@ -37,8 +47,29 @@ def read_json(path: Path) -> Any:
     Raises:
         PolicyFormatError: It cannot be read, or is not JSON with each key once and finite numbers.
     """
+    return parse_json(read_manifest_file(path), path)
+
+
+def read_manifest_file(path: Path) -> bytes:
+    """Return the content of a manifest.
+
+    Raises:
+        PolicyFormatError: It cannot be read, or is too large.
+    """
     with _open(path, _LARGEST_MANIFEST) as file:
-        raw = _read_whole(file, path)
+        return _read_whole(file, path)
+
+
+def parse_json(raw: bytes, path: Path) -> Any:
+    """Return the value of JSON in which each key occurs once and all numbers are finite.
+
+    Args:
+        raw: The JSON.
+        path: The file that holds it, for error messages.
+
+    Raises:
+        PolicyFormatError: It is something else.
+    """
     try:
         return json.loads(raw.decode(), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -76,10 +107,10 @@ def write_files(folder: Path, *, manifest: bytes, tensors: bytes) -> None:
     """
     with writing(folder):
         finish_write(folder)
-        # The manifest decides which policy is read: it names its tensors by their hash, under either name. A process
-        # that is killed before this line leaves the old policy, and the new one if it is killed after it.
-        _replace(folder / _NEXT_TENSORS_FILE, tensors)
-        _replace(folder / MANIFEST_FILE, manifest)
+        # The manifest makes the new policy the one that is read: it names its tensors by their hash, wherever they
+        # lie. A process that is killed before that line leaves the old policy, one that is killed after it the new one.
+        write_whole(folder / _NEXT_TENSORS_FILE, tensors)
+        write_whole(folder / MANIFEST_FILE, manifest)
         finish_write(folder)
 
 
@@ -112,15 +143,6 @@ def _read_hashed(path: Path, sha256: str) -> bytes | None:
             raise PolicyFormatError(f"{path} is not a safetensors file with a header of at most 1 MiB")
         file.seek(0)
         return _read_whole(file, path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _open(path: Path, largest: int) -> FileIO:

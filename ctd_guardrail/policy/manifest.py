@@ -120,15 +120,13 @@ class PerformanceRecord(BaseModel):
     """A setting of the cascade that was certified for performance risks together with the budget.
 
     Attributes:
-        method: The procedure, ``structured`` or ``pareto``.
-        risks: The risks that are bounded beside the budget. The calibration's delta covers all of them.
+        risks: The bounds beside the budget, at the calibration's delta for budget and risks together.
         threshold: lambda; None if nothing is delegated.
         band: Half-width of the abstain band around the decision threshold.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["structured", "pareto"]
     risks: tuple[RiskBound, ...]
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None
     band: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

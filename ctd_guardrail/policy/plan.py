@@ -158,8 +158,7 @@ def _performance_threshold(budget: Budget, performance: PerformanceRecord) -> fl
     for name, key in _FIXED_BY_PERFORMANCE.items():
         if getattr(budget, name) != defaults[name]:
             raise ConfigError(
-                f"the policy's {performance.method} certificate holds risks at the alpha, delta and threshold that it "
-                "was made with",
+                "the policy's certificate holds risks at the alpha, delta and threshold that it was made with",
                 key=budget.key(key),
                 hint=f"Leave {key} out, or calibrate again with other values",
             )

@@ -22,8 +22,8 @@ from enum import StrEnum
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.policy.budget import Certificate
 
@@ -33,8 +33,6 @@ __all__ = ["Choice", "Costs", "Criterion", "auroc_error", "best_threshold"]
 _AUROC_CANDIDATES: Final = 200
 # A gain must exceed so many standard errors.
 _STANDARD_ERRORS: Final = 2.0
-
-FloatArray = NDArray[np.float64]
 
 
 class Criterion(StrEnum):
@@ -52,21 +50,14 @@ class Costs:
     """Prices of the outcomes, in the same unit.
 
     Attributes:
-        missed: Price of an unsafe input that is allowed.
-        false_alarm: Price of a safe input that is blocked.
-        call: Price of a call of the expert.
-        abstained: Price of an input that is left undecided.
+        missed: An unsafe input that is let through.
+        false_alarm: A safe input that is blocked.
+        call: A call of the expert.
     """
 
     missed: float = 1.0
     false_alarm: float = 1.0
     call: float = 0.0
-    abstained: float = 0.0
-
-    @property
-    def largest(self) -> float:
-        """The most that one input can cost."""
-        return max(self.missed, self.false_alarm, self.abstained) + self.call
 
 
 @dataclass(frozen=True, slots=True)

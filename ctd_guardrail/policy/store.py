@@ -14,12 +14,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ctd_guardrail._typing import DigestArray, Float32Array, FloatArray
 from ctd_guardrail.errors import PolicyFormatError, PolicyIntegrityError
 from ctd_guardrail.policy.files import (
     MANIFEST_FILE,
     TENSORS_FILE,
     finish_write,
-    read_json,
+    parse_json,
+    read_manifest_file,
     read_tensors,
     write_files,
 )
@@ -33,7 +35,6 @@ __all__ = [
     "CalibrationScores",
     "Policy",
     "finish_write",
-    "read_manifest",
     "read_policy",
     "write_policy",
 ]
@@ -42,8 +43,6 @@ _PROBE: Final = "probe."
 _CALIBRATION: Final = "calibration."
 _TRAFFIC: Final = "traffic.d"
 _USED_ROWS: Final = "used_rows"
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +96,15 @@ class Policy:
         traffic: Delegation values of unlabelled traffic, ascending, where the policy was recalibrated on it.
         used_rows: 64-bit digests of the rows that it was trained or calibrated on, ascending: an evaluation leaves
             them out. None where nobody kept them.
+        digest: SHA-256 of the manifest file; empty if the policy was not read from one.
     """
 
     manifest: Manifest
-    probe: Mapping[str, NDArray[np.float32]]
+    probe: Mapping[str, Float32Array]
     calibration: CalibrationScores
     traffic: FloatArray | None = None
-    used_rows: NDArray[np.uint64] | None = None
+    used_rows: DigestArray | None = None
+    digest: str = ""
 
     @property
     def scores(self) -> FloatArray:
@@ -114,11 +115,11 @@ class Policy:
 def write_policy(
     folder: Path,
     manifest: Mapping[str, Any],
-    policy_probe: Mapping[str, NDArray[np.float32]],
+    policy_probe: Mapping[str, Float32Array],
     calibration: CalibrationScores,
     *,
     traffic: FloatArray | None = None,
-    used_rows: NDArray[np.uint64] | None = None,
+    used_rows: DigestArray | None = None,
 ) -> Policy:
     """Write a policy folder so that a reader sees the old policy or the new one, never a mixture.
 
@@ -166,7 +167,8 @@ def read_policy(folder: Path) -> Policy:
         PolicyFormatError: The folder, a file, a field or a tensor is missing or malformed.
         PolicyIntegrityError: The tensors, or what decisions depend on, are not those that it was written with.
     """
-    manifest = read_manifest(folder)
+    raw = read_manifest_file(folder / MANIFEST_FILE)
+    digest, manifest = hashlib.sha256(raw).hexdigest(), _parse_manifest(raw, folder)
     blob = read_tensors(folder, sha256=manifest.tensors_sha256)
     try:
         tensors = load(blob)
@@ -183,18 +185,12 @@ def read_policy(folder: Path) -> Policy:
     _check_traffic(folder, manifest, traffic)
     if used_rows is not None and (used_rows.ndim != 1 or used_rows.dtype != np.uint64):
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_USED_ROWS} are not 64-bit digests")
-    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), traffic, used_rows)
+    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), traffic, used_rows, digest)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a policy folder and no tensors.
-
-    Raises:
-        PolicyFormatError: The folder, the file or a field is missing or malformed.
-        PolicyIntegrityError: A field that decisions depend on has changed since calibration.
-    """
+def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
     try:
-        manifest = Manifest.model_validate(read_json(folder / MANIFEST_FILE))
+        manifest = Manifest.model_validate(parse_json(raw, folder / MANIFEST_FILE))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

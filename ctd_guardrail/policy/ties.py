@@ -12,14 +12,13 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.budget import Certificate, sort_scores
 
 __all__ = ["TieThreshold", "sort_with_ties", "tie_threshold", "uniform"]
 
-FloatArray = NDArray[np.float64]
 
 _SHORTEST_KEY = 16
 _LONGEST_KEY = 64

@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import expit, logit
 
+from ctd_guardrail._typing import FloatArray
+
 __all__ = ["Merge", "log_odds"]
 
-# Experts say 0 and 1; a logarithm of odds has to be finite.
+# Experts give scores of 0 and 1, and log-odds must be finite.
 _SURE: Final = 1e-6
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Merge(BaseModel):
-    """How p and e become one score; the verdict compares it with the decision threshold.
+    """Merge of p and e to one score. The verdict compares it with the decision threshold.
 
-    Which inputs are delegated does not depend on it, so neither does the certificate of the budget.
+    The delegated inputs do not depend on the merge, so the certificate of the budget does not either.
 
     Attributes:
         kind: ``replace``: e alone, as in arXiv 2604.14251. ``average``: (1 - weight) p + weight e. ``stacking``:
@@ -29,8 +31,7 @@ class Merge(BaseModel):
         intercept: Of ``stacking``.
         probe: Coefficient of logit p in ``stacking``.
         expert: Coefficient of logit e in ``stacking``.
-        expert_scale: (a, b) of Platt scaling, e := sigmoid(a logit e + b), before anything else; None leaves e as the
-            expert gives it.
+        expert_scale: (a, b) of Platt scaling, e := sigmoid(a logit e + b), before the merge; None: e is not scaled.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,7 +43,7 @@ class Merge(BaseModel):
     expert: _Number = 0.5
     expert_scale: tuple[_Number, _Number] | None = None
 
-    def __call__(self, p: ArrayLike, e: ArrayLike) -> NDArray[np.float64]:
+    def __call__(self, p: ArrayLike, e: ArrayLike) -> FloatArray:
         """Return P(unsafe) of delegated inputs.
 
         Args:
@@ -62,13 +63,11 @@ class Merge(BaseModel):
             case "average":
                 return (1.0 - self.weight) * p + self.weight * e
             case "stacking":
-                merged: NDArray[np.float64] = expit(
-                    self.intercept + self.probe * log_odds(p) + self.expert * log_odds(e)
-                )
+                merged: FloatArray = expit(self.intercept + self.probe * log_odds(p) + self.expert * log_odds(e))
                 return merged
 
 
-def log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the logit, finite for probabilities of 0 and 1 too."""
-    odds: NDArray[np.float64] = logit(np.clip(probability, _SURE, 1.0 - _SURE))
+def log_odds(probability: FloatArray) -> FloatArray:
+    """Return the logit, which is finite for probabilities of 0 and 1 too."""
+    odds: FloatArray = logit(np.clip(probability, _SURE, 1.0 - _SURE))
     return odds

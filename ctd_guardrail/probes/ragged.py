@@ -25,7 +25,7 @@ class Ragged:
 def segment_mean(ragged: Ragged) -> torch.Tensor:
     """Return the mean of each segment in float32, shape [len(lengths), width].
 
-    A segment's mean depends on nothing outside the segment: a window pools to the same vector alone and in company.
+    A segment's mean depends on the segment alone: a window has the same mean alone and among others.
     """
     values = ragged.values.float()
     lengths = torch.tensor(ragged.lengths, device=values.device)

@@ -1,8 +1,8 @@
-"""The kinds of probe: from the projections of a window's tokens to the heads of the window.
+"""The kinds of probe: reductions of the projections of a window's tokens to the heads of the window.
 
-A component's columns are linear in the token's activation, so all components share one matrix product; what follows
-reads a few numbers a token. Biases are left out: a mean, a running mean and a weighted mean of x + b are those of x,
-plus b, and so is a maximum.
+A component's columns are linear in the token's activation, so all components share one matrix product. The reductions
+read a few numbers a token. Biases are added later: the mean, running mean, weighted mean and maximum of x + b are those
+of x, plus b.
 
 Sources: running and rolling means with a maximum, attention with several heads, and MultiMax, which holds in long
 contexts where softmax attention raises false alarms, are compared in arXiv 2601.11516.
@@ -28,18 +28,18 @@ def matrix(component: Component, tensors: Mapping[str, torch.Tensor]) -> torch.T
     """Return the component's projection, shape [columns, width].
 
     Args:
-        component: What it is.
-        tensors: Its own, under the names of :meth:`Component.shapes`.
+        component: The component.
+        tensors: Its parameters, with the names of :meth:`Component.shapes`.
     """
     width = next(iter(tensors.values())).shape[-1]
     return torch.cat([tensors[name].reshape(-1, width) for name in component.shapes(width)])
 
 
 def reduce(component: Component, columns: torch.Tensor, segments: Segments) -> torch.Tensor:
-    """Return what the component adds to its heads, shape [segments, outputs].
+    """Return the contribution of the component to its heads, shape [segments, outputs].
 
     Args:
-        component: What it is.
+        component: The component.
         columns: Projections of the tokens, shape [T, columns].
         segments: One for each window.
     """
@@ -54,7 +54,7 @@ def _mean(component: Component, columns: torch.Tensor, segments: Segments) -> to
 def _ema(component: Component, columns: torch.Tensor, segments: Segments) -> torch.Tensor:
     """Largest m_t of the running mean m_1 = x_1, m_t = decay m_(t-1) + (1 - decay) x_t.
 
-    Doubling: after step s, m_t holds the last 2 s terms. All weights are positive, so nothing cancels.
+    Doubling: after step s, m_t holds the last 2 s terms. All weights are positive, so no digits cancel.
     """
     first = (segments.position == 0)[:, None]
     running, step = torch.where(first, columns, (1.0 - component.decay) * columns), 1
@@ -67,7 +67,7 @@ def _ema(component: Component, columns: torch.Tensor, segments: Segments) -> tor
 def _rolling(component: Component, columns: torch.Tensor, segments: Segments) -> torch.Tensor:
     """Largest mean over ``span`` neighbouring tokens; a shorter window is one span.
 
-    Sums of 1, 2, 4, ... tokens, put together as the bits of the span say.
+    Sums of 1, 2, 4, ... tokens are added for each bit of the span.
     """
     span = min(component.span, segments.longest)
     total, done = torch.zeros_like(columns), 0
@@ -89,7 +89,7 @@ def _attention(component: Component, columns: torch.Tensor, segments: Segments) 
     """Sum over heads of the mean of the head's values, weighted by the softmax of its queries over the tokens."""
     heads = component.heads
     query, value = columns[:, :heads], columns[:, heads:].unflatten(1, (-1, heads))
-    # Softmax does not depend on what is taken off; the maximum keeps the exponentials from overflowing.
+    # Softmax does not depend on a constant offset. Subtracting the maximum prevents overflow.
     top = segments.reduce(query.detach(), "max")
     weight = torch.exp(query - top[segments.number])
     weighted = segments.reduce((weight[:, None] * value).flatten(1), "sum").unflatten(1, (-1, heads))

@@ -1,8 +1,7 @@
-"""Arithmetic within the segments of a ragged tensor, for all of them at once.
+"""Arithmetic within the segments of a ragged tensor, for all segments at once.
 
-Whatever a neighbour holds, a segment's result is the same: sums never run across a border, and values from beyond one
-are left out by selection and not by a factor of zero, which would let NaN and infinity through. All functions are
-differentiable.
+A segment's result does not depend on its neighbours. Sums do not cross a border. Values from beyond a border are
+removed by selection: a factor of zero would keep NaN and infinity. All functions are differentiable.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ __all__ = ["Segments"]
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where the segments of a ragged tensor of T tokens lie.
+    """Layout of the segments of a ragged tensor of T tokens.
 
     Attributes:
         lengths: Tokens of each segment, shape [segments].
@@ -34,7 +33,7 @@ class Segments:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Segments:
-        """Lay out segments of these lengths, all positive."""
+        """Return the layout of segments of these lengths, all positive."""
         total = sum(lengths)
         sizes = torch.tensor(lengths, device=device)
         number = torch.repeat_interleave(sizes, output_size=total)
@@ -42,12 +41,12 @@ class Segments:
         return cls(sizes, number, position, max(lengths))
 
     def reduce(self, values: torch.Tensor, how: Literal["mean", "sum", "max"]) -> torch.Tensor:
-        """Return one row a segment, shape [segments, columns], from one a token, shape [T, columns]."""
+        """Reduce the tokens of each segment, shape [T, columns], to one row, shape [segments, columns]."""
         reduced: torch.Tensor = torch.segment_reduce(values, how, lengths=self.lengths, unsafe=True)
         return reduced
 
     def shift(self, values: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Return the values of so many tokens before, and zero where there are none in the segment."""
+        """Shift the values by a number of tokens. Tokens without a predecessor in the segment get zero."""
         if tokens == 0:
             return values
         if tokens >= self.longest:

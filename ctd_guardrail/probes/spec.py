@@ -1,4 +1,4 @@
-"""What the two probes of a policy are made of."""
+"""Components of the two probes of a policy."""
 
 from __future__ import annotations
 
@@ -14,49 +14,33 @@ from pydantic_core import PydanticCustomError
 
 from ctd_guardrail.errors import PolicyFormatError
 
-__all__ = ["Component", "DelegationCosts", "Feature", "Output", "ProbeSpec", "Reduction", "check_tensors"]
+__all__ = ["OUTPUTS", "Component", "Output", "ProbeSpec", "Reduction", "check_tensors"]
 
-Output = Literal["p", "eta", "e1", "e0", "value"]
+Output = Literal["p", "eta", "e1", "e0"]
 Reduction = Literal["mean", "ema", "rolling", "attention", "multimax"]
-Feature = Literal["logit", "uncertainty", "length"]
 
-_PLUG_IN: Final[tuple[Output, ...]] = ("p", "eta", "e1", "e0")
-_VALUE: Final[tuple[Output, ...]] = ("p", "value")
+OUTPUTS: Final[tuple[Output, ...]] = ("p", "eta", "e1", "e0")
+"""The heads of every probe, in the order of its tensors: the safety probe, and the three parts of the delegation value
+(:mod:`ctd_guardrail.probes.delegation`)."""
 
-_Price = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1, le=4096)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class DelegationCosts(_Section):
-    """Prices of the two errors of a verdict, in the same unit. Only their ratio matters."""
-
-    missed: _Price = 1.0
-    """Price of an unsafe input that is allowed."""
-    false_alarm: _Price = 1.0
-    """Price of a safe input that is blocked."""
-
-    @property
-    def relative(self) -> tuple[float, float]:
-        """The costs (missed, false alarm) as shares of the larger one, which keeps values in [-1, 1]."""
-        largest = max(self.missed, self.false_alarm)
-        return self.missed / largest, self.false_alarm / largest
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Component(_Section):
-    """One way to reduce the tokens of a window, and the heads that it adds to.
+    """A reduction of the tokens of a window, and the heads that it contributes to.
 
     Attributes:
         reduction: ``mean`` over tokens; ``ema``: running mean, then the maximum; ``rolling``: mean over a span of
             tokens, then the maximum; ``attention``: softmax-weighted mean, summed over ``heads``; ``multimax``:
             maximum over tokens, summed over ``heads``.
-        outputs: Heads that it adds to.
-        heads: Of ``attention`` and ``multimax``; the others have one.
-        decay: Share of the past in the running mean of ``ema``.
-        span: Tokens of the span of ``rolling``.
+        outputs: Heads that it contributes to.
+        heads: Attention heads of ``attention`` and ``multimax``; the others have one.
+        decay: Weight of the past in the running mean of ``ema``.
+        span: Tokens in one span of ``rolling``.
     """
 
     reduction: Reduction = "mean"
@@ -67,7 +51,7 @@ class Component(_Section):
 
     @property
     def columns(self) -> int:
-        """Numbers that it takes from each token."""
+        """Number of columns that it projects each token to."""
         return sum(math.prod(shape) for shape in self.shapes(1).values())
 
     def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
@@ -83,67 +67,48 @@ class Component(_Section):
 
 
 class ProbeSpec(_Section):
-    """Both probes: how the delegation value is put together, and from which components.
+    """Components of both probes.
 
-    The value of a head is the sum of what its components add, and its bias. So an ensemble is the mean of its
-    members, stored as scaled components.
+    A head is the sum of its components' contributions and its bias. An ensemble is stored as scaled components.
 
     Attributes:
-        delegation: ``plug_in``: heads p, eta, e1, e0 (:mod:`ctd_guardrail.probes.delegation`). ``direct``: a head for
-            the delegation value itself, as in arXiv 2604.14251. ``binary``: a head for the logit of P(the probe is
-            wrong and the expert right).
-        components: What adds to the heads; every head has at least one.
-        costs: Of the errors, for ``plug_in``; the others carry them in what they were trained on.
-        features: Numbers that the heads after p read beside activations: the ``logit`` of p, the ``uncertainty``
-            |p - 1/2|, and the ``length``, the logarithm of the window's tokens.
+        components: Together they contribute to every head.
     """
 
-    delegation: Literal["plug_in", "direct", "binary"] = "plug_in"
-    components: Annotated[tuple[Component, ...], Field(min_length=1)] = (Component(outputs=_PLUG_IN),)
-    costs: DelegationCosts = DelegationCosts()
-    features: tuple[Feature, ...] = ()
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        """The heads, in the order of the tensors; p is the first."""
-        return _PLUG_IN if self.delegation == "plug_in" else _VALUE
+    components: Annotated[tuple[Component, ...], Field(min_length=1)] = (Component(outputs=OUTPUTS),)
 
     @property
     def is_linear_in_mean(self) -> bool:
-        """Whether mean-pooled activations are all that the probes read."""
+        """Whether the probes read nothing but mean-pooled activations."""
         return all(component.reduction == "mean" for component in self.components)
 
     def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
         """Return the names and shapes of all tensors for activations of this width."""
-        heads = len(self.outputs)
-        extra: dict[str, tuple[int, ...]] = {"extra": (heads - 1, len(self.features))} if self.features else {}
         parts = {
             f"{number}.{name}": shape
             for number, component in enumerate(self.components)
             for name, shape in component.shapes(width).items()
         }
-        return {"bias": (heads,)} | extra | parts
+        return {"bias": (len(OUTPUTS),)} | parts
 
     @model_validator(mode="after")
     def _has_every_head_once(self) -> ProbeSpec:
         named = [component.outputs for component in self.components]
-        for names in (self.features, *named):
+        for names in named:
             if len(set(names)) < len(names):
                 raise PydanticCustomError("repeated", "{names} repeats a name", {"names": str(list(names))})
-        if set(chain.from_iterable(named)) != set(self.outputs):
+        if missing := set(OUTPUTS) - set(chain.from_iterable(named)):
             raise PydanticCustomError(
-                "outputs",
-                "the components of {delegation} probes add to {outputs}, and no other head",
-                {"delegation": self.delegation, "outputs": ", ".join(self.outputs)},
+                "outputs", "no component contributes to {missing}", {"missing": ", ".join(sorted(missing))}
             )
         return self
 
 
 def check_tensors(spec: ProbeSpec, width: int, tensors: Mapping[str, NDArray[np.generic]]) -> None:
-    """Refuse tensors that are not those of the spec.
+    """Refuse tensors that do not match the spec.
 
     Args:
-        spec: What the probes are made of.
+        spec: Components of the probes.
         width: Width of the activations.
         tensors: By name.
 

@@ -1,4 +1,4 @@
-"""From the scores of a conversation's windows to those of the conversation."""
+"""Scores of a conversation from those of its windows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Float = TypeVar("Float", np.float32, np.float64)
 
 
 def over_windows(scores: NDArray[Float]) -> NDArray[Float]:
-    """Return p and d of a conversation: the maxima over its windows, each for itself.
+    """Return p and d of a conversation: the maxima over its windows.
 
-    A conversation is as unsafe as its worst window, and worth a call where one of its windows is. NaN stays NaN.
+    A conversation is as unsafe as its worst window, and worth a call if one of its windows is. NaN stays NaN.
 
     Args:
         scores: (p, d) of each window, shape [windows, 2].
@@ -23,6 +23,6 @@ def over_windows(scores: NDArray[Float]) -> NDArray[Float]:
     Returns:
         Shape [2].
     """
-    # Most conversations have one window, and a view of it costs a tenth of a reduction.
+    # Most conversations have one window. A view of it takes a tenth of the time of a reduction.
     maxima: NDArray[Float] = scores[0] if len(scores) == 1 else scores.max(axis=0)
     return maxima

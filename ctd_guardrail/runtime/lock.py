@@ -18,13 +18,13 @@ LOCK_FILE: Final = "policy.lock"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Be the only writer of a policy folder until the block ends. Readers need no lock.
+    """Hold the write lock of a policy folder until the block ends. Readers need no lock.
 
-    The operating system releases the lock when the process ends, however it ends; the file stays. Within one thread,
-    blocks may lie in one another.
+    The operating system releases the lock when the process ends, also after a crash; the file stays. Within one
+    thread, blocks may be nested.
 
     Args:
-        folder: Created where it does not exist.
+        folder: Created if it does not exist.
 
     Raises:
         PolicyLockedError: Another process or thread writes it.
@@ -33,7 +33,7 @@ def writing(folder: Path) -> Iterator[None]:
     file = folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A link in the place of the file is not followed: the folder may come from elsewhere.
+        # A link in place of the file is not followed: the folder may come from an untrusted source.
         lock = FileLock(folder.resolve() / LOCK_FILE, is_singleton=True)
         lock.acquire(blocking=False)
     except Timeout:

@@ -52,9 +52,9 @@ class Runtime:
 
     @staticmethod
     def all() -> list[Runtime]:
-        """Return all runtimes of this process, for metrics that describe the process."""
+        """Return the open runtimes of this process, for metrics that describe the process."""
         with _PROCESS.lock:
-            return list(_PROCESS.runtimes)
+            return [runtime for runtime in _PROCESS.runtimes if not runtime.is_closed]
 
     @contextmanager
     def as_default(self) -> Iterator[Runtime]:

@@ -1,4 +1,4 @@
-"""HTTP to a serving engine: one deadline, bounded concurrency, further attempts where a fault may pass."""
+"""HTTP to a serving engine: one deadline, bounded concurrency, retries of transient faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ctd_guardrail.runtime.io_thread import IoThread
 
 __all__ = ["EngineClient"]
 
-# Readings are idempotent and cost no money: what may pass is tried again within the deadline.
+# Readings are idempotent and free, so transient faults are retried within the deadline.
 _ATTEMPTS: Final = 3
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 0.5
@@ -50,8 +50,8 @@ class EngineClient:
         self._base_url = config.base_url
         self._key = None if config.api_key_env is None else read_key(config.api_key_env, setting="source.api_key_env")
         self._under_way, self._most = 0, _CALLS + _MAX_WAITING
-        # A slot is the right to use a client. The one that was given back last goes first: where there is little to do
-        # few connections are kept busy.
+        # A slot is the right to use a client. The last one returned is used first, so that low traffic keeps few
+        # connections busy.
         self._slots: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
         for start in range(0, _CALLS, _CONNECTIONS):
             client = open_client(keepalive=_CONNECTIONS)

@@ -21,13 +21,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ctd_guardrail import __version__
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_transformers
 from ctd_guardrail.activations.models import resolve_model
 from ctd_guardrail.activations.spec import ActivationSpec
@@ -158,7 +157,7 @@ def _checks(source: HuggingFaceSource, projection: torch.Tensor) -> tuple[Check,
     return tuple(checks)
 
 
-def _write_model(folder: Path, manifest: Manifest, module: Any, projection: NDArray[np.float32]) -> None:
+def _write_model(folder: Path, manifest: Manifest, module: Any, projection: Float32Array) -> None:
     config = copy.deepcopy(module.config)
     spec = manifest.activations
     layer = spec.layers[0]

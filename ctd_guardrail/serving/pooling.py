@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.errors import ActivationError
 
 __all__ = ["answer_size", "read_answer", "request_body"]
@@ -47,7 +47,7 @@ def answer_size(tokens: int, columns: int) -> int:
     return tokens * columns * _WIRE.itemsize
 
 
-def read_answer(body: bytes, tokens: int, columns: int) -> NDArray[np.float32]:
+def read_answer(body: bytes, tokens: int, columns: int) -> Float32Array:
     """Return the columns of all tokens, shape [tokens, columns].
 
     Raises:
@@ -62,7 +62,7 @@ def read_answer(body: bytes, tokens: int, columns: int) -> NDArray[np.float32]:
             hint="It must serve what `ctd-guardrail export` wrote, with --pooler-config.task token_classify",
         )
     wire = np.frombuffer(body, dtype=_WIRE)
-    values: NDArray[np.float32] = wire.astype(np.float32).reshape(tokens, columns)
+    values: Float32Array = wire.astype(np.float32).reshape(tokens, columns)
     if not np.isfinite(values).all():
         # Every comparison with NaN is false: it would pass for safe.
         raise ActivationError("the engine gave numbers that are not finite", hint="Use a wider dtype")

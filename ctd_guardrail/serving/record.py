@@ -1,6 +1,6 @@
-"""ctd_export.json: what an exported checkpoint was made from, and what whoever serves it must answer.
+"""ctd_export.json: the origin of an exported checkpoint, and known answers of an engine that serves it.
 
-The file lies beside the weights. Engines ignore it; the guard reads it to know that the engine serves its probes.
+The file is beside the weights. Engines ignore it; the guard uses it to verify that the engine serves its probes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.errors import PolicyFormatError, PolicyMismatchError
 from ctd_guardrail.policy.manifest import Manifest
@@ -34,8 +34,6 @@ RECORD_FILE: Final = "ctd_export.json"
 # Thousands of columns for a thousand tokens.
 _LARGEST_FILE: Final = 1 << 26
 
-FloatArray = NDArray[np.float32]
-
 
 class Check(BaseModel):
     """One window and its columns, by which a served checkpoint is recognised.
@@ -51,11 +49,11 @@ class Check(BaseModel):
     values: str
 
     @classmethod
-    def of(cls, token_ids: tuple[int, ...], columns: FloatArray) -> Check:
+    def of(cls, token_ids: tuple[int, ...], columns: Float32Array) -> Check:
         """Record the columns of a window, shape [len(token_ids), columns]."""
         return cls(token_ids=token_ids, values=base64.b64encode(columns.astype("<f4").tobytes()).decode("ascii"))
 
-    def columns(self) -> FloatArray:
+    def columns(self) -> Float32Array:
         """Return the columns, shape [len(token_ids), columns].
 
         Raises:
@@ -91,7 +89,7 @@ class ExportRecord(BaseModel):
     checks: Annotated[tuple[Check, ...], Field(min_length=1)]
 
 
-def hash_projection(projection: FloatArray) -> str:
+def hash_projection(projection: Float32Array) -> str:
     """Return the hash of the probes' matrix, its shape included."""
     digest = hashlib.sha256(str(projection.shape).encode())
     digest.update(np.ascontiguousarray(projection, dtype="<f4").tobytes())
@@ -150,7 +148,7 @@ def check_record(record: ExportRecord, manifest: Manifest, *, folder: Path) -> N
             raise _mismatch(folder, name)
 
 
-def check_projection(record: ExportRecord, projection: FloatArray, *, folder: Path) -> None:
+def check_projection(record: ExportRecord, projection: Float32Array, *, folder: Path) -> None:
     """Refuse an export of other probes.
 
     Raises:

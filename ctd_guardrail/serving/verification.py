@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.errors import ActivationError, PolicyMismatchError
 
 __all__ = ["LARGEST_LIST", "check_columns", "check_models", "tolerance"]
@@ -16,7 +16,6 @@ __all__ = ["LARGEST_LIST", "check_columns", "check_models", "tolerance"]
 LARGEST_LIST: Final = 1 << 20
 """Bytes of a list of models."""
 
-FloatArray = NDArray[np.float32]
 
 # Root mean square error of a column over its spread between tokens. Other kernels and another order of rounding keep
 # well below; another layer, other probes, an activation or a lost token do not.
@@ -57,7 +56,7 @@ def check_models(body: bytes, *, model: str, window: int) -> None:
         )
 
 
-def check_columns(served: Sequence[FloatArray], expected: Sequence[FloatArray], *, limit: float) -> None:
+def check_columns(served: Sequence[Float32Array], expected: Sequence[Float32Array], *, limit: float) -> None:
     """Refuse columns that are not those of the export.
 
     Args:

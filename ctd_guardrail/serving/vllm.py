@@ -1,8 +1,8 @@
-"""Readings from a base model that vLLM serves.
+"""Scores from a base model that vLLM serves.
 
-Tokenising and reducing are those of the base model in process; only the projections of the tokens come from elsewhere.
-The engine must prove at the start, and again every minute and after each lost connection, that it serves the policy's
-own export.
+Tokenising and reducing run in this process, as for a base model in process; the engine computes the projections of the
+tokens. It must prove that it serves the export of the policy: at the start, every minute, and after each lost
+connection.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.activations.huggingface import quiet_transformers
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.source import Windows
@@ -47,9 +47,9 @@ _INLINE_TOKENS: Final = 4096
 def open_scorer(
     config: VllmSourceConfig, manifest: Manifest, probes: Probes, *, folder: Path, runtime: Runtime | None = None
 ) -> VllmReader:
-    """Open the engine that serves a policy's base model. Blocks while the engine is asked to prove itself.
+    """Connect to the engine that serves the base model of a policy. Blocks while the engine is verified.
 
-    An engine that cannot be reached is no error here: inputs fail until it can, and it has to prove itself then.
+    An engine that cannot be reached is no error here: inputs fail until it can be reached and verified.
 
     Args:
         config: The ``source`` section.
@@ -151,14 +151,14 @@ class VllmReader:
         return Scored(rows, queue_ms=1e3 * (started - submitted), forward_ms=1e3 * (ended - started))
 
     def verify(self) -> None:
-        """Ask the engine to prove that it serves the export; blocking.
+        """Verify that the engine serves the export; blocking.
 
         Raises:
             OverloadedError, ActivationUnavailableError, ActivationError, PolicyMismatchError: As :meth:`run` does.
         """
         self._io.submit(self._be_sure()).result()
 
-    async def _read(self, windows: Windows) -> tuple[NDArray[np.float32], float]:
+    async def _read(self, windows: Windows) -> tuple[Float32Array, float]:
         """Return the columns of all tokens, and when the request got its slot. Runs on the I/O thread."""
         deadline = self._deadline()
         try:
@@ -170,11 +170,11 @@ class VllmReader:
             return await self._columns(windows, deadline)
         except ActivationUnavailableError as error:
             if error.has_lost_connection:
-                # What comes back at this address may be something else.
+                # Another server may answer at this address now.
                 self._verified_until = None
             raise
 
-    async def _columns(self, windows: Windows, deadline: float) -> tuple[NDArray[np.float32], float]:
+    async def _columns(self, windows: Windows, deadline: float) -> tuple[Float32Array, float]:
         tokens, columns = sum(map(len, windows)), self._record.columns
         body, started = await self._client.call(
             "/pooling",
@@ -185,11 +185,11 @@ class VllmReader:
         return read_answer(body, tokens, columns), started
 
     async def _be_sure(self) -> None:
-        """Wait until the engine has proven itself; where it has before, do not wait for the next time."""
+        """Wait until the engine is verified. If it was verified before, renew that in the background."""
         if self._verified_until is not None and asyncio.get_running_loop().time() < self._verified_until:
             return
         if self._verifying is None:
-            # One for all who wait. It outlives those whose deadline passes.
+            # Shared by all waiting requests. It continues if the deadline of one passes.
             self._verifying = asyncio.create_task(self._prove())
             self._verifying.add_done_callback(self._proven)
         if self._verified_until is None:
@@ -219,13 +219,13 @@ class VllmReader:
 
 
 def _is_busy(error: BaseException) -> bool:
-    """Return whether an engine that has proven itself before may be believed for a little longer."""
+    """Return whether the error leaves an engine that was verified before trustworthy for a while."""
     return isinstance(error, OverloadedError) or (
         isinstance(error, ActivationUnavailableError) and not error.has_lost_connection
     )
 
 
 @torch.inference_mode()
-def _reduce(head: Probes, columns: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = head.from_columns(torch.from_numpy(columns), tuple(map(len, windows))).numpy()
+def _reduce(head: Probes, columns: Float32Array, windows: Windows) -> Float32Array:
+    rows: Float32Array = head.from_columns(torch.from_numpy(columns), tuple(map(len, windows))).numpy()
     return rows

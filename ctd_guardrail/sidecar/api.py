@@ -34,7 +34,7 @@ def create_api(service: Service, settings: ServeSettings) -> FastAPI:
     api = FastAPI(
         title="ctd-guardrail",
         version=importlib.metadata.version("ctd-guardrail"),
-        docs_url=None,  # the pages load scripts from elsewhere
+        docs_url=None,  # the pages load scripts from other sites
         redoc_url=None,
     )
     api.add_exception_handler(Problem, _answer_problem)
@@ -71,7 +71,7 @@ def create_api(service: Service, settings: ServeSettings) -> FastAPI:
 
     @api.get("/v1/stats")
     async def stats() -> dict[str, Any]:
-        """Count what was decided since the start."""
+        """Return counts of decisions since the start."""
         return service.stats()
 
     _add_health(api, service)
@@ -89,17 +89,17 @@ def create_api(service: Service, settings: ServeSettings) -> FastAPI:
 def _add_health(api: FastAPI, service: Service) -> None:
     @api.get("/health")
     async def health() -> dict[str, str]:
-        """Say that the process answers, and in the words of the FMS detector API whether traffic should come here."""
+        """Report liveness and readiness in the words of the FMS detector API."""
         return {"status": "HEALTHY"} if service.is_ready else {"status": "UNHEALTHY", "reason": _why_not(service)}
 
     @api.get("/health/live")
     async def live() -> dict[str, str]:
-        """Say that the process answers."""
+        """Report that the process answers."""
         return {"status": "live"}
 
     @api.get("/health/ready")
     async def ready() -> JSONResponse:
-        """Say whether traffic should come here, and which alarms are raised."""
+        """Report readiness and the alarms that are raised."""
         note = {"alarms": service.alarms} if service.alarms else {}
         return JSONResponse({"status": service.status, **note}, 200 if service.is_ready else 503)
 
@@ -107,8 +107,8 @@ def _add_health(api: FastAPI, service: Service) -> None:
 def _principal(request: Request, service: Service) -> str | None:
     """Return the principal that a request names.
 
-    A gateway appends its header to what the client sent, as another line or behind a comma. Two of them mean that the
-    client has sent one of its own, and which of them a proxy has left in front is not ours to guess.
+    A gateway appends its header to that of the client, as another line or after a comma. Two values mean that the
+    client has sent one, too. Their order depends on the proxy, so neither is trusted.
     """
     header = service.principal_header
     if header is None:
@@ -140,12 +140,12 @@ async def _answer_http_exception(request: Request, error: Exception) -> JSONResp
 
 
 async def _answer_bug(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001  # the framework's signature
-    """Answer in the usual form; the gate logs the error's kind."""
+    """Answer in the usual form. The gate logs the type of the error."""
     return await _answer_problem(request, Problem(500, "internal_error", "the request could not be served"))
 
 
 async def _answer_malformed(request: Request, error: Exception) -> JSONResponse:
-    """Name the place and the complaint, and leave out what stood there."""
+    """Name the place and the problem, without the value."""
     assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for this type
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])

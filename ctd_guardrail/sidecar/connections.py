@@ -43,7 +43,7 @@ _LEAST_RESERVE: Final = 64 + _CLOSING
 """Descriptors that a limit which the operator has set must leave."""
 
 _REPORT_S: Final = 60.0
-"""Seconds between two lines in the log, however many connections were closed."""
+"""Seconds between two log lines about closed connections."""
 
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
@@ -82,7 +82,7 @@ class ConnectionCounts:
 def fit_to_descriptors(limits: Limits) -> Limits:
     """Return the limits with a number of connections that leaves the process descriptors for everything else.
 
-    Fewer requests are under way than connections are open, so that there is always one to close for the next.
+    Fewer requests are in progress than connections are open, so that one can always be closed for the next.
 
     Raises:
         ConfigError: The limit that was set leaves too few.
@@ -152,7 +152,7 @@ class Connections:
     Args:
         limits: Deadline of a request's headers, and the limit of open connections.
         counts: Where they are counted.
-        idle_s: Seconds after which the server closes an idle connection by itself.
+        idle_s: Seconds after which the server closes an idle connection.
     """
 
     def __init__(self, limits: Limits, counts: ConnectionCounts, *, idle_s: float) -> None:
@@ -196,7 +196,7 @@ class Connections:
         return oldest is not None
 
     def find(self, transport: asyncio.Transport) -> Connection | None:
-        """Return the connection of a transport, which is known from then on; None: it was accepted elsewhere."""
+        """Return the connection of a transport, and register it; None if another listener accepted it."""
         connection = self._open.get(transport.get_extra_info("socket").fileno())
         if connection is not None:
             connection.transport = transport
@@ -220,7 +220,7 @@ class Connections:
 
     def rests(self, connection: Connection) -> None:
         """Note that the request has been answered."""
-        # The server closes it before that, but cannot where the client does not read the answer.
+        # The server closes it earlier, except if the client does not read the answer.
         self._enter(connection, _Phase.IDLE, self._idle_s + self._header_s)
 
     def _enter(self, connection: Connection, phase: _Phase, deadline_s: float | None) -> None:
@@ -240,7 +240,7 @@ class Connections:
         self._counts.open = len(self._open)
 
     def drop(self, connection: Connection, reason: Closed) -> None:
-        """Close a connection, whatever its client does."""
+        """Close a connection without waiting for its client."""
         self._set_deadline(connection, None)
         self._waiting.pop(connection, None)
         if connection.is_dropped:

@@ -1,6 +1,6 @@
-"""What a request passes before a byte of it is parsed: readiness, token, size, concurrency.
+"""Checks before a request is parsed: readiness, token, size, concurrency.
 
-It stands outside of the web framework, so that no exception and no part of a body reaches the server's log.
+The gate is outside the web framework, so that no exception and no part of a body reaches the log of the server.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HEALTH: Final = "/health"
 _ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CLOSE: Final = {"Connection": "close"}
 _BUFFERED: Final = 1 << 16
-"""Bytes of a body that the server reads ahead by itself: they are counted to no body."""
+"""Bytes of a body that the server reads ahead. They are not counted."""
 
 
 class Gate:
@@ -46,7 +46,7 @@ class Gate:
 
     Args:
         app: The API.
-        service: Says whether the guard is ready.
+        service: Knows whether the guard is ready.
         settings: Token and limits.
     """
 
@@ -56,7 +56,7 @@ class Gate:
         self._limits = settings.limits
         self._token = None if settings.token is None else _digest(settings.token.get_secret_value().encode())
         self._running = 0
-        self._read_bytes = 0  # of all bodies that have not ended, beyond what the server reads ahead
+        self._read_bytes = 0  # of all incomplete bodies, beyond the bytes that the server reads ahead
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""
@@ -76,7 +76,7 @@ class Gate:
         answer = _Answer(send, scope, self._service, counts=not (is_health or is_metrics))
         try:
             if is_metrics:
-                # Also while the guard is not ready: how long it has been loading is what one wants to know then.
+                # Also before the guard is ready: metrics show how long it has been loading.
                 self._authorize(headers)
             if is_health or is_metrics:
                 await self._app(scope, receive, answer.send)
@@ -93,7 +93,7 @@ class Gate:
         if not self._service.is_serving:
             raise Problem(503, "not_ready", f"the guard is {self._service.status}", headers={"Retry-After": "1"})
         body = await self._read(headers, receive)
-        # Not before the body is there: a slot would be held by a client that sends slowly.
+        # After the body has arrived: otherwise slow clients would hold slots.
         if self._running >= self._limits.concurrency:
             raise _overloaded("too many requests are under way")
         self._running += 1
@@ -142,7 +142,7 @@ class Gate:
             self._read_bytes -= counted
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, answer: _Answer) -> None:
-        """Let the API answer; where the client leaves, stop working for it."""
+        """Let the API answer. If the client disconnects, cancel the work."""
         left = asyncio.ensure_future(receive())
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -163,9 +163,9 @@ class Gate:
 
 
 class _Answer:
-    """Adds the request's id to the answer, counts refusals, and knows how far the answer has come.
+    """Adds the id of the request to the answer, counts refusals, and tracks the progress of the answer.
 
-    While the service drains, it also asks clients to take their next request elsewhere.
+    While the service drains, it also asks clients to close the connection.
     """
 
     def __init__(self, send: Send, scope: Scope, service: Service, *, counts: bool) -> None:
@@ -204,5 +204,5 @@ def _overloaded(message: str, **headers: str) -> Problem:
 
 
 def _digest(token: bytes) -> bytes:
-    # Of one length, so that the comparison tells nothing about the token's.
+    # Of one length, so that the comparison does not reveal the length of the token.
     return hashlib.sha256(token).digest()

@@ -68,7 +68,7 @@ class CheckAnswer(BaseModel):
         route: Whom the budget rule assigned the input to.
         reason: Why.
         failed: Whether the guard could not do its work, so that it did not judge the content.
-        on_failure: The failure policy that chose the verdict then; absent where it had no say.
+        on_failure: The failure policy that decided; absent if none did.
         receipt: Proof of a refusal, to go back as ``metadata.ctd_receipt`` of the message that shows it to the user;
             absent without ``receipt_key_env``.
         request_id: The request's ``X-Request-Id``, or one that was made for it.
@@ -178,7 +178,7 @@ class ContentDetection(Detection):
 
 
 def detections(decision: Decision) -> list[Detection]:
-    """Return what a detector says of a conversation: nothing where it is allowed.
+    """Return the detections of a conversation; an allowed one has none.
 
     A block is always ``ctd_block``. Where the guard could not check the input, ``ctd_failure`` stands beside it and
     never instead of it: a client that knows one label only is closed either way.
@@ -191,7 +191,7 @@ def detections(decision: Decision) -> list[Detection]:
 
 
 def content_detections(decision: Decision, content: str) -> list[ContentDetection]:
-    """Return what a detector says of a content."""
+    """Return the detections of a content."""
     # JSON parsers refuse half of a surrogate pair. What stands for it is one character long, as it is.
     text = _HALF_PAIR.sub("\ufffd", content)
     return [

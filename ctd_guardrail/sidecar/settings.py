@@ -1,4 +1,4 @@
-"""What the operator of the sidecar sets, and what it says when it refuses."""
+"""The settings of the sidecar, and its error answers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pydantic import SecretStr
 __all__ = ["DETECTOR", "Limits", "Problem", "ServeSettings"]
 
 DETECTOR: Final = "/api/v1/text/"
-"""Where the routes of the FMS detector API begin."""
+"""Path prefix of the FMS detector API."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Where a request is refused before the guard spends anything on it.
+    """Limits at which a request is refused before it reaches the guard.
 
     Attributes:
-        body_bytes: Size of a request's body, however it is sent.
+        body_bytes: Largest body of a request, also with chunked encoding.
         body_s: Seconds in which the whole body must have arrived.
         header_s: Seconds in which a request's headers must have arrived, and before them the TLS handshake.
         messages: Messages of one conversation, or contents of one detector call.
-        concurrency: Requests under way at once. A request counts once its body is there.
-        connections: Open connections, idle ones among them; None: as many as the process has descriptors for, less
-            what it needs itself.
+        concurrency: Most requests in progress. A request counts after its body has arrived.
+        connections: Most open connections, including idle ones; None: as many as the limit of open files allows,
+            less the files of the process itself.
     """
 
     body_bytes: int = 1 << 20
@@ -39,19 +39,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """Everything about the service that is not about the guard.
+    """The settings of the service itself.
 
     Attributes:
         host: Address to listen on.
         port: Port; 0 takes a free one.
-        token: Bearer token that requests must carry; None: none is asked for.
-        limits: Where requests are refused.
+        token: Bearer token that requests must carry; None: no token is needed.
+        limits: Limits at which requests are refused.
         show_scores: Whether answers carry p, d, the expert's score and the time that the guard took.
-        drain_delay_s: After SIGTERM, seconds in which requests are still taken while ``/health/ready`` says no.
-        drain_deadline_s: Then, seconds in which running requests may end.
+        drain_delay_s: After SIGTERM, seconds in which new requests are answered while ``/health/ready`` fails.
+        drain_deadline_s: After that, seconds for the requests in progress to end.
         tls_cert: Certificate chain (PEM); None: plain HTTP.
         tls_key: Its private key (PEM).
-        metrics: Returns the exposition for Prometheus; None: there is none.
+        metrics: Returns the exposition for Prometheus; None: no metrics route.
         metrics_type: Its media type.
     """
 
@@ -69,7 +69,7 @@ class ServeSettings:
 
 
 class Problem(Exception):  # noqa: N818  # an answer to the client, named as in RFC 9457
-    """Why a request gets no verdict. A client must treat every one of them as a block.
+    """The reason why a request gets no verdict. A client must treat each of them as a block.
 
     Args:
         status: HTTP status.

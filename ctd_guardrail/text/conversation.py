@@ -1,16 +1,16 @@
-"""What is screened: a conversation as plain text messages.
+"""The conversation that is screened, as plain text messages.
 
 Online (events of a guardrails engine, HTTP bodies) and offline (rows of a data file) conversations pass through
 :meth:`Conversation.from_messages`, so that the probes see the same characters in both. Three rules decide what
 they see:
 
-- System prompts are the operator's own words and the same for every user: they are left out.
-- Tool results are text that the operator did not write: they are screened as if a user had said them.
+- System prompts are left out: they are the operator's own text, and the same for every user.
+- Tool results are screened like messages of a user: the operator did not write them.
 - The name of a speaker and the tool calls of a message belong to its text (:mod:`ctd_guardrail.text.message_text`).
 
 Texts are brought to the form that is judged (:mod:`ctd_guardrail.text.normalise`); the main LLM gets them as they were.
 
-What is judged at a time is a *unit*: one turn of the user, with the context that the policy was calibrated with.
+Each decision is about one *unit*: one turn of the user, with the context that the policy was calibrated with.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _INLINE_CHARACTERS: Final = 16_384
 
 
 class Context(StrEnum):
-    """What a unit shows beside the user's turn: nothing, or the conversation up to it."""
+    """Context of a unit beside the user's turn: none, or the conversation up to it."""
 
     LAST_TURN = "last_turn"
     CONVERSATION = "conversation"
@@ -70,10 +70,10 @@ class Message:
     """One turn.
 
     Attributes:
-        role: Who speaks.
+        role: Role of the speaker.
         content: The text, normalised.
-        is_text: Whether that is all of it. False where a note stands for content that is not text.
-        receipt: What an assistant's message shows to prove that this guard gave it; None: nothing.
+        is_text: Whether the message was text alone. False if a note stands for content that is not text.
+        receipt: Signature by which an assistant's message proves that this guard wrote it; None: no signature.
     """
 
     role: Role
@@ -84,11 +84,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a user says until the assistant answers.
+    """Messages of a user up to the assistant's answer, and this answer.
 
     Attributes:
-        question: The user's messages, one or several in a row. In the last turn of a conversation also what follows
-            them: nobody has answered it yet, and an assistant's message there is a beginning of the answer.
+        question: The user's messages, one or several in a row. The last turn of a conversation has no answer yet, so
+            an assistant's message in it is the beginning of one and belongs to the question.
         answer: The assistant's messages; none in the last turn.
     """
 
@@ -107,7 +107,7 @@ class Turn:
 
     @property
     def asks(self) -> bool:
-        """Whether the user says something in it."""
+        """Whether a message of the user in it has a visible character."""
         return any(message.role == "user" and message.content.strip() for message in self.question)
 
     def ended(self) -> Turn:
@@ -201,7 +201,7 @@ class Conversation:
 
     @property
     def length(self) -> int:
-        """Number of characters, about, with what a chat template writes around each message."""
+        """Approximate number of characters, including those that a chat template adds to each message."""
         return sum(len(message.content) + _FRAME for message in self.messages)
 
     def turns(self) -> tuple[Turn, ...]:
@@ -217,9 +217,9 @@ class Conversation:
         return (*turns, Turn(self.messages[starts[-1] :]))
 
     def units(self, context: Context) -> tuple[Conversation, ...]:
-        """Return what is judged, one unit a user turn that is not blank, oldest first.
+        """Return the units of the conversation, oldest first: one for each user turn that is not blank.
 
-        Offline, a row of a data file stands for its last unit. Online, all that have not been judged before are.
+        Offline, a row of a data file stands for its last unit. Online, every unit without a decision gets one.
         """
         history = History(context)
         units: list[Conversation] = []
@@ -262,7 +262,7 @@ class Conversation:
 
 
 class History:
-    """The turns before the one under screening, as far as its unit shows them.
+    """The earlier turns that the next unit shows.
 
     Args:
         context: What units show beside the user's turn.
@@ -275,17 +275,17 @@ class History:
         self._hashed = 0
 
     def add(self, turn: Turn) -> None:
-        """Let later units show this turn, where they show any."""
+        """Append a turn to the context of later units."""
         if self._context is Context.CONVERSATION:
             self._messages.extend((*turn.question, *turn.answer))
 
     def unit(self, turn: Turn) -> Conversation:
-        """Return what is judged of a turn."""
+        """Return the unit of a turn."""
         return Conversation((*self._messages, *turn.question))
 
     def digest(self, turn: Turn) -> str:
         """Return the digest of the turn's unit, without hashing the history again."""
-        # Not when a turn is added: nothing comes after the last one.
+        # Hash here and not in `add`: the last turn is never hashed as history.
         if self._hashed < len(self._messages):
             self._digest.add(self._messages[self._hashed :])
             self._hashed = len(self._messages)
@@ -293,7 +293,7 @@ class History:
 
 
 class _Digest:
-    """A hash of messages that can be continued: of the canonical JSON list of their roles and texts."""
+    """An incremental hash of the canonical JSON list of roles and texts."""
 
     _BEGUN: Final = hashlib.sha256(b"[")  # a copy costs less than a new one
 
@@ -302,26 +302,26 @@ class _Digest:
         self._separator = ""
 
     def add(self, messages: Sequence[Message]) -> None:
-        """Let these messages be a part of all later results."""
+        """Append messages to all later results."""
         if messages:
             self._hash = self._hash.copy()
             self._hash.update(self._json(messages).encode("ascii"))
             self._separator = ", "
 
     def ending_with(self, messages: Sequence[Message]) -> str:
-        """Return the hash with these messages at the end, in hexadecimal. They are no part of later ones."""
+        """Return the hash with these messages at the end, in hexadecimal. Later hashes do not include them."""
         ended = self._hash.copy()
         ended.update(f"{self._json(messages)}]".encode("ascii"))
         return ended.hexdigest()
 
     def _json(self, messages: Sequence[Message]) -> str:
-        # As `json.dumps` writes the list, and faster: a text by itself takes its short way.
+        # Same result as `json.dumps` of the list, but faster: a lone string takes its fast path.
         items = ", ".join(f'["{message.role}", {json.dumps(message.content)}]' for message in messages)
         return f"{self._separator}{items}" if items else ""
 
 
 def _split(messages: tuple[Message, ...]) -> Turn:
-    """Split an answered turn, a question and what follows it, in two."""
+    """Split the messages of a turn into question and answer."""
     end = next((i for i, message in enumerate(messages) if message.role == "assistant"), len(messages))
     return Turn(messages[:end], messages[end:])
 

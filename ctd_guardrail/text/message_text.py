@@ -1,4 +1,4 @@
-"""All text of one chat message: its content, and what else of it a model reads.
+"""All text of one chat message that a model reads: its content and more.
 
 A main LLM reads the name of a speaker, and the names and arguments of tool calls, as it reads the content. Each of
 these texts is joined to the content, on lines of its own, in the order in which chat templates write them.
@@ -18,12 +18,12 @@ _CALLS: Final = ("tool_calls", "function_call")
 _BESIDE_CONTENT: Final = (*_SPOKEN_BEFORE, "refusal", *_CALLS, "tool_call_id")
 # A part of this type holds its text under a key of the same name.
 _TEXT_PARTS: Final = frozenset({"text", "refusal"})
-# Machines make a call's identifier and kind. What is not of this form is text.
+# Machines write the identifier and kind of a call. A value of another form is text.
 _LABELS: Final = frozenset({"id", "type", "index"})
 _LABEL: Final = re.compile(r"[A-Za-z0-9_.:-]{0,64}")
-# Where a part holds an image, a sound or a file, or says where one is.
+# Keys under which a part holds an image, a sound or a file, or its address.
 _DATA: Final = frozenset({"data", "url", "file_data", "file_id", "format", "detail", "mime_type", "media_type"})
-# Keys whose values speak for themselves: `arguments` of OpenAI, `args` of NeMo Guardrails and LangChain.
+# Keys whose values are enough without the key: `arguments` of OpenAI, `args` of NeMo Guardrails and LangChain.
 _PARTS: Final = frozenset({"name", "arguments", "args", "input"})
 _WRAPPERS: Final = frozenset({"function", "custom"})
 
@@ -53,7 +53,7 @@ def texts_of(message: Mapping[str, Any]) -> list[str | None] | None:
 
 
 def size_of(message: object) -> int:
-    """Return the number of characters of a message, about, whatever it is; nothing is parsed for it."""
+    """Return the approximate number of characters of a message, which may be any object. Parses nothing."""
     if not isinstance(message, Mapping):
         return 0
     content = message.get("content")
@@ -79,14 +79,14 @@ def _texts_of_part(part: object) -> Iterator[str | None]:
     if isinstance(text, str):
         yield text
         return
-    # Not text, or a form of text that is not known here. Some endpoint may read the words in it.
+    # Not text, or text in an unknown form. An endpoint may read the words in it.
     yield None
     if isinstance(part, Mapping):
         yield from filter(None, _strings(_without_data(part)))
 
 
 def _without_data(part: object) -> object:
-    """Return the part of a message without what holds an image, a sound or a file, and without its labels."""
+    """Return the part of a message without its labels and without images, sounds and files."""
     if not isinstance(part, Mapping):
         return part
     kept = {key: value for key, value in part.items() if key not in _DATA and not (key in _LABELS and _is_label(value))}
@@ -112,7 +112,7 @@ def _is_label(value: object) -> bool:
 
 
 def _parsed(text: str) -> object:
-    """Return what JSON says: chat templates take it apart, and an escape in it hides letters from a probe."""
+    """Return parsed JSON, as chat templates parse it too. An escape in raw JSON would hide letters from a probe."""
     try:
         # Pairs: of two equal keys a mapping would show one.
         return json.loads(text, object_pairs_hook=list)
@@ -122,7 +122,7 @@ def _parsed(text: str) -> object:
 
 def _strings(value: object) -> Iterator[str | None]:
     """Yield every key and value inside, however deep, in their order; None for what JSON cannot hold."""
-    # A stack and no recursion: the sender chooses the depth.
+    # A stack instead of recursion, because the sender chooses the depth.
     waiting = [value]
     while waiting:
         each = waiting.pop()
@@ -136,7 +136,7 @@ def _strings(value: object) -> Iterator[str | None]:
         elif isinstance(each, float | bool):
             yield str(each)
         elif isinstance(each, int):
-            # Python refuses to write out whole numbers of more than some thousand digits in base 10.
+            # Python refuses to print integers of more than some thousand digits in base 10.
             yield str(each) if abs(each) < 1 << 64 else hex(each)
         elif each is not None:
             yield None

@@ -1,9 +1,8 @@
-r"""What the probes and the expert read in place of a text's exact characters.
+r"""The normal form of a text: probes and expert read it in place of the exact characters.
 
-Much of Unicode can be written without being seen, or be seen as something else: letters in tag characters, words cut
-by zero-width spaces, Cyrillic letters that look Latin, bold, circled and spaced-out letters. A person and a large
-model read the word; a probe reads rare tokens. So every text is brought to one form before it is judged, offline and
-online, and the main LLM still gets the original:
+Unicode has many ways to hide a word or to change its letters: tag characters, zero-width spaces, Cyrillic letters that
+look Latin, bold, circled and spaced-out letters. A person and a large model still read the word; a probe reads rare
+tokens. So every text is brought to one form before it is judged, offline and online. The main LLM gets the original:
 
 - compatibility forms become the characters they stand for (NFKC): full-width, bold, circled, ligatures;
 - hidden text is shown: tag characters, and bytes in runs of variation selectors, become the ASCII that they spell;
@@ -15,9 +14,9 @@ online, and the main LLM still gets the original:
 - lookalikes of other scripts become Latin in words that are Latin otherwise (:mod:`ctd_guardrail.text.lookalikes`).
 
 :func:`normalise` takes any string, lone surrogates included; its result is its own normal form, and at most 18 times
-as long (the largest expansion of NFKC). Characters younger than Unicode 14 may be read otherwise under a Python that
-knows them. Left alone, because no rule tells them from plain text: digits for letters, rot13, base64, words that are
-reversed or misspelt.
+as long (the largest expansion of NFKC). Characters that are newer than Unicode 14 may have another normal form under a
+newer Python. Some disguises stay, because no rule tells them from plain text: digits for letters, rot13, base64, and
+reversed or misspelt words.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from ctd_guardrail.text.lookalikes import STYLED, STYLED_LETTERS, fold_lookalike
 __all__ = ["NORMALISER", "normalise"]
 
 NORMALISER: Final = "1"
-"""Changes with the result for any text: a policy belongs to the normaliser that its calibration rows went through."""
+"""Version of the normal form. A policy runs only with the normaliser that read its calibration rows."""
 
 _UNSEEN: Final = "\ufffd"
-"""Stands for a text of which nothing is left: it was not blank, so it has to be judged."""
+"""Stands for a text whose characters are all hidden: the text was not blank, so it has to be judged."""
 
 # Tab, line feed and carriage return are text.
 _ASCII_CONTROLS: Final = bytes({*range(0x20), 0x7F} - {0x09, 0x0A, 0x0D})
@@ -53,7 +52,7 @@ _FLAGS: Final = frozenset(
 )
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _TAGS: Final = range(0xE0000, 0xE0080)
-# A byte as a variation selector: the first block is 0 to 15, the second one 16 to 255.
+# Variation selectors spell bytes: the first block 0 to 15, the second one 16 to 255.
 _SELECTORS: Final = (range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0))
 
 # Scripts with joining or conjuncts, from Hebrew to Georgian and from Khmer to Mongolian, and symbols and emoji.
@@ -61,7 +60,7 @@ _JOINING: Final = "\u0590-\u10ff\u1780-\u18af\u2190-\u2bff\U0001f000-\U0001faff"
 _JOINER: Final = re.compile("[\u200c\u200d]")
 _STRAY_JOINER: Final = re.compile(f"(?<![{_JOINING}])[\u200c\u200d]|[\u200c\u200d](?![{_JOINING}])")
 
-# Accents that belong to no script. Sorting long runs by class is quadratic, so they are cut first.
+# Accents of no particular script. Unicode sorts a run of them in quadratic time, so long runs are cut first.
 _ACCENTS: Final = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
 _ACCENT_RUN: Final = re.compile(f"[{_ACCENTS}]+")
 _STROKE: Final = re.compile(
@@ -71,26 +70,26 @@ _MOST_ACCENTS: Final = 3
 _MOST_MARKS: Final = 32
 _LONG_RUN: Final = re.compile(rf"[^\w\s\x00-\x7f]{{{_MOST_MARKS + 1},}}")
 
-# Of the scripts whose letters may be folded: a letter stays one.
+# Letters of Latin and of the scripts with lookalikes: a folded letter still matches.
 _LETTER: Final = "[A-Za-z\u0370-\u0482\u048a-\u058f\u13a0-\u13ff\u2c80-\u2cff\ua4d0-\ua4ff\uab70-\uabbf]"
 _SEPARATED: Final = rf"(?<!\w){_LETTER}([-._*|~ ]){_LETTER}"
 _MAYBE_SPACED_OUT: Final = re.compile(rf"([-._*|~ ]){_LETTER}\1{_LETTER}\1{_LETTER}(?!\w)")
 _SPACED_OUT: Final = re.compile(rf"{_SEPARATED}(?:\1{_LETTER}){{2,}}(?!\w)")
-# More letters than this are several words, and as one they would be a token that no model knows.
+# More letters than this are several words. Joined, they would be tokens that no model knows.
 _LONGEST_WORD: Final = 24
 _SPACED: Final = re.compile(rf"{_SEPARATED}(?:\1{_LETTER})*(?!\w)")
 
-# Thai and Lao AM, which NFKC takes apart and no one writes in two.
+# Thai and Lao AM: NFKC splits the letter, but texts write it as one.
 _VOWELS: Final = (("\u0e4d\u0e32", "\u0e33"), ("\u0ecd\u0eb2", "\u0eb3"))
 
 
 def normalise(text: str) -> str:
-    """Return the form of a text that is judged, of any string."""
+    """Return the normal form of any string."""
     if text.isascii() and _is_plain(text):
         return text
     shown = text
     if _SURROGATE.search(shown):
-        # Halves that belong together become the character that they encode.
+        # Two matching halves become the character that they encode.
         shown = shown.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     shown = _decompose(_HIDDEN.sub(_reveal, shown))
     shown = _ACCENT_RUN.sub(_without_disguise, shown)
@@ -109,7 +108,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _is_spaced_out(text: str) -> bool:
-    # The first pattern begins with something rarer than a letter.
+    # The first pattern is a cheap filter: it starts with a separator, which is rarer than a letter.
     return bool(_MAYBE_SPACED_OUT.search(text) and _SPACED_OUT.search(text))
 
 
@@ -117,7 +116,7 @@ def _reveal(match: re.Match[str]) -> str:
     run = match[0]
     if run in _FLAGS and match.string[match.start() - 1 : match.start()] == _BLACK_FLAG:
         return run
-    # One selector chooses between two forms of the character before it; several are bytes.
+    # One selector chooses a form of the character before it; several spell bytes.
     reads_selectors = sum(any(ord(each) in block for block in _SELECTORS) for each in run) > 1
     return "".join(_spelt(each, reads_selectors=reads_selectors) for each in run)
 
@@ -142,7 +141,7 @@ def _printable(code: int) -> str:
 def _decompose(text: str) -> str:
     """Return NFKD, with joiners only where they carry meaning.
 
-    A joiner that goes lets the marks on both sides sort anew, which can leave another one without its neighbours.
+    Without a joiner, the marks on both sides are sorted again. That can separate another joiner from its neighbours.
     """
     decomposed = _to_nfkd(text)
     if "\u200c" not in decomposed and "\u200d" not in decomposed:

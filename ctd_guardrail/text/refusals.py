@@ -1,4 +1,4 @@
-"""The refusals that this guard gave: a turn that one of them answers has been dealt with."""
+"""Refusals: their texts, and signatures that prove them. A turn that a refusal answers needs no second verdict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_REFUSALS: Final = (
     # Words of an earlier version: histories still hold them.
     "I'm sorry, I can't check messages right now. Please try again later.",
 )
-"""What this rail and NeMo's engines say where the configuration has no words of its own.
+"""The refusals of this rail and of NeMo's engines, for configurations without texts of their own.
 
 The first two are the rail's own: for content that is refused, and for a guard that is unavailable. Red-team tools look
 for the words of a refusal in an answer, and count any other answer as a successful attack. Both texts hold such words.
@@ -31,8 +31,8 @@ for the words of a refusal in an answer, and count any other answer as a success
 class Refusals:
     """Tells refusals from other answers.
 
-    An answer that says anything else may be forged, to make a refused request look granted: exact words are asked
-    for, but for letter case and white space. The words alone prove nothing: a client can write them as well.
+    A client may forge an answer to make a refused request look granted. So a refusal has to match a known text
+    exactly, except for letter case and white space. The text alone proves nothing: a client can write it too.
 
     Args:
         texts: The refusals that an app gives, beside the default ones.
@@ -40,15 +40,15 @@ class Refusals:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._texts = frozenset(_plain(normalise(text)) for text in (*DEFAULT_REFUSALS, *texts))
-        # White space may make a refusal longer, but what is much longer is none, and not worth reading.
+        # White space may make a refusal longer. A much longer answer is no refusal and is not read.
         self._longest = 4 * max(map(len, self._texts))
 
     def answer(self, turn: Turn) -> bool:
-        """Return whether the turn was answered, and by nothing but refusals."""
+        """Return whether the turn has an answer that consists of refusals alone."""
         return bool(turn.answer) and all(map(self.has_words_of, turn.answer))
 
     def has_words_of(self, message: Message) -> bool:
-        """Return whether a message says what a refusal says, and nothing else."""
+        """Return whether the text of a message is the text of a refusal."""
         return message.is_text and len(message.content) <= self._longest and _plain(message.content) in self._texts
 
 
@@ -60,7 +60,7 @@ class Receipts:
 
     Args:
         key: Secret of 16 to 64 bytes.
-        policy: Hash of all that decisions depend on beside the unit.
+        policy: Hash of everything that decisions depend on beside the unit.
     """
 
     def __init__(self, key: SecretBytes, policy: str) -> None:

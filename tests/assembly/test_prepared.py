@@ -119,12 +119,12 @@ def test_settings_that_would_void_a_performance_certificate_are_refused(
     make_rail_folder: Callable[..., Path], rail_policy: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     old = read_policy(rail_policy)
-    record = {"method": "structured", "risks": [{"metric": "fnr", "max": 0.1}], "threshold": 0.55, "band": 0.05}
+    record = {"risks": [{"metric": "fnr", "max": 0.1}], "threshold": 0.55, "band": 0.05}
     fields = old.manifest.model_dump(exclude={"tensors_sha256"}) | {"performance": record}
     write_policy(tmp_path / "performing", fields, old.probe, old.calibration)
     silent = {"policy": str(tmp_path / "performing"), "alpha": None, "delta": None}
     plan_ = planned(make_rail_folder(**silent))
     assert plan_.rule == ThresholdRule(0.55)
     assert plan_.expected_rate == pytest.approx(0.05)
-    with pytest.raises(ConfigError, match="structured certificate holds risks"):
+    with pytest.raises(ConfigError, match="certificate holds risks"):
         planned(make_rail_folder(**silent | change))

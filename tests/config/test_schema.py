@@ -84,7 +84,7 @@ def test_one_value_stands_for_a_list_where_the_file_may_say_so() -> None:
     content: dict[str, Any] = {
         "base": {"model": "m", "layers": 4},
         "data": {"path": "a.jsonl", "expert_column": "e"},
-        "budget": {"alpha": 0.1, "method": "structured", "risk": {"metric": "fnr", "max": 0.1}},
+        "budget": {"alpha": 0.1, "risk": {"metric": "fnr", "max": 0.1}},
         "output": "./policy",
     }
     jsonschema.validate(content, schema)

@@ -15,7 +15,8 @@ from ctd_guardrail.errors import (
     ExpertUnavailableError,
     ExpertVerdictError,
 )
-from ctd_guardrail.experts.openai.expert import OpenAIExpert
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
+from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.text.conversation import Conversation, Message
 from tests.support.faulty_expert import answer
@@ -49,8 +50,8 @@ FAULTS = {
 }
 
 
-def _expert(base_url: str, **settings: Any) -> OpenAIExpert:
-    return OpenAIExpert(OpenAIExpertConfig(type="openai", base_url=base_url, model="judge", **settings))
+def _expert(base_url: str, **settings: Any) -> BoundedExpert:
+    return build_expert(OpenAIExpertConfig(type="openai", base_url=base_url, model="judge", **settings))
 
 
 async def _score(base_url: str, conversation: Conversation = CONVERSATION, **settings: Any) -> ExpertScore:
@@ -247,14 +248,18 @@ async def test_cancelling_the_caller_cancels_the_http_call(judges: Any) -> None:
     await expert.aclose()
 
 
-async def test_cancelled_calls_free_their_slots(judges: Any) -> None:
-    expert = _expert(judges.failing("hang").base_url, max_concurrency=2)
+async def test_cancelled_calls_free_their_slots_and_end(judges: Any) -> None:
+    judge = judges.failing("hang")
+    expert = _expert(judge.base_url, max_concurrency=2)
     for _ in range(20):
         call = asyncio.create_task(expert.score(CONVERSATION))
         await asyncio.sleep(0.002)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-    await eventually(lambda: expert._slots._value == 2)
+    assert expert.bulkhead is not None
+    for _ in range(2):
+        await asyncio.wait_for(expert.bulkhead.acquire(), 5)
+    await eventually(lambda: judge.disconnections >= len(judge.requests))
     await expert.aclose()
 
 
@@ -266,7 +271,7 @@ async def test_a_cancellation_from_inside_is_a_failure_of_the_expert(
     async def cancelled(payload: bytes) -> tuple[int, bytes]:
         raise asyncio.CancelledError(payload)
 
-    put_http_call(monkeypatch, cancelled, expert)
+    put_http_call(monkeypatch, cancelled, expert.unbounded)
     with pytest.raises(ExpertUnavailableError, match="cancelled from inside"):
         await expert.score(CONVERSATION)
     await expert.aclose()
@@ -284,7 +289,7 @@ async def test_a_dropped_expert_closes_its_connections(judges: Any) -> None:
     judge = judges.saying(Yes=1.0)
     expert = _expert(judge.base_url)
     await expert.score(CONVERSATION)
-    client = expert._client
+    client = expert.unbounded._client
     del expert
     gc.collect()
     await eventually(lambda: client.is_closed)

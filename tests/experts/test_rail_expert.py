@@ -14,6 +14,7 @@ from nemoguardrails.testing import FakeLLMModel
 
 from ctd_guardrail.config.experts import RailExpertConfig
 from ctd_guardrail.errors import ConfigError, ExpertTimeoutError, ExpertUnavailableError, ExpertVerdictError
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.experts.rail.expert import RailCollaborators, RailExpert
@@ -75,8 +76,9 @@ def _collaborators(llm: Any = None, *, config: str = CONFIG) -> RailCollaborator
     return RailCollaborators(rails_config, lambda: llms, LLMTaskManager(rails_config))
 
 
-def _expert(llm: Any = None, *, flow: str = FLOW, config: str = CONFIG, timeout_s: float = 10) -> RailExpert:
-    return RailExpert(RailExpertConfig(type="rail", flow=flow, timeout_s=timeout_s), _collaborators(llm, config=config))
+def _expert(llm: Any = None, *, flow: str = FLOW, config: str = CONFIG, timeout_s: float = 10) -> BoundedExpert:
+    section = RailExpertConfig(type="rail", flow=flow, timeout_s=timeout_s)
+    return build_expert(section, rail_collaborators=_collaborators(llm, config=config))
 
 
 @pytest.mark.parametrize(("answer", "p_unsafe"), [(SAFE, 0.0), (UNSAFE, 1.0)])

@@ -31,7 +31,7 @@ async def test_at_half_open_a_hundred_callers_make_one_call(
     judge_that_fails: Judge, record: Callable[..., None]
 ) -> None:
     breaker = CircuitBreaker(failures=2, open_s=0.05, health=health_of)
-    expert = BoundedExpert(openai_expert(judge_that_fails.base_url), breaker=breaker, timeout_s=60)
+    expert = BoundedExpert(openai_expert(judge_that_fails.base_url).unbounded, breaker=breaker, timeout_s=60)
     cascade = delegating(expert)
     for _ in range(2):
         assert (await cascade.check(UNSURE)).reason is Reason.EXPERT_UNAVAILABLE

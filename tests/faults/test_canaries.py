@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -24,6 +26,7 @@ from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.watch import Watch
+from ctd_guardrail.runtime.runtime import Runtime
 from tests.support.delegating import delegating, openai_expert
 from tests.support.faulty_expert import FAULTS, hang, running
 from tests.support.internals import shorten_pauses
@@ -58,23 +61,20 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
             url = judge.failing_url(fault) if fault in FAULTS else "http://127.0.0.1:1/v1"
             caps = SpendCaps([Cap("calls", 60, 60.0, 60, per_principal=True)], MemoryStore(), max_principals=10)
             expert = BoundedExpert(
-                openai_expert(
-                    url, api_key_env="JUDGE_API_KEY", timeout_s=0.02 if fault in {"hang", "slow_drip"} else 30
-                ),
+                openai_expert(url, api_key_env="JUDGE_API_KEY").unbounded,
                 breaker=CircuitBreaker(failures=20, open_s=0.05, health=health_of),
                 caps=caps,
                 attempts=2,
                 timeout_s=0.02 if fault in {"hang", "slow_drip"} else 30,
             )
-            guards.append(
-                Guard(
-                    config,
-                    {None: expert},
-                    lambda *parts: delegating(parts[1], emit=parts[2]),
-                    bounds=BOUNDS,
-                    watch=watch,
-                )
+            factory: Any = SimpleNamespace(
+                config=config,
+                bounds=BOUNDS,
+                watch=watch,
+                runtime=Runtime.default(),
+                build=lambda *parts: delegating(parts[1], emit=parts[2]),
             )
+            guards.append(Guard(factory, {None: expert}, folder=tmp_path))
 
         async def ask(i: int) -> str:
             guard = guards[i % len(guards)]

@@ -84,7 +84,7 @@ def saves_seen_in(folder: Path, seconds: float) -> list[float]:
 
 
 def inputs_known_to(server: SidecarProcess) -> int:
-    found = re.search(r"the monitors go on after (\d+) inputs", server.log)
+    found = re.search(r"the monitors continue after (\d+) inputs", server.log)
     return int(found[1]) if found else 0
 
 

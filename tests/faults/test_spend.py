@@ -25,7 +25,7 @@ def judge_that_answers() -> Iterator[Judge]:
 
 def capped(judge: Judge, clock: ManualClock, *caps: Cap) -> Any:
     bounds = SpendCaps(caps, MemoryStore(clock), max_principals=100, clock=clock)
-    expert = BoundedExpert(openai_expert(judge.base_url), caps=bounds, timeout_s=60)
+    expert = BoundedExpert(openai_expert(judge.base_url).unbounded, caps=bounds, timeout_s=60)
     return delegating(expert, on_failure=OnFailure.PROBE)
 
 

@@ -96,7 +96,7 @@ def test_a_state_that_is_none_is_said_and_left_behind(
     gc.collect()
     monitors = kept(tmp_path)
     assert monitors.monitors.count.inputs == 0
-    assert "begin anew" in caplog.text
+    assert "new monitors start" in caplog.text
     feed(monitors, 3)
     monitors.save()
     assert kept(tmp_path).monitors.count.inputs == 3

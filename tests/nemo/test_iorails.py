@@ -15,6 +15,7 @@ from nemoguardrails.manifests import default_rail_catalog, registry
 
 from ctd_guardrail.errors import ConfigError, HostError, InfeasibleBudgetError
 from ctd_guardrail.nemo import iorails
+from ctd_guardrail.runtime.runtime import Runtime
 from tests.nemo.words import ANSWER, BROKEN, REFUSED
 
 pytestmark = pytest.mark.usefixtures("installed_in_iorails")
@@ -114,18 +115,19 @@ def test_synchronous_calls_from_many_threads(make_config: Callable[..., RailsCon
 
 
 def test_configurations_of_like_content_share_a_guard_and_others_do_not(
-    make_config: Callable[..., RailsConfig],
+    make_config: Callable[..., RailsConfig], runtime: Runtime
 ) -> None:
     config = make_config()
     engines = [IORails(config), IORails(config.model_copy(deep=True)), IORails(make_config(alpha=0.3))]
-    guards = [iorails._GATES[id(engine.config)].guard for engine in engines]
+    gates = iorails._gates(runtime)
+    guards = [gates[id(engine.config)].guard for engine in engines]
     assert guards[0] is guards[1]
     assert guards[0] is not guards[2]
     gc.collect()
-    known = len(iorails._GATES)
+    assert len(gates) == 3
     del engines, guards, config
     gc.collect()
-    assert len(iorails._GATES) == known - 3
+    assert not gates
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def make(file: Path, **options: Any) -> AuditLog:
 
 def write(audit: AuditLog, decision: Decision, times: int = 1) -> None:
     for _ in range(times):
-        audit(Decided(decision, unit="digest", request_id="request-1", at=1e9))
+        audit(Decided(decision, 1e9, "digest", "request-1"))
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def test_blocks_and_failures_are_always_written_and_the_rest_by_its_share(tmp_pa
 def test_a_self_test_is_not_written(tmp_path: Path) -> None:
     audit = make(tmp_path / "audit.jsonl", sample=1.0)
     for origin in Origin:
-        audit(Decided(BLOCKED, origin))
+        audit(Decided(BLOCKED, 1e9, origin=origin))
     assert audit.written == len(Origin) - 1
 
 

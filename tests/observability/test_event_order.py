@@ -31,6 +31,7 @@ from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.text.conversation import Conversation
 from tests.support.cascades import make_cascade
+from tests.support.waiting import eventually, wait_until
 
 FACTS = Facts(guard="g", policy="p", alpha=0.5, delta=0.05, threshold=0.0, expected_rate=0.3)
 
@@ -144,8 +145,12 @@ def test_all_sinks_see_the_same_events_in_the_same_order(loops: list[list[list[A
         threads = [threading.Thread(target=lambda tasks=tasks: asyncio.run(run(tasks))) for tasks in loops]
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):
+
+        def flush() -> bool:
             queue.flush()  # as the queue's own thread does, in the middle of it all
+            return not any(thread.is_alive() for thread in threads)
+
+        wait_until(flush, every_s=0.0)
         queue.flush()
 
         assert queue.dropped == 0
@@ -186,8 +191,7 @@ async def test_the_order_does_not_depend_on_the_scores() -> None:
     seen: list[Event] = []
     cascade = make_cascade(scorer=Parts(), expert=Slow(), emit=seen.append)
     first = asyncio.create_task(cascade.check([{"role": "user", "content": "text 0 0.5 0 0"}]))
-    while not seen:  # noqa: ASYNC110  # a few steps of the loop
-        await asyncio.sleep(0)
+    await eventually(lambda: seen, every_s=0)
     await cascade.check([{"role": "user", "content": "text 0 -0.5 0 0"}])
     may_answer.set()
     await first

@@ -11,6 +11,10 @@ from ctd_guardrail.observability.metrics import DOORS, Metrics
 LABELS = {"guard": "config", "policy": "0123456789ab"}
 
 
+def decided(decision: Decision, **fields: Any) -> Decided:
+    return Decided(decision, 0.0, **fields)
+
+
 def points(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
     data = reader.get_metrics_data()
     assert data is not None
@@ -36,7 +40,7 @@ def test_decisions_are_counted_by_verdict_route_reason_and_mode(metrics: Metrics
     allowed = Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE, p=0.1, d=0.0)
     shadowed = Decision(Verdict.BLOCK, Route.EXPERT, Reason.EXPERT_UNSAFE, p=0.1, d=0.9, mode=Mode.SHADOW)
     for decision in (allowed, shadowed, allowed):
-        metrics(Decided(decision))
+        metrics(decided(decision))
     found = points(reader)["ctd.decisions"]
     counted = {tuple(sorted(point.attributes.items())): point.value for point in found if point.value}
     words = ("mode", "reason", "route", "verdict")
@@ -56,7 +60,7 @@ def test_a_failure_whose_policy_is_another_than_block_is_a_bypass(
         (Verdict.BLOCK, OnFailure.PROBE),
         (Verdict.ALLOW, OnFailure.ALLOW),
     ):
-        metrics(Decided(Decision(verdict, Route.EXPERT, Reason.EXPERT_TIMEOUT, on_failure=policy)))
+        metrics(decided(Decision(verdict, Route.EXPERT, Reason.EXPERT_TIMEOUT, on_failure=policy)))
     counted = {
         tuple(point.attributes[name] for name in ("reason", "on_failure", "verdict")): point.value
         for point in points(reader)["ctd.bypasses"]
@@ -69,8 +73,8 @@ def test_times_are_seconds_of_those_who_took_part(metrics: Metrics, reader: InMe
     timings = Timings(probe_ms=30.0, expert_ms=500.0, total_ms=530.0, queue_ms=10.0, forward_ms=20.0)
     asked = Decision(Verdict.ALLOW, Route.EXPERT, Reason.EXPERT_SAFE, p=0.1, d=0.9, timings=timings)
     unread = Decision(Verdict.BLOCK, Route.PROBE, Reason.OVERLONG, timings=Timings(total_ms=1.0))
-    metrics(Decided(asked))
-    metrics(Decided(unread))
+    metrics(decided(asked))
+    metrics(decided(unread))
     found = points(reader)
     sums = {
         name: sum(point.sum for point in found[f"ctd.{name}.duration"])
@@ -104,7 +108,7 @@ def test_calls_tokens_and_recalled_turns_are_counted(metrics: Metrics, reader: I
     # A self-test is no traffic, but its calls are paid.
     metrics(ExpertCalled(1, 0, Origin.SELF_TEST))
     metrics(Recalled(Origin.SELF_TEST))
-    metrics(Decided(Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE), Origin.SELF_TEST))
+    metrics(decided(Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE), origin=Origin.SELF_TEST))
     found = points(reader)
     values = {name: found[name][0].value for name in ("ctd.expert.attempts", "ctd.expert.tokens", "ctd.recalled")}
     assert values == {"ctd.expert.attempts": 3, "ctd.expert.tokens": 70, "ctd.recalled": 1}

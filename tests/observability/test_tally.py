@@ -19,9 +19,9 @@ def test_every_event_is_counted_whatever_its_origin() -> None:
         Verdict.ALLOW, Route.EXPERT, Reason.EXPERT_TIMEOUT, mode=Mode.SHADOW, on_failure=OnFailure.ALLOW
     )
     for event in (
-        Decided(SAFE),
-        Decided(SAFE, Origin.SELF_TEST),
-        Decided(bypassed, Origin.OTHER_BUDGET),
+        Decided(SAFE, 0.0),
+        Decided(SAFE, 0.0, origin=Origin.SELF_TEST),
+        Decided(bypassed, 0.0, origin=Origin.OTHER_BUDGET),
         Routed(0.5, is_delegated=True, is_audited=False),
         Audited(is_missed=True),
         ExpertCalled(2, 30),

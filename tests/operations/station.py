@@ -61,7 +61,7 @@ class Station:
         blocks = reason in {Reason.PROBE_UNSAFE, Reason.EXPERT_UNSAFE} or (reason.is_failure and policy != "allow")
         verdict = Verdict.BLOCK if blocks else Verdict.ALLOW
         route = Route.EXPERT if reason.value.startswith("expert") else Route.PROBE
-        seen = Decided(Decision(verdict, route, reason, **fields))
+        seen = Decided(Decision(verdict, route, reason, **fields), 0.0)
         for _ in range(count):
             self.metrics(seen)
 
@@ -76,7 +76,7 @@ class Station:
     def note(self) -> None:
         """Have a line written to the audit log."""
         decision = Decision(Verdict.BLOCK, Route.PROBE, Reason.PROBE_UNSAFE)
-        self._audit(Decided(decision))
+        self._audit(Decided(decision, 0.0))
 
     def delegate(self) -> None:
         """Have far more delegated than the budget allows, at scores as in calibration."""

@@ -51,7 +51,6 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "decision_threshold": 0.4,
         "recalibrations": [look],
         "performance": {
-            "method": "pareto",
             "risks": [{"metric": "error", "max": 0.2}],
             "threshold": 50.0,
             "band": 0.1,

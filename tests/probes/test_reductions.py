@@ -16,7 +16,7 @@ from ctd_guardrail.probes.segments import Segments
 from ctd_guardrail.probes.spec import Component
 
 KINDS = ("mean", "ema", "rolling", "attention", "multimax")
-OUTPUTS = ("p", "value")
+OUTPUTS = ("p", "eta")
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 

@@ -65,7 +65,6 @@ MIXED = ProbeSpec(
         Component(reduction="ema", outputs=("eta", "e0")),
         Component(reduction="rolling", outputs=PLUG_IN, span=5),
     ),
-    features=("length",),
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 from ctd_guardrail.sidecar.service import Status
 from ctd_guardrail.sidecar.settings import ServeSettings
 from tests.support.counting import CountingGuard
-from tests.support.internals import put_guard
+from tests.support.internals import put_guard, take_guard
 from tests.support.sidecar import Sidecar
 
 
@@ -30,17 +30,21 @@ def make_sidecar() -> Iterator[Callable[..., Sidecar]]:
 
 
 @pytest.fixture
-def gated(make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def gated(make_sidecar: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    services: list[Any] = []
+
     def make(principal: Any = None, **settings: Any) -> tuple[Any, CountingGuard]:
         sidecar = make_sidecar(Path("nowhere"), loads=False, **settings)
         guard = CountingGuard()
         monkeypatch.setattr(sidecar.service, "check", guard.check)
-        put_guard(sidecar.service, SimpleNamespace(principal=principal, watch=None))
-        monkeypatch.setattr(sidecar.service, "aclose", _nothing)
+        put_guard(sidecar.service, SimpleNamespace(principal=principal, watch=None, aclose=_nothing))
         sidecar.service.status = Status.READY
+        services.append(sidecar.service)
         return sidecar, guard
 
-    return make
+    yield make
+    for service in services:
+        take_guard(service)  # a double cannot be closed when its sidecar ends
 
 
 async def _nothing() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ctd_guardrail.config.observability import MonitorConfig
 from ctd_guardrail.sidecar.service import Status
+from tests.support.internals import put_guard
 
 Index = Annotated[int, Field(ge=0, strict=True)]
 
@@ -190,5 +192,5 @@ def test_health_names_the_alarms_that_keep_traffic_away(gated: Callable[..., Any
     sidecar, _ = gated()
     watch = SimpleNamespace(alarms={"rate": 7, "score_drift": None})
     config = SimpleNamespace(monitor=MonitorConfig(on_alarm="not_ready"))
-    put_guard(sidecar.service, SimpleNamespace(watch=watch, config=config))
+    put_guard(sidecar.service, SimpleNamespace(watch=watch, config=config, aclose=AsyncMock()))
     assert httpx.get(f"{sidecar.url}/health").json() == {"status": "UNHEALTHY", "reason": "alarms: rate"}

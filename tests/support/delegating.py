@@ -11,7 +11,7 @@ from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import OverlongError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
-from ctd_guardrail.experts.openai.expert import OpenAIExpert
+from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.text.conversation import Conversation
 from tests.support.cascades import CountedCascade, make_cascade
 
@@ -31,8 +31,9 @@ class FixedEngine:
         return Scored(np.array([[p, d]]), queue_ms=0.0, forward_ms=0.0)
 
 
-def openai_expert(base_url: str, **settings: Any) -> OpenAIExpert:
-    return OpenAIExpert(OpenAIExpertConfig(type="openai", base_url=base_url, model="judge", **settings))
+def openai_expert(base_url: str, **settings: Any) -> BoundedExpert:
+    """Return an expert with the limits of its section."""
+    return build_expert(OpenAIExpertConfig(type="openai", base_url=base_url, model="judge", **settings))
 
 
 def delegating(expert: Any, **settings: Any) -> CountedCascade:

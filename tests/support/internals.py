@@ -28,6 +28,7 @@ __all__ = [
     "shorten_pauses",
     "shorten_shards",
     "source_of",
+    "take_guard",
     "thread_of",
 ]
 
@@ -40,6 +41,11 @@ def loaded_guard(service: Any) -> Any:
 def put_guard(service: Any, guard: Any) -> None:
     """Let a double stand for the guard that the sidecar's service has loaded."""
     service._current = SimpleNamespace(guard=guard)
+
+
+def take_guard(service: Any) -> None:
+    """Leave the sidecar's service without a guard."""
+    service._current = None
 
 
 def cascade_of(guard: Any) -> Any:

@@ -1,5 +1,5 @@
 "use strict";
-// Moves the budget. Every number comes ready from the page's data: nothing is computed here but positions on the chart.
+// Moves the budget. All numbers are texts in the page's data; this script computes only positions on the chart.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const slider = document.getElementById("budget");
@@ -33,7 +33,7 @@
     chart.append(element);
   }
 
-  // Runs of points without a gap.
+  // Runs of consecutive points that all have a number.
   function runs(...columns) {
     const found = [];
     let run = [];
@@ -103,13 +103,13 @@
 
   async function copy() {
     const code = document.getElementById("snippet");
-    const told = document.getElementById("copied");
+    const status = document.getElementById("copied");
     try {
       await navigator.clipboard.writeText(code.textContent);
-      told.textContent = "Copied.";
+      status.textContent = "Copied.";
     } catch {
       getSelection().selectAllChildren(code);
-      told.textContent = "Selected: copy it with Ctrl+C.";
+      status.textContent = "Selected: copy it with Ctrl+C.";
     }
   }
 

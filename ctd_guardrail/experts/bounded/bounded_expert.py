@@ -1,11 +1,11 @@
-"""An expert behind everything that bounds its use: switch, bulkhead, breaker, caps, retries, one deadline.
+"""An expert behind all of its limits: switch, bulkhead, breaker, caps, retries, one deadline.
 
-None of these chooses a verdict. Each raises an error of its own, from which the cascade's failure policy does.
+No limit chooses a verdict. Each raises an error of its own, and ``on_failure`` decides by it. Experts themselves have
+no limits of this kind: calibration and service both ask through a :class:`BoundedExpert`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from ctd_guardrail.errors import (
 )
 from ctd_guardrail.experts.bounded.breaker import CircuitBreaker, Health
 from ctd_guardrail.experts.bounded.bulkhead import Bulkhead
-from ctd_guardrail.experts.bounded.deadline import within
+from ctd_guardrail.experts.bounded.deadline import Deadline, within
 from ctd_guardrail.experts.bounded.spend_cap import SpendCaps
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.text.conversation import Conversation
@@ -45,11 +45,11 @@ _BYTES_PER_TOKEN: Final = 4
 
 @dataclass(slots=True)
 class Spend:
-    """What one question to the expert has cost so far, answered or not.
+    """The cost of one question to the expert so far, whether or not it was answered.
 
     Attributes:
         attempts: Calls that were made.
-        tokens: Their tokens, estimated from the text as long as the expert has not said how many.
+        tokens: Their tokens, estimated from the text until the expert reports them.
     """
 
     attempts: int = 0
@@ -62,17 +62,17 @@ def unlimited() -> bool:
 
 
 def countdown(calls: int) -> Callable[[], bool]:
-    """Return a function that says True so many times and False from then on."""
+    """Return a function that returns True for this number of calls, and False from then on."""
     left = iter(range(calls))
     return lambda: next(left, None) is not None
 
 
 def health_of(error: BaseException) -> Health:
-    """Return what an error says about the expert.
+    """Return whether an error means that the expert is unhealthy.
 
-    An answer that is no verdict is an answer: who writes the input can provoke it, and must not be able to open the
-    breaker with it. What a pause does not heal, such as a wrong key, does not open it either, and neither does a
-    client that left.
+    An answer that is no verdict is an answer: the author of the input can provoke it, and must not open the breaker
+    with it. A fault that a pause does not heal, such as a wrong key, does not open it either. Neither does a client
+    that left.
     """
     if isinstance(error, ExpertTimeoutError) or (isinstance(error, ExpertUnavailableError) and error.is_transient):
         return Health.BAD
@@ -80,19 +80,19 @@ def health_of(error: BaseException) -> Health:
 
 
 class BoundedExpert:
-    """Asks an expert, as far as it may be asked.
+    """Asks an expert within its limits. It is an expert itself.
 
     Args:
         expert: The expert.
-        is_enabled: The kill switch: where it is off, no call is made.
-        bulkhead: Bounds the calls under way and those who wait for them; None: the expert does so itself.
-        breaker: Leaves a failing expert alone; None: never.
-        caps: Bound the spend; None: nothing does.
-        attempts: Calls that may be made for one question, where a fault is transient.
-        timeout_s: Seconds for one question, waiting and all attempts included; None: the expert's own affair.
+        is_enabled: The kill switch: if it is off, no call is made.
+        bulkhead: Limits the calls under way and the callers that wait for them; None: no limit here.
+        breaker: Makes no call while the expert keeps failing; None: there is none.
+        caps: Limit the spend; None: there is no cap.
+        attempts: Calls that may be made for one question if faults are transient.
+        timeout_s: Seconds for one question, waiting and all attempts included; None: no deadline here.
 
     Attributes:
-        unguarded: The expert.
+        unbounded: The expert.
         is_enabled: As given.
         bulkhead: As given.
         breaker: As given.
@@ -109,7 +109,7 @@ class BoundedExpert:
         attempts: int = 1,
         timeout_s: float | None = None,
     ) -> None:
-        self.unguarded = expert
+        self.unbounded = expert
         self.bulkhead = bulkhead
         self.breaker = breaker
         self.is_enabled = is_enabled
@@ -119,12 +119,30 @@ class BoundedExpert:
 
     @property
     def identity(self) -> str:
-        """The expert's own: nothing here changes a score."""
-        return self.unguarded.identity
+        """The identity of the expert: no limit changes a score."""
+        return self.unbounded.identity
 
     async def aclose(self) -> None:
         """Close the expert."""
-        await self.unguarded.aclose()
+        await self.unbounded.aclose()
+
+    def with_limits(
+        self, *, is_enabled: bool, breaker: CircuitBreaker | None, caps: SpendCaps | None, attempts: int
+    ) -> BoundedExpert:
+        """Return the same expert with the limits of service as well. The bulkhead and the deadline stay."""
+        return BoundedExpert(
+            self.unbounded,
+            is_enabled=is_enabled,
+            bulkhead=self.bulkhead,
+            breaker=breaker,
+            caps=caps,
+            attempts=attempts,
+            timeout_s=self._timeout_s,
+        )
+
+    async def score(self, conversation: Conversation) -> ExpertScore:
+        """Return P(unsafe) for the conversation; see :meth:`ask`."""
+        return await self.ask(conversation, Spend())
 
     async def ask(
         self,
@@ -138,21 +156,22 @@ class BoundedExpert:
 
         Args:
             conversation: What is to be judged.
-            spend: Is told of every call when it is made, so that it is right however this ends.
+            spend: Counts every call when it is made. It is right however this ends.
             principal: On whose behalf, for caps of each principal.
-            take: Takes a call of the request's own and says whether it had one left.
+            take: Takes one of the request's own calls, and returns whether one was left.
 
         Raises:
-            ExpertNotAskedError: It may not be asked now; the type says why.
+            ExpertNotAskedError: It may not be asked now; the type states why.
             ExpertError: It gave no usable score.
             OverlongError: The conversation is longer than this expert reads.
         """
         if not self.is_enabled:
             raise ExpertDisabledError("the expert is switched off", hint="Set expert_enabled: true")
-        question = _Question(conversation, spend, principal, take, self._timeout_s)
+        deadline = None if self._timeout_s is None else Deadline.after(self._timeout_s)
+        question = _Question(conversation, spend, principal, take, deadline)
         if self.bulkhead is None:
             return await self._ask(question)
-        await within(self.bulkhead.acquire(), self._timeout_s)
+        await within(self.bulkhead.acquire(), deadline)
         try:
             return await self._ask(question)
         finally:
@@ -170,7 +189,7 @@ class BoundedExpert:
                     failure = error
                     raise
                 except ExpertNotAskedError:
-                    # It was asked before, and that it failed is the reason.
+                    # The failure of the attempt before is the reason.
                     if failure is None:
                         raise
         assert failure is not None  # noqa: S101  # the only way out of the loop
@@ -191,7 +210,7 @@ class BoundedExpert:
         question.spend.attempts += 1
         question.spend.tokens += estimate
         try:
-            score = await within(self.unguarded.score(question.conversation), question.left_s)
+            score = await within(self.unbounded.score(question.conversation), question.deadline)
         except ExpertNotAskedError:  # a local expert's own queue is full
             await self._settle(question, calls=-1, tokens=-estimate)
             raise
@@ -204,21 +223,21 @@ class BoundedExpert:
         return score
 
     async def _settle(self, question: _Question, *, calls: int, tokens: int) -> None:
-        """Put right what was taken and counted before the call."""
+        """Correct what was taken and counted before the call."""
         question.spend.attempts += calls
         question.spend.tokens += tokens
         if self._caps is not None:
             try:
                 await self._caps.settle(question.principal, calls=calls, tokens=tokens)
             except CapStoreError:
-                # The answer is there and paid for. The next call finds the store down before it is made.
-                log.warning("what an answer of the expert cost could not be charged")
+                # The answer has arrived and is paid for. The next call finds the store down before it is made.
+                log.warning("the cost of an answer of the expert could not be charged")
 
 
 class _Question:
-    """One question, and how much time is left for it."""
+    """One question and its deadline."""
 
-    __slots__ = ("_end", "_failures", "conversation", "principal", "spend", "take", "tokens")
+    __slots__ = ("_failures", "conversation", "deadline", "principal", "spend", "take", "tokens")
 
     def __init__(
         self,
@@ -226,7 +245,7 @@ class _Question:
         spend: Spend,
         principal: str | None,
         take: Callable[[], bool],
-        timeout_s: float | None,
+        deadline: Deadline | None,
     ) -> None:
         self.conversation = conversation
         self.spend = spend
@@ -234,21 +253,15 @@ class _Question:
         self.take = take
         size = sum(len(message.content.encode("utf-8", "replace")) for message in conversation.messages)
         self.tokens = _PROMPT_TOKENS + size // _BYTES_PER_TOKEN
-        self._end = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        self.deadline = deadline
         self._failures = 0
 
-    @property
-    def left_s(self) -> float | None:
-        """Seconds until its deadline."""
-        return None if self._end is None else max(0.0, self._end - asyncio.get_running_loop().time())
-
     def pause(self, error: Exception) -> float | bool:
-        """Return the seconds to wait before another attempt, or False where there shall be none."""
+        """Return the seconds to wait before another attempt, or False if there is no other attempt."""
         if not isinstance(error, ExpertUnavailableError) or not error.is_transient:
             return False
         pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._failures) * (0.5 + random.random())  # noqa: S311  # jitter
         self._failures += 1
         if error.retry_after_s is not None:
             pause = max(pause, error.retry_after_s)
-        left = self.left_s
-        return pause if left is None or pause < left else False
+        return pause if self.deadline is None or pause < self.deadline.left_s else False

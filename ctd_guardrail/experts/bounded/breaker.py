@@ -1,4 +1,4 @@
-"""A circuit breaker: an expert that fails again and again is left alone for a while, then tried carefully."""
+"""A circuit breaker: an expert that keeps failing is not called for a while, then tried carefully."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BreakerState(StrEnum):
 
 
 class Health(StrEnum):
-    """What a call says about the expert; ``unknown`` where it ended without the expert's doing."""
+    """What a call shows about the expert; ``unknown`` if the expert did not cause its end."""
 
     GOOD = "good"
     BAD = "bad"
@@ -39,13 +39,13 @@ class Health(StrEnum):
 class CircuitBreaker:
     """Opens after a run of failures, and closes after one success. Serves any number of threads and event loops.
 
-    Nygard, *Release It!*, 2007, chapter 5. Two things differ from common libraries: at half-open one call is made at
-    a time, and what says nothing about the expert, such as a client that left, counts neither as a failure nor as a
-    success.
+    Nygard, *Release It!*, 2007, chapter 5. Two things differ from common libraries: at half-open one call is
+    made at a time, and a call that shows nothing about the expert, such as one whose client left, counts neither as a
+    failure nor as a success.
 
     Args:
         failures: Failures in a row that open it.
-        health: Tells from an exception what it says about the expert; a call without exception is good.
+        health: Returns what an exception shows about the expert; a call without an exception is good.
         open_s: Seconds until it may be tried again.
         clock: Seconds that never go back.
     """
@@ -64,7 +64,7 @@ class CircuitBreaker:
         self._clock = clock
         self._lock = threading.Lock()
         self._state = BreakerState.CLOSED
-        # Calls of an earlier state have no say in a later one.
+        # A call that began in an earlier state does not count in a later one.
         self._era = 0
         self._failed = 0
         self._is_tried = False
@@ -72,7 +72,7 @@ class CircuitBreaker:
 
     @property
     def state(self) -> BreakerState:
-        """Where it stands; an open one stays open until a call tries it."""
+        """The state. An open breaker stays open until a call tries the expert."""
         return self._state
 
     @contextmanager
@@ -95,7 +95,7 @@ class CircuitBreaker:
             if self._state is BreakerState.OPEN and self._clock() - self._opened_at >= self._open_s:
                 self._become(BreakerState.HALF_OPEN)
             if self._state is BreakerState.OPEN or self._is_tried:
-                raise BreakerOpenError("the expert failed too often just now, and is left alone for a while")
+                raise BreakerOpenError("the expert failed too often a moment ago, and is not called for a while")
             self._is_tried = self._state is BreakerState.HALF_OPEN
             return self._era
 

@@ -15,13 +15,13 @@ _SWEEP_AT_LEAST: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is asked of one bucket.
+    """An amount to take from one bucket.
 
     Attributes:
         key: The bucket's name.
-        rate: Refill a second.
-        capacity: Level of a full bucket; one that nobody has used yet is full.
-        amount: What is taken; below 0: given back.
+        rate: Refill in a second.
+        capacity: Level of a full bucket. An unused bucket is full.
+        amount: Amount to take; below 0: amount to return.
     """
 
     key: str
@@ -34,10 +34,10 @@ class BucketStore(Protocol):
     """Keeps the levels of buckets. May be called from several threads and event loops at once."""
 
     async def take(self, demands: Sequence[Demand]) -> bool:
-        """Take from all buckets or from none, and say whether it was taken.
+        """Take from all buckets or from none, and return whether it was taken.
 
-        A bucket with less than the amount gives nothing; one that holds less than the amount even when it is full
-        gives when it is full, and is then in debt.
+        A bucket with less than the amount gives nothing. A bucket whose capacity is below the amount gives when it is
+        full, and is then in debt.
 
         Raises:
             CapStoreError: The store cannot be reached.
@@ -45,7 +45,7 @@ class BucketStore(Protocol):
         ...
 
     async def charge(self, demands: Sequence[Demand]) -> None:
-        """Take whatever the levels are: what has been spent already. Debts are refilled like anything else.
+        """Take an amount that was spent already, whatever the levels are. Debts are refilled as usual.
 
         Raises:
             CapStoreError: The store cannot be reached.
@@ -54,7 +54,7 @@ class BucketStore(Protocol):
 
 
 class MemoryStore:
-    """Buckets of this process. Those that are full again are forgotten, which changes nothing.
+    """Buckets of this process. Full buckets are dropped, which changes nothing.
 
     In any T seconds a bucket gives at most rate x T + capacity (Cruz 1991, IEEE Trans. Inf. Theory 37(1), eq. 1), and
     what :meth:`charge` adds comes out of later takes.

@@ -1,4 +1,4 @@
-"""A bulkhead: so many calls at once, so many waiting for them, and not one more."""
+"""A bulkhead: a limit on the calls under way, and on the callers that wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Bulkhead"]
 class Bulkhead:
     """Slots for calls, given out in the order of asking. Serves any number of threads and event loops.
 
-    A semaphore of asyncio belongs to one loop, and has no bound on those who wait.
+    A semaphore of asyncio belongs to one loop, and does not limit the number of waiting callers.
 
     Args:
         calls: Slots.
@@ -34,10 +34,10 @@ class Bulkhead:
         return len(self._waiting)
 
     async def acquire(self) -> None:
-        """Take a slot, waiting for one where none is free. Whoever is cancelled holds none.
+        """Take a slot, or wait until one is free. A cancelled caller holds none.
 
         Raises:
-            ExpertOverloadedError: As many as may are waiting already.
+            ExpertOverloadedError: The largest number of callers is waiting already.
         """
         with self._lock:
             if self._free:
@@ -49,7 +49,7 @@ class Bulkhead:
                     hint="Lower alpha, raise max_concurrency, or use a faster expert",
                 )
             turn: Future[None] = Future()
-            # A waiter that is cancelled cannot cancel it: whether its turn had come is settled under the lock.
+            # A cancelled waiter cannot cancel it. The lock settles whether its turn had come.
             turn.set_running_or_notify_cancel()
             self._waiting.append(turn)
         try:
@@ -64,7 +64,7 @@ class Bulkhead:
             raise
 
     def release(self) -> None:
-        """Give a slot back; the longest waiting caller gets it."""
+        """Return a slot. The caller that has waited longest gets it."""
         with self._lock:
             if not self._waiting:
                 self._free += 1

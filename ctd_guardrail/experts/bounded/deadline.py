@@ -1,29 +1,53 @@
-"""One deadline for a whole call, and a clear answer to who cancelled it.
+"""One deadline for a whole question to the expert, and the end of a call that is cancelled.
 
-Hosts take an ``asyncio.CancelledError`` that leaves an action for their own: NeMo Guardrails swallows one under
-``rails.input.parallel`` and lets the main model answer. So only the cancellation of the calling task itself may pass;
-one that comes from inside the call is a failure of the expert.
+Hosts take an ``asyncio.CancelledError`` that leaves an action for their own: NeMo Guardrails swallows it under
+``rails.input.parallel`` and lets the main model answer. So only the cancellation of the calling task may pass. A
+cancellation from inside the call is a failure of the expert.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
 from ctd_guardrail.errors import ExpertTimeoutError, ExpertUnavailableError
 
-__all__ = ["within"]
+__all__ = ["Deadline", "within"]
 
 T = TypeVar("T")
 
 
-async def within(call: Awaitable[T], timeout_s: float | None) -> T:
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The end of a question.
+
+    Attributes:
+        timeout_s: Seconds that the question may take in all.
+        end: Time of the running event loop.
+    """
+
+    timeout_s: float
+    end: float
+
+    @classmethod
+    def after(cls, timeout_s: float) -> Self:
+        """Return the deadline of a question that begins now."""
+        return cls(timeout_s, asyncio.get_running_loop().time() + timeout_s)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the end; negative after it."""
+        return self.end - asyncio.get_running_loop().time()
+
+
+async def within(call: Awaitable[T], deadline: Deadline | None) -> T:
     """Await a call to an expert.
 
     Args:
         call: The call. It is cancelled at the deadline, and when the calling task is.
-        timeout_s: Seconds until the deadline; None: no deadline.
+        deadline: The deadline; None: there is none.
 
     Raises:
         ExpertTimeoutError: The deadline has passed.
@@ -32,13 +56,14 @@ async def within(call: Awaitable[T], timeout_s: float | None) -> T:
     """
     task = asyncio.current_task()
     cancellations = task.cancelling() if task else 0
+    timeout = asyncio.timeout_at(None if deadline is None else deadline.end)
     try:
-        async with asyncio.timeout(timeout_s) as deadline:
+        async with timeout:
             return await call
     except TimeoutError:
-        if deadline.expired():
+        if deadline is not None and timeout.expired():
             raise ExpertTimeoutError(
-                f"the expert did not answer within {timeout_s:g} s",
+                f"the expert did not answer within {deadline.timeout_s:g} s",
                 hint="Raise expert.timeout_s or use a faster expert",
             ) from None
         raise ExpertUnavailableError("the connection to the expert timed out") from None

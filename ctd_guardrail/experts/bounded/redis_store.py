@@ -15,7 +15,7 @@ from ctd_guardrail.runtime.runtime import Runtime
 __all__ = ["RedisStore"]
 
 # All buckets of a demand, in one atomic step, by the server's clock. ARGV: 1 to take or 0 to charge, then rate,
-# capacity and amount for each bucket. A key expires when its bucket is full, which it is to whoever finds no key.
+# capacity and amount for each bucket. A key expires when its bucket is full: a missing key means a full bucket.
 _SCRIPT: Final = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -45,11 +45,11 @@ _TIMEOUT_S: Final = 0.5
 
 
 class RedisStore:
-    """Buckets in Redis or Valkey. A server that does not answer in time is an error: nobody knows then what is left.
+    """Buckets in Redis or Valkey. A server that does not answer in time is an error: the levels are then unknown.
 
     Args:
         url: Address, ``redis://`` or ``rediss://``.
-        name: The buckets of one name are shared by all who use it; it begins every key.
+        name: Prefix of all keys. All stores with the same name share their buckets.
         timeout_s: Seconds that one question may take.
         runtime: Runs the questions; None: the runtime of the process.
 

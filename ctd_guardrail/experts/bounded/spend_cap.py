@@ -1,4 +1,4 @@
-"""Caps on what the expert may cost in a time: calls and tokens, of everybody together and of each principal."""
+"""Caps on the calls and tokens of the expert in time, for all principals together and for each of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ctd_guardrail.experts.bounded.buckets import BucketStore, Demand
 
 __all__ = ["Cap", "SpendCaps"]
 
-_EVERYBODY: Final = "all"
-_NOBODY: Final = "nobody"
+_ALL: Final = "all"
+_UNKNOWN: Final = "nobody"
 _OTHERS: Final = "others"
 
 
@@ -26,10 +26,10 @@ class Cap:
 
     Attributes:
         unit: What is counted.
-        amount: How much of it in ``per_s`` seconds, in the long run.
+        amount: Largest number in ``per_s`` seconds, in the long run.
         per_s: The time that ``amount`` is for.
-        burst: How much at once after a quiet time.
-        per_principal: Whether each principal has as much, or all of them together.
+        burst: Largest number at once after a quiet time.
+        per_principal: Whether each principal has a limit of its own.
     """
 
     unit: Literal["calls", "tokens"]
@@ -40,19 +40,19 @@ class Cap:
 
     @property
     def name(self) -> str:
-        """A name that says all of it: a limit that is changed begins anew."""
-        whose = "each" if self.per_principal else _EVERYBODY
+        """The name of the limit. It holds all of its values, so a changed limit starts with full buckets."""
+        whose = "each" if self.per_principal else _ALL
         return f"{self.amount}-{self.unit}-per-{self.per_s:g}-s-burst-{self.burst}-{whose}"
 
 
 class SpendCaps:
-    """Several caps that all have to give. Serves any number of threads and event loops.
+    """Several caps. A call needs room under all of them. Serves any number of threads and event loops.
 
     Args:
         caps: The caps.
         store: Keeps the buckets.
-        max_principals: Principals that have buckets of their own at a time. All others share one: whoever makes up
-            names gets no more by it than one of them.
+        max_principals: Largest number of principals with buckets of their own. All others share one: a client that
+            invents names gets no more than one of them.
         clock: Seconds that never go back.
     """
 
@@ -68,7 +68,7 @@ class SpendCaps:
         self._store = store
         self._max_principals = max_principals
         self._clock = clock
-        # When a principal's buckets are full again, its place is free.
+        # The place of a principal is free as soon as its buckets are full again.
         self._idle_s = max((cap.per_s * cap.burst / cap.amount for cap in caps), default=0.0)
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
@@ -77,20 +77,20 @@ class SpendCaps:
         """Take one call and its tokens.
 
         Args:
-            principal: On whose behalf; None: unknown, and all who are unknown share one bucket.
-            tokens: What it will take, as far as one can say.
+            principal: On whose behalf; None: unknown. All unknown principals share one bucket.
+            tokens: Estimate of its tokens.
 
         Raises:
-            ExpertCapError: A cap has less left.
+            ExpertCapError: A cap has not enough left.
             CapStoreError: The store cannot be reached.
         """
         if not await self._store.take(self._demands(principal, calls=1, tokens=tokens)):
             raise ExpertCapError(
-                "a cap on the spend of the expert is used up", hint="Raise `cap`, or see why so much is delegated"
+                "a cap on the spend of the expert is used up", hint="Raise `cap`, or find out why so much is delegated"
             )
 
     async def settle(self, principal: str | None, *, calls: int, tokens: int) -> None:
-        """Charge what was spent beyond what was taken; below 0: give it back.
+        """Charge the difference between the cost and the amount that was taken; below 0: return it.
 
         Raises:
             CapStoreError: The store cannot be reached.
@@ -102,7 +102,7 @@ class SpendCaps:
         amounts = {"calls": calls, "tokens": tokens}
         return [
             Demand(
-                key=f"{cap.name}:{self._slot(principal) if cap.per_principal else _EVERYBODY}",
+                key=f"{cap.name}:{self._slot(principal) if cap.per_principal else _ALL}",
                 rate=cap.amount / cap.per_s,
                 capacity=float(cap.burst),
                 amount=float(amounts[cap.unit]),
@@ -112,7 +112,7 @@ class SpendCaps:
 
     def _slot(self, principal: str | None) -> str:
         if principal is None:
-            return _NOBODY
+            return _UNKNOWN
         # Names of users reach no store.
         digest = hashlib.blake2b(principal.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         now = self._clock()

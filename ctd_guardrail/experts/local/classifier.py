@@ -123,7 +123,7 @@ def _guess(labels: Mapping[int, str]) -> tuple[int, ...]:
     others = [index for index in labels if index not in unsafe and index not in safe]
     if unsafe and safe and not others:
         return tuple(sorted(unsafe))
-    # Of two labels, one says what the other one means.
+    # Of two labels, one defines the meaning of the other.
     if len(labels) == len(_GENERIC_NAMES):
         if len(unsafe) == 1 and not safe:
             return tuple(unsafe)

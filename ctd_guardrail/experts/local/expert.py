@@ -11,7 +11,6 @@ from typing import Any, Final, Protocol
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.config.experts import LocalExpertConfig
 from ctd_guardrail.errors import ExpertOverloadedError, ExpertUnavailableError, InputError, OverloadedError
-from ctd_guardrail.experts.bounded.deadline import within
 from ctd_guardrail.experts.local.classifier import ClassifierReader
 from ctd_guardrail.experts.local.likelihood import LikelihoodReader
 from ctd_guardrail.experts.local.model import load
@@ -28,7 +27,7 @@ _INLINE_CHARACTERS: Final = 4096
 
 
 class _Reader(Protocol):
-    """One of the two ways of reading a model's judgement; what a window is, is its own affair."""
+    """One of the two ways to read a model's judgement. Each defines its own windows."""
 
     @property
     def identity(self) -> str: ...
@@ -88,7 +87,7 @@ class LocalExpert:
                 item = service.read(conversation)
             else:
                 item = await asyncio.to_thread(service.read, conversation)
-            p_unsafe = await within(service.batcher(item), timeout_s=None)
+            p_unsafe = await service.batcher(item)
         except (InputError, ExpertUnavailableError):
             raise
         except OverloadedError:

@@ -56,7 +56,7 @@ class LikelihoodReader:
     """Reads a conversation inside the judge's prompt and compares the two answers.
 
     Users' text is encoded apart from the template, so that a chat token that they type is only text. The number in
-    the marker lines is a hash of the conversation: nobody can write a text that holds its own hash, and the same
+    the marker lines is a hash of the conversation: no text can hold its own hash, and the same
     conversation always gets the same score.
 
     Args:
@@ -138,7 +138,7 @@ class LikelihoodReader:
             sharing[answer.ids[:-1]].append(answer)
         rows = list(sharing)
         likelihoods: dict[Answer, float] = {}
-        # What the padding is does not matter: a causal model never looks at what comes behind.
+        # The padding does not matter: a causal model never reads the tokens behind.
         for group, batch in padded_batches(rows, pad_id=0, device=model.device):
             members = [(row, answer) for row, i in enumerate(group) for answer in sharing[rows[i]]]
             kept = sorted({t - 1 for _, answer in members for t in range(answer.start, len(answer.ids))})

@@ -16,7 +16,6 @@ import httpx
 
 from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.errors import ExpertError, ExpertUnavailableError, ExpertVerdictError
-from ctd_guardrail.experts.bounded.deadline import within
 from ctd_guardrail.experts.complaint import Complaint, parsed, read_complaint, stated_error
 from ctd_guardrail.experts.openai.completion import is_only_markup, read_completion
 from ctd_guardrail.experts.openai.request_form import RequestForm
@@ -40,10 +39,10 @@ log = logging.getLogger(__name__)
 # An honest answer has a few kilobytes. A larger one is not read to its end.
 _MAX_RESPONSE_BYTES: Final = 1 << 20
 _MAX_ERROR_BYTES: Final = 1 << 16
-# Statuses whose cause stands in the body, if anywhere.
+# Statuses whose body may state the cause.
 _EXPLAINED: Final = frozenset({400, 403, 413, 422, 500})
 _WHOLE_SECONDS: Final = re.compile(r"[0-9]{1,9}")
-# What the form of the request is tried with: no sender's words decide which form is used.
+# The text that finds the form of the request. No word of a sender decides which form is used.
 _GREETING: Final = Conversation.from_text("Good morning.")
 
 
@@ -57,12 +56,13 @@ class _Count:
 class OpenAIExpert:
     """Asks a chat model whether the conversation is unsafe.
 
-    A call is made once: whoever asks decides about another attempt, and counts it. Proxies and ``.netrc`` from the
-    environment are not used: the configuration alone says where conversations and the key go.
+    A call is made once, without a deadline: :class:`~ctd_guardrail.experts.bounded.bounded_expert.BoundedExpert`
+    limits and repeats calls. Proxies and ``.netrc`` from the
+    environment are not used: only the configuration decides where conversations and the key go.
 
-    Endpoints differ in the parameters that they take. If one refuses the first request, the form that it takes is
-    found with a harmless text, by the endpoint's own complaints, and remembered. Where it takes that text in the same
-    form, it refused the sender's text alone.
+    Endpoints differ in the parameters that they take. If one refuses the first request, a harmless text and the
+    endpoint's complaints find the form that it takes, and the form is remembered. If it takes the harmless text in the
+    same form, it refused only the sender's text.
 
     Args:
         config: Endpoint, model and form of the answer.
@@ -79,7 +79,6 @@ class OpenAIExpert:
         question = one_word_question(UNSAFE_WORD, SAFE_WORD) if config.scoring == "logprobs" else JSON_QUESTION
         self._prompt = JudgePrompt(question, config.instruction or DEFAULT_INSTRUCTION)
         self._key = None if config.api_key_env is None else read_key(config.api_key_env, setting="expert.api_key_env")
-        self._slots = asyncio.Semaphore(config.max_concurrency)
         # The rest is touched on the I/O thread only.
         self._form = RequestForm(config.scoring, is_folded=config.system_role == "fold")
         self._is_taken = False  # whether the endpoint has answered a request of this form
@@ -91,7 +90,7 @@ class OpenAIExpert:
 
     @property
     def identity(self) -> str:
-        """Kind, model, form of the answer, prompt, and where the instruction stands if the configuration says so."""
+        """Kind, model, form of the answer, prompt, and the place of the instruction if the configuration states it."""
         place = ":folded" if self._config.system_role == "fold" else ""
         return f"openai:{self._config.model}:{self._config.scoring}:{self._prompt.fingerprint}{place}"
 
@@ -99,12 +98,11 @@ class OpenAIExpert:
         """Return P(unsafe) for the conversation.
 
         Raises:
-            ExpertTimeoutError: No complete answer before the deadline.
             ExpertUnavailableError: Unreachable, rate-limited, failing, or refusing every request.
             ExpertVerdictError: The answer is not a verdict, or the endpoint refuses this conversation.
         """
         call = self._io.submit(self._ask(self._prompt.render(conversation)))
-        return await within(asyncio.wrap_future(call), self._config.timeout_s)
+        return await asyncio.wrap_future(call)
 
     async def aclose(self) -> None:
         """Close the connections; calls that are under way fail."""
@@ -141,7 +139,7 @@ class OpenAIExpert:
         return answer
 
     def _may_seek(self, complaint: Complaint) -> bool:
-        """Whether another form of request may help, and none was sought in vain."""
+        """Return whether another form of request may help, and none was sought in vain."""
         if self._is_taken or self._unfit or not complaint.may_be_the_form:
             return False
         return not (complaint.is_failure and self._has_failed)
@@ -161,14 +159,14 @@ class OpenAIExpert:
             while isinstance(answer := await self._exchange(prompt, form, count), Complaint):
                 other = form.adapted(answer) if answer.may_be_the_form else None
                 if other is None:
-                    # One that is down or busy does not tell whether it takes the form.
+                    # An endpoint that is down or busy does not show whether it takes the form.
                     self._unfit = answer if answer.may_be_the_form and not answer.is_failure else None
                     self._has_failed |= answer.is_failure
                     return
                 has_guessed |= other.is_folded != form.is_folded and "system" not in answer.parts
                 form = other
             if has_guessed:
-                # The fault may have passed by itself in the meantime.
+                # The fault may have ended by itself in the meantime.
                 plain = form.folded(fold=False)
                 if not isinstance(await self._exchange(prompt, plain, count), Complaint):
                     form = plain
@@ -189,12 +187,11 @@ class OpenAIExpert:
         return stated_error(answer) or answer
 
     async def _call(self, payload: bytes) -> tuple[int, bytes, str]:
-        """Return status, body, and when to come again. Runs on the I/O thread."""
+        """Return status, body, and the header ``Retry-After``. Runs on the I/O thread."""
         try:
-            async with (
-                self._slots,
-                self._client.stream("POST", self._url, content=payload, headers=authorization(self._key)) as response,
-            ):
+            async with self._client.stream(
+                "POST", self._url, content=payload, headers=authorization(self._key)
+            ) as response:
                 status = response.status_code
                 # Of an error's text only the cause is kept: it may quote the conversation.
                 if status == httpx.codes.OK:
@@ -232,7 +229,7 @@ async def _read_body(response: httpx.Response) -> bytes:
 
 
 async def _read_excerpt(response: httpx.Response) -> bytes:
-    """Return the body of an error, as far as it comes. The status counts even if it does not come whole."""
+    """Return the body of an error, as far as it arrives. The status counts even if the body is cut."""
     body = bytearray()
     with contextlib.suppress(httpx.HTTPError):
         async for chunk in response.aiter_raw():

@@ -73,7 +73,7 @@ class RequestForm:
         return payload | {self.limit: most} | _FORMATS[self.answer]
 
     def adapted(self, complaint: Complaint) -> RequestForm | None:
-        """Return the form to try after a complaint about this one; None where there is none left.
+        """Return the form to try after a complaint about this one; None if there is none left.
 
         What the complaint names is changed first. One that names nothing may be about the system message: that is
         what servers say least about.

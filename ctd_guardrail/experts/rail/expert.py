@@ -1,4 +1,4 @@
-"""Any input rail of NeMo Guardrails as an expert: what it blocks is unsafe.
+"""Any input rail of NeMo Guardrails as an expert: an input that it blocks is unsafe.
 
 The rail is compiled from its flow string by NeMo's own catalog, with the models and prompts of a NeMo configuration,
 and runs the same on both of NeMo's engines and offline.
@@ -31,7 +31,6 @@ from pydantic import ValidationError
 
 from ctd_guardrail.config.experts import RailExpertConfig
 from ctd_guardrail.errors import ConfigError, ExpertError, ExpertUnavailableError, ExpertVerdictError
-from ctd_guardrail.experts.bounded.deadline import within
 from ctd_guardrail.experts.prompt import fingerprint
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.experts.rail.models import Heard, listening, provider_error
@@ -40,17 +39,17 @@ from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["RailCollaborators", "RailExpert"]
 
-# Settings that say where a rail's service is, not what it answers.
+# Settings of the address of a rail's service, which do not affect its answers.
 _ADDRESSES: Final = ("url", "endpoint", "key", "key_env_var", "token", "timeout")
 
 
 @dataclass(frozen=True, slots=True)
 class RailCollaborators:
-    """What a rail needs of NeMo Guardrails.
+    """The parts of NeMo Guardrails that a rail needs.
 
     Attributes:
         config: The configuration with the rail's models, prompts and settings.
-        llms: Returns the models by their type, ``main`` among them. It is asked at every run, because hosts build
+        llms: Returns the models by their type, ``main`` among them. It is called at every run, because hosts build
             their models after they have called the plug-ins.
         llm_task_manager: Renders and parses prompts.
     """
@@ -63,20 +62,19 @@ class RailCollaborators:
 class RailExpert:
     """Runs the rail on the whole conversation: blocked is 1, allowed is 0.
 
-    Most rails look at the last user turn only. So that nothing passes unseen, a conversation of several turns is
-    given to the rail as one user turn with a ``role: text`` line each.
+    Most rails look at the last user turn only. A conversation of several turns is therefore given to the rail as one
+    user turn with a ``role: text`` line for each turn.
 
     Args:
-        config: Flow and deadline.
+        config: The flow.
         collaborators: Models and prompts of the surrounding configuration, or of a folder.
 
     Raises:
-        ConfigError: There is no such input rail, it needs a model, prompt or package that is not there, its prompt
-            names no parser of verdicts, or it rewrites instead of judging.
+        ConfigError: There is no such input rail, it needs a model, prompt or package that is missing, its prompt names
+            no parser of verdicts, or it rewrites instead of judging.
     """
 
     def __init__(self, config: RailExpertConfig, collaborators: RailCollaborators) -> None:
-        self._config = config
         self._collaborators = collaborators
         declared = dict.fromkeys(model.type for model in collaborators.config.models)
         try:
@@ -115,10 +113,9 @@ class RailExpert:
         return self._identity
 
     async def score(self, conversation: Conversation) -> ExpertScore:
-        """Return 1.0 where the rail blocks the conversation and 0.0 where it allows it.
+        """Return 1.0 if the rail blocks the conversation, and 0.0 if it allows it.
 
         Raises:
-            ExpertTimeoutError: The rail did not end before the deadline.
             ExpertUnavailableError: The rail or its model failed.
             ExpertVerdictError: Its model's answer is not a verdict in the rail's own form, or its endpoint refused
                 this conversation.
@@ -128,7 +125,7 @@ class RailExpert:
         rail = self._rail.with_runtime_dependencies(self._dependencies(llms))
         messages = [{"role": "user", "content": conversation.plain_text()}]
         try:
-            execution = await within(rail.execute(messages), self._config.timeout_s)
+            execution = await rail.execute(messages)
         except ExpertError:
             raise
         except Exception as error:  # noqa: BLE001  # NeMo passes on what its providers raise with an HTTP status
@@ -210,7 +207,7 @@ def _build_llm(model: Model) -> Any:
 
 
 def _check_requirements(flow: str, config: RailsConfig) -> None:
-    """Let NeMo itself say which model or prompt a configuration with this input rail would lack."""
+    """Let NeMo check whether a configuration with this input rail lacks a model or prompt."""
     settings = {"models": config.models, "prompts": config.prompts, "rails": {"input": {"flows": [flow]}}}
     try:
         RailsConfig.model_validate(settings)
@@ -263,7 +260,7 @@ def _models(rail: CompiledRail, config: RailsConfig) -> list[Model]:
 
 
 def _fingerprint(rail: CompiledRail, config: RailsConfig) -> str:
-    """Return a hash of what the rail's verdict depends on: prompts, models and settings, but no addresses."""
+    """Return a hash of everything that the rail's verdict depends on: prompts, models and settings, no addresses."""
     prompts = [get_prompt(config, task).model_dump_json() for task in _tasks(rail, config)]
     models = [model.model or "" for model in _models(rail, config)]
     return fingerprint(*prompts, *models, _settings(rail, config))

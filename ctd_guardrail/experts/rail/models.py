@@ -26,7 +26,7 @@ class Heard:
 
     Attributes:
         error: The last exception of a provider; None: the last call was answered.
-        finish_reason: Why the last answer ended, as far as the provider says so.
+        finish_reason: Why the last answer ended, if the provider reports it.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Heard:
 
 
 class _ListeningModel:
-    """Asks a model, and notes what comes back. Everything else is the model's own."""
+    """Asks a model, and records its answer. All other attributes are those of the model."""
 
     def __init__(self, model: Any, heard: Heard) -> None:
         self._model = model
@@ -97,6 +97,6 @@ def _innermost(error: Exception) -> BaseException:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status of an exception, by either name for it; clients write 0 where there is none."""
+    """Return the HTTP status of an exception, by either name for it; clients write 0 if there is none."""
     stated = (getattr(error, "status", None), getattr(error, "status_code", None))
     return next((status for status in stated if isinstance(status, int) and status > 0), None)

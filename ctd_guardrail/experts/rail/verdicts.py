@@ -18,7 +18,7 @@ from ctd_guardrail.errors import ConfigError
 __all__ = ["RailVerdicts"]
 
 _Reader = Callable[[str], bool | None]
-"""Returns whether a completion says unsafe; None where it says neither."""
+"""Returns whether a completion is the verdict unsafe; None if it is no verdict."""
 
 # Codes of categories, such as S1 or O14, as Llama Guard states them behind its verdict.
 _CODES: Final = r"(?:[\s,:]+[A-Za-z]{1,3}\d{1,3})*"
@@ -122,7 +122,7 @@ class RailVerdicts:
             self._reader = _PARSERS.get(self._parser)
 
     def include(self, completion: str, *, is_blocked: bool, registered: Collection[Any]) -> bool:
-        """Return whether a rail's outcome is what its model said.
+        """Return whether a rail's outcome is the verdict of its model.
 
         Args:
             completion: The model's answer.

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from benchmarks.load.simulate import Costs, Requests, extrapolate, poisson, simulate
 from ctd_guardrail.activations.batcher import MicroBatcher
+from tests.support.waiting import wait_until
 
 FREE = Costs(0.0, 0.0, 0.0, 0.0)
 
@@ -98,8 +99,7 @@ def test_batches_are_those_of_the_batcher() -> None:
 
     batcher = MicroBatcher(run, cost=lambda i: int(tokens[i]), max_batch_cost=500)
     first = batcher.submit(0)
-    while not first.running():
-        pass
+    wait_until(first.running, every_s=0.0)
     futures = batcher.submit_all(range(1, 200))
     gate.set()
     for future in (first, *futures):

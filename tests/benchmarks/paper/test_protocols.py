@@ -3,7 +3,8 @@ import pytest
 
 from benchmarks.paper.cube import FIGURES
 from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS, own_protocol, paper_protocol
-from calibrate.evaluate import ALPHAS, ScoredRows
+from calibrate.evaluate.grid import ALPHAS
+from calibrate.evaluate.rows import ScoredRows
 
 
 def scored_rows(n: int, seed: int) -> ScoredRows:

@@ -46,8 +46,7 @@ def test_equal_fits_to_tokens_are_shared_between_experts_and_no_others() -> None
     def fit(labels: np.ndarray, expert: np.ndarray, tokens: list[Ragged]) -> object:
         part = TrainingRows(PooledRows(pooled, ones, ones), labels, clusters, expert, tokens)
         targets, schedule = {"eta": label_target(labels)}, Schedule(epochs=1)
-        extras = np.zeros((labels.size, 0))
-        return learner.fit_tokens(part, "ema", targets, extras, chosen=clusters, seed=0, schedule=schedule)
+        return learner.fit_tokens(part, "ema", targets, chosen=clusters, seed=0, schedule=schedule)
 
     with shared_fits():
         first = fit(labels, expert, tokens)

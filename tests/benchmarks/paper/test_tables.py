@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from benchmarks.paper.cube import FIGURES, Cube
-from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS
+from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS, TARGETS
 from benchmarks.paper.publish import publish
 from benchmarks.paper.results import Index, Result
-from benchmarks.paper.tables import TABLES
+from benchmarks.paper.tables import TABLES, targets
 from benchmarks.table import Table
-from calibrate.evaluate import ALPHAS
+from calibrate.evaluate.grid import ALPHAS
 
 PUBLISHED = Path(__file__).parents[3] / "docs" / "benchmarks"
 FIRST, OTHER, TOKENS = "probe on layer 4", "the same, Platt-scaled", "attention"
@@ -41,6 +41,7 @@ def result(setting: str, recipe: str, seeds: int, *, refit_of: str | None = None
         spearman=rng.random((seeds, 2)),
         splits=rng.random((3, len(ALPHAS))),
         splits_count=25 * seeds,
+        targets=cube(TARGETS, ALPHAS, seeds, seed) if with_paper else None,
     )
 
 
@@ -94,6 +95,15 @@ def test_a_figure_is_the_mean_over_seeds_in_points_of_100(index: Index) -> None:
     values = 100 * own.get("ctd", "brier")[:, ALPHAS.index(0.2)]
     assert row["brier"] == f"{values.mean():.1f}"
     assert row["brier_standard_error"] == f"{values.std(ddof=1) / 2:.1f}"
+
+
+def test_targets_are_compared_by_the_gain_of_the_continuous_one(index: Index) -> None:
+    cubes = {result.setting: result.targets for result in index.main if result.targets is not None}
+    found = rows(targets(index).csv())
+    assert {row["setting"] for row in found} == set(cubes) == {"M", "A edos"}
+    (row,) = (row for row in found if (row["setting"], row["alpha"], row["figure"]) == ("M", "0.2", "brier"))
+    continuous, binary = (cubes["M"].get(name, "brier")[:, ALPHAS.index(0.2)] for name in TARGETS)
+    assert row["mean"] == f"{100 * (binary - continuous).mean():.1f}"
 
 
 def test_a_refitted_probe_without_a_setting_of_its_own_is_listed_under_the_setting_that_it_refits(index: Index) -> None:

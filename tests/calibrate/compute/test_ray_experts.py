@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.rows.data import Dataset
 from ctd_guardrail.errors import DataError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
+from tests.support.waiting import wait_until
 
 CONCURRENCY = 4
 ROOT = Path(__file__).parents[2]
@@ -170,10 +170,13 @@ def test_a_killed_run_goes_on_and_ends_in_the_plain_loops_own_policy(
         process.send_signal(signal.SIGKILL)
         process.wait()
     # Its actors end when they notice.
-    before = -1
-    while before < len(row_judge.asked):
-        before = len(row_judge.asked)
-        time.sleep(1)
+    seen = [-1]
+
+    def is_quiet() -> bool:
+        seen.append(len(row_judge.asked))
+        return seen[-1] == seen[-2]
+
+    wait_until(is_quiet, every_s=1.0)
     digests = {conversation.digest() for conversation in dataset.conversations}
     with _journal(expert_section(), tmp_path / "far-cache") as journal:
         saved, left_open = set(journal.known(digests)), journal.left_open(digests)

@@ -50,7 +50,7 @@ def test_there_are_as_many_rows_as_asked_for_in_their_shares(parts: dict[str, li
 
 
 def test_more_rows_than_the_grammar_can_make_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="requests to offer"):
+    with pytest.raises(DataError, match="different requests, not"):
         write_dataset(tmp_path / "data", rows=10**6)
     assert not (tmp_path / "data").exists()
 

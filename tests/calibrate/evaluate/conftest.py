@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from calibrate.evaluate import ScoredRows
+from calibrate.evaluate.rows import ScoredRows
 from ctd_guardrail.policy.store import CalibrationScores
 
 
@@ -25,7 +25,7 @@ def world() -> Callable[..., ScoredRows]:
         value = (2 * label - 1) * (expert - p)
         d = 0.5 * value + 0.3 * rng.normal(size=n)
         group = [("x", "y", "z")[i] for i in rng.integers(0, 3, n)]
-        return ScoredRows(p, d, expert, label, group, cluster=cluster, binary=0.2 * value + rng.normal(size=n))
+        return ScoredRows(p, d, expert, label, group, cluster=cluster)
 
     return make
 

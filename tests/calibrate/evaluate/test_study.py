@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from calibrate.evaluate import ALPHAS, ScoredRows, Study, combine_studies, study
+from calibrate.evaluate.figures import FIGURES, measure
+from calibrate.evaluate.grid import ALPHAS, Grid
 from calibrate.evaluate.methods import Methods
-from calibrate.evaluate.metrics import measure
-from calibrate.evaluate.study import BUDGETS
-from ctd_guardrail.errors import DataError
+from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.study import BUDGETS, Study, measure_study
 from ctd_guardrail.policy.store import CalibrationScores
 from ctd_guardrail.probes.merge import Merge
 
 World = Callable[..., ScoredRows]
-FIGURES = ("auroc", "accuracy", "brier", "missed_harm")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def rows(world: World) -> ScoredRows:
 
 @pytest.fixture(scope="module")
 def made(rows: ScoredRows, calibration: CalibrationScores) -> Study:
-    return study(rows, calibration, alpha=0.25, delta=0.1, splits=40)
+    return measure_study(Grid(rows, calibration, delta=0.1), alpha=0.25, splits=40)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +55,9 @@ def test_cascade(made: Study, rows: ScoredRows, methods: Methods) -> None:
     assert {row["alpha"] for row in table.rows} == {*BUDGETS, *ALPHAS, 0.25}
     for row in table.rows:
         delegated = methods.delegate(row["method"], row["alpha"]).rows
-        metrics = measure(rows.label, np.where(delegated, rows.expert, rows.p))
+        figures = measure(rows.label, np.where(delegated, rows.expert, rows.p), rows.clusters, tau=0.5)
         assert row["rate"] == delegated.mean()
-        assert [row[figure] for figure in FIGURES] == [getattr(metrics, figure) for figure in FIGURES]
+        assert [row[figure] for figure in FIGURES] == [figures[figure].value for figure in FIGURES]
 
 
 def test_area_is_by_the_trapezoid_rule_from_nothing(made: Study) -> None:
@@ -82,9 +81,8 @@ def test_a_perfect_signal_wins_the_whole_area_whatever_the_rows(world: World, ca
     rows = world(300)
     perfect = replace(rows, d=rows.value)
     everything = CalibrationScores.from_rows(d=np.sort(rows.value), p=rows.p)
-    (row,) = (
-        study(perfect, everything, alpha=0.2, delta=0.4999, splits=2).tables["faic"].where(figure="auroc", method="ctd")
-    )
+    made = measure_study(Grid(perfect, everything, delta=0.4999), alpha=0.2, splits=2)
+    (row,) = made.tables["faic"].where(figure="auroc", method="ctd")
     assert row["share"] == pytest.approx(1.0, abs=0.05)
     assert row["share_se"] < 0.02
 
@@ -96,20 +94,6 @@ def test_gain_is_the_mean_of_v_over_the_top(made: Study, rows: ScoredRows) -> No
             top = sorted(range(300), key=lambda i, s=signals[row["signal"]]: -s[i])[: int(300 * row["share"] + 1e-9)]
             assert row["value"] == pytest.approx(rows.value[top].mean())
     assert len({row["value"] for row in made.tables["gain"].where(share=1.0)}) == 1
-
-
-def test_targets_compare_the_same_number_of_rows(made: Study, rows: ScoredRows) -> None:
-    assert rows.binary is not None
-    for row in made.tables["targets"].where(figure="accuracy"):
-        count = int(300 * row["alpha"] + 1e-9)
-        found = []
-        for signal in (rows.d, rows.binary):
-            top = np.argsort(-signal, kind="stable")[:count]
-            score = rows.p.copy()
-            score[top] = rows.expert[top]
-            found.append(measure(rows.label, score).accuracy)
-        assert (row["continuous"], row["binary"]) == tuple(found)
-        assert row["difference"] == found[0] - found[1]
 
 
 def test_groups_and_composition(made: Study, rows: ScoredRows, methods: Methods) -> None:
@@ -177,41 +161,18 @@ def test_merges_judge_the_same_rows(made: Study, rows: ScoredRows, methods: Meth
         assert stacked["brier"] < replaced["brier"] + 0.01
 
 
-def test_the_merge_of_the_policy_is_what_is_judged(
-    world: World, calibration: CalibrationScores, methods: Methods
-) -> None:
+def test_the_merge_of_the_policy_is_what_is_judged(world: World, calibration: CalibrationScores) -> None:
     rows = replace(world(300), merge=Merge(kind="average"))
     assert np.allclose(rows.value, world(300).value / 2)
-    cascade = study(rows, calibration, alpha=0.25, delta=0.1, splits=2).tables["cascade"]
+    cascade = measure_study(Grid(rows, calibration, delta=0.1), alpha=0.25, splits=2).tables["cascade"]
     (row,) = cascade.where(method="expert", alpha=0.25)
     assert row["brier"] == pytest.approx(np.mean(((rows.p + rows.expert) / 2 - rows.label) ** 2))
 
 
-def test_without_groups_labels_or_a_binary_probe_there_is_less_to_show(
-    world: World, calibration: CalibrationScores
-) -> None:
-    rows = replace(world(300), group=None, binary=None, cluster=None)
-    made = study(rows, CalibrationScores(calibration.d, calibration.p), alpha=0.25, delta=0.1, splits=2)
+def test_without_groups_or_labels_there_is_less_to_show(world: World, calibration: CalibrationScores) -> None:
+    rows = replace(world(300), group=None, cluster=None)
+    bare = CalibrationScores(calibration.d, calibration.p)
+    made = measure_study(Grid(rows, bare, delta=0.1), alpha=0.25, splits=2)
     assert made.clusters == 300
-    assert made.tables["targets"].rows == ()
     assert [row["group"] for row in made.tables["groups"].rows] == ["all"]
     assert not made.tables["merges"].where(merge="stacking")
-
-
-def test_combined_studies_are_means_with_errors_over_them(world: World, calibration: CalibrationScores) -> None:
-    made = [study(world(200, seed), calibration, alpha=0.25, delta=0.1, splits=5) for seed in (0, 1, 2)]
-    both = combine_studies(made)
-    json.dumps(both.to_dict(), allow_nan=False)
-    assert both.studies == 3
-    assert "failures" not in both.tables
-    values = [one.tables["cascade"].where(method="ctd", alpha=0.25)[0]["auroc"] for one in made]
-    (row,) = both.tables["cascade"].where(method="ctd", alpha=0.25)
-    assert row["auroc"] == pytest.approx(np.mean(values))
-    assert row["auroc_se"] == pytest.approx(np.std(values, ddof=1) / np.sqrt(3))
-
-
-def test_studies_of_different_settings_are_not_combined(made: Study) -> None:
-    with pytest.raises(DataError, match="at least two"):
-        combine_studies([made])
-    with pytest.raises(DataError, match="different alpha"):
-        combine_studies([made, replace(made, alpha=0.1)])

@@ -67,7 +67,7 @@ def dataset(make_rows: Callable[..., list[dict[str, Any]]], write_rows: Callable
 async def _ask(dataset: Dataset, expert: RecordingExpert, journal: Path) -> ExpertScores:
     with Progress(disable=True) as progress:
         return await ask_expert(
-            dataset, np.arange(len(dataset)), expert, journal=journal, concurrency=CONCURRENCY, progress=progress
+            dataset, np.arange(len(dataset)), expert, log=journal, concurrency=CONCURRENCY, progress=progress
         )
 
 
@@ -182,7 +182,7 @@ class SlowExpert:
 dataset = read_dataset([rows])
 rows = np.arange(len(dataset))
 with Progress(disable=True) as progress:
-    asyncio.run(ask_expert(dataset, rows, SlowExpert(), journal=journal, concurrency=4, progress=progress))
+    asyncio.run(ask_expert(dataset, rows, SlowExpert(), log=journal, concurrency=4, progress=progress))
 """
 
 
@@ -212,5 +212,5 @@ async def test_a_killed_run_has_lost_only_what_was_under_way(dataset: Dataset, t
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "expert.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(DataError, match="not a readable journal"):
+    with pytest.raises(DataError, match="not a readable score log"):
         ScoreLog(tmp_path / "expert.sqlite", "recording:1")

@@ -343,13 +343,12 @@ def test_what_is_left_must_still_do(
     assert not (tmp_path / "policy" / "policy.json").exists()
 
 
-@pytest.mark.parametrize("method", ["structured", "pareto"])
 def test_certified_risks_are_those_of_rows_with_a_score(
-    rows: list[Row], write_rows: Write, write_config: Write, row_judge: RowJudge, tmp_path: Path, method: str
+    rows: list[Row], write_rows: Write, write_config: Write, row_judge: RowJudge, tmp_path: Path
 ) -> None:
     write_rows(parts(rows))
     row_judge.declines = {name(6), name(10)}
-    budget = {"alpha": 0.3, "delta": 0.2, "method": method, "risk": {"metric": "error", "max": 0.9}}
+    budget = {"alpha": 0.3, "delta": 0.2, "risk": {"metric": "error", "max": 0.9}}
     config = write_config(data={"path": "rows.jsonl"}, expert=section(row_judge), budget=budget)
     assert invoke("run", config).exit_code == 0
     policy = read_policy(tmp_path / "policy")

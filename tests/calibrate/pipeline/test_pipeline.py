@@ -79,8 +79,8 @@ def test_a_run_writes_a_policy_that_holds_its_budget(
         np.testing.assert_array_equal(getattr(policy.calibration, name), getattr(result.policy.calibration, name))
     assert certify(policy.calibration.d, 0.2, 0.1) == result.certificate
     # The budget, and four standard deviations of 80 test rows around it.
-    assert result.evaluation.cell("ctd", 0.2).rate <= 0.2 + 4 * np.sqrt(0.2 * 0.8 / 80)
-    assert result.evaluation.cell("ctd", 0.5).auroc > result.evaluation.cell("probe", 0.5).auroc
+    assert result.grid.cell("ctd", 0.2).figures["rate"].value <= 0.2 + 4 * np.sqrt(0.2 * 0.8 / 80)
+    assert result.grid.cell("ctd", 0.5).figures["auroc"].value > result.grid.cell("probe", 0.5).figures["auroc"].value
 
 
 @pytest.mark.parametrize("base", [{"layers": 1}, {"layers": [1, 2], "window": 24}])
@@ -246,7 +246,7 @@ def test_the_command_prints_tables_or_one_json_object(
     assert answer["budget"]["k"] == 10
     sizes = {"train": 240, "calibration": 80, "test": 80, "left_out": 0, "test_left_out": 0}
     assert answer["split"] == sizes | {"refused": {"train": 0, "calibration": 0, "test": 0}}
-    assert answer["probes"] == {"layers": [1], "delegation": "plug_in", "kinds": ["mean"], "merge": "replace"}
+    assert answer["probes"] == {"layers": [1], "kinds": ["mean"], "merge": "replace"}
     methods = {cell["method"] for cell in answer["evaluation"]["cells"]}
     assert methods == {"probe", "expert", "random", "uncertainty", "ctd", "oracle"}
 

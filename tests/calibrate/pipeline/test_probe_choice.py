@@ -59,8 +59,7 @@ async def test_a_policy_reads_the_layers_that_its_probes_read_and_no_other(
     make_rows: Make, write_rows: Write, write_config: Write, tiny_bert: Path
 ) -> None:
     rows = write_rows(make_rows(300))
-    probes = {"delegation_layers": "same"}
-    result = _run(write_config(base=_base(tiny_bert, [1, 2]), probes=probes))
+    result = _run(write_config(base=_base(tiny_bert, [1, 2])))
     training = result.policy.manifest.training
     tried = {tuple(each["layers"]): each for each in training["alternatives"]}
     assert set(tried) == {(1,), (2,), (1, 2)}
@@ -68,13 +67,11 @@ async def test_a_policy_reads_the_layers_that_its_probes_read_and_no_other(
     best = min(tried, key=lambda layers: tried[layers]["brier"])
     assert result.policy.manifest.activations.layers == tuple(training["layers"]) == best
     await _assert_the_rail_agrees(result, rows)
-    for read, layers in {"same": (1,), "all": (1, 2)}.items():
-        probes = {"layers": [[1]], "delegation_layers": read}
-        narrow = _run(write_config(base=_base(tiny_bert, [1, 2]), probes=probes))
-        assert narrow.policy.manifest.activations.layers == layers
-        assert narrow.policy.manifest.training["layers"] == [1]
-        assert narrow.policy.manifest.training["alternatives"] == []
-        await _assert_the_rail_agrees(narrow, rows)
+    narrow = _run(write_config(base=_base(tiny_bert, [1, 2]), probes={"layers": [[1]]}))
+    assert narrow.policy.manifest.activations.layers == (1,)
+    assert narrow.policy.manifest.training["layers"] == [1]
+    assert narrow.policy.manifest.training["alternatives"] == []
+    await _assert_the_rail_agrees(narrow, rows)
 
 
 @pytest.mark.usefixtures("quick")
@@ -84,23 +81,20 @@ async def test_probes_that_read_tokens_are_scored_as_the_rail_scores_them(
 ) -> None:
     rows = write_rows(make_rows(200))
     base = _base(tiny_bert, [1]) | {"window": 16}
-    result = _run(write_config(base=base, probes={"kinds": [kind], "token_rows": 100}))
+    result = _run(write_config(base=base, probes={"kinds": [kind]}))
     assert result.policy.manifest.probe.components[0].reduction == kind
     await _assert_the_rail_agrees(result, rows)
 
 
-def test_delegation_merge_and_scales_reach_the_policy_and_its_evaluation(
+def test_merge_and_scales_reach_the_policy_and_its_evaluation(
     make_rows: Make, write_rows: Write, write_config: Write
 ) -> None:
     write_rows(make_rows(300))
-    probes = {"delegation": "direct", "features": ["length"], "calibrate": "platt", "merge": "stacking"}
-    result = _run(write_config(probes=probes))
+    result = _run(write_config(probes={"calibrate": "platt", "merge": "stacking"}))
     manifest = result.policy.manifest
-    assert manifest.probe.delegation == "direct"
-    assert manifest.probe.features == ("length",)
     assert manifest.merge.kind == "stacking"
     assert manifest.merge.expert_scale is not None
-    assert result.tested.merge == manifest.merge
+    assert result.grid.rows.merge == manifest.merge
     assert {each["kind"] for each in manifest.training["merge"]["alternatives"]} == {"replace", "average", "stacking"}
 
 
@@ -120,8 +114,7 @@ def test_the_command_shows_what_was_chosen_from(
         ({"kinds": ["median"]}, "probes.kinds.0", "'mean', 'ema'"),
         ({"kind": ["mean"]}, "probes.kind", "Did you mean `kinds`"),
         ({"kinds": ["mean", "mean"]}, "probes.kinds", "an entry stands there twice"),
-        ({"costs": {"missed": 0}}, "probes.costs.missed", "greater than 0"),
-        ({"token_rows": 5}, "probes.token_rows", "greater than or equal to 100"),
+        ({"delegation": "direct"}, "probes.delegation", "this key is unknown"),
     ],
 )
 def test_a_mistake_is_named_by_its_key(write_config: Write, probes: dict[str, Any], key: str, message: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from calibrate.config.file import PriceConfig
-from calibrate.evaluate import ScoredRows
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.report.explorer import Explorer
 from calibrate.report.page import explore_policy, write_report
 from ctd_guardrail.policy.manifest import DataRecord

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.evaluate import ScoredRows
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.report.card import write_card
 from calibrate.report.explorer import Explorer
 from calibrate.report.page import explore_policy
@@ -50,6 +50,6 @@ def test_names_of_common_characters_stay_as_they_are(policy: Policy, tested: Sco
 def test_risks_that_were_certified_are_named(
     make_policy: Callable[..., Policy], tested: ScoredRows, explorer: Explorer, tmp_path: Path
 ) -> None:
-    record = PerformanceRecord(method="structured", risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
+    record = PerformanceRecord(risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
     card = write_card(tmp_path, make_policy(performance=record), tested, explorer).read_text(encoding="utf-8")
     assert "| certified with it | fnr at most 0.2; lambda 0.3, abstain band 0.0 |" in card

@@ -2,48 +2,64 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from calibrate.config.file import PriceConfig
-from calibrate.evaluate import ScoredRows, evaluate
-from calibrate.report.explorer import Explorer, Settings, explore
+from calibrate.evaluate.figures import FIGURES
+from calibrate.evaluate.grid import ALPHAS, Grid
+from calibrate.evaluate.record import record_grid
+from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.study import measure_study
+from calibrate.report.explorer import GUARANTEES, Explorer, explore
 from calibrate.report.page import explore_policy
 from calibrate.report.words import NONE
 from ctd_guardrail.policy.budget import Guarantee, certify
 from ctd_guardrail.policy.store import Policy
+from ctd_guardrail.probes.merge import Merge
 
-CHECKED = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+def _explore(rows: ScoredRows, policy: Policy, **options: Any) -> Explorer:
+    grids = {each: Grid(rows, policy.calibration, delta=0.1, guarantee=each) for each in GUARANTEES}
+    return explore(grids, alpha=0.2, **options)
 
 
-@pytest.mark.parametrize("guarantee", [Guarantee.EXACT, Guarantee.SIMULTANEOUS])
-def test_figures_are_those_of_the_evaluation(
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_record_study_and_explorer_agree_on_every_cell_of_the_grid(
     explorer: Explorer, policy: Policy, tested: ScoredRows, guarantee: Guarantee
 ) -> None:
-    evaluation = evaluate(tested, policy.calibration, delta=0.1, alphas=CHECKED, guarantee=guarantee)
+    grid = Grid(tested, policy.calibration, delta=0.1, guarantee=guarantee)
+    record = {(cell["method"], cell["alpha"]): cell for cell in record_grid(grid, ALPHAS)["cells"]}
+    cascade = measure_study(grid, alpha=0.2, budgets=ALPHAS, splits=2).tables["cascade"]
     fields, lines = explorer.fields[guarantee], explorer.lines[guarantee]
-    for alpha in CHECKED:
+    for alpha in ALPHAS:
         index = explorer.alphas.index(alpha)
-        for method in ("ctd", "uncertainty"):
-            cell = evaluation.cell(method, alpha)
-            assert fields[f"{method}_accuracy"][index] == f"{100 * cell.accuracy:.1f}%"
-            assert fields[f"{method}_auroc"][index] == f"{cell.auroc:.3f}"
-            assert fields[f"{method}_missed_harm"][index] == f"{100 * cell.missed_harm:.1f}%"
-            assert fields[f"{method}_rate"][index] == f"{100 * cell.rate:.1f}%"
-            assert lines["auroc"][method][index] == pytest.approx(cell.auroc, abs=5e-5)
-        cell = evaluation.cell("ctd", alpha)
-        assert fields["lambda"][index] == f"{cell.threshold:.4f}"
-        assert cell.group_rates is not None
+        shown = {name: texts[index] for name, texts in fields.items()} | dict(explorer.fixed)
+        for method in ("probe", "uncertainty", "ctd", "expert"):
+            cell = record[method, alpha]
+            (row,) = cascade.where(method=method, alpha=alpha)
+            assert {name: row[name] for name in (*FIGURES, "rate")} == {name: cell[name] for name in (*FIGURES, "rate")}
+            assert shown[f"{method}_auroc"] == f"{cell['auroc']:.3f}"
+            assert shown[f"{method}_auroc_se"] == f"± {row['auroc_se']:.3f}"
+            for name in ("accuracy", "missed_harm"):
+                assert shown[f"{method}_{name}"] == f"{100 * cell[name]:.1f}%"
+                assert shown[f"{method}_{name}_se"] == f"± {100 * row[f'{name}_se']:.1f}"
+            assert shown[f"{method}_rate"] == f"{100 * cell['rate']:.1f}%"
+            assert lines["auroc"][method][index] == pytest.approx(cell["auroc"], abs=5e-5)
+        (row,) = cascade.where(method="ctd", alpha=alpha)
+        assert shown["lambda"] == f"{record['ctd', alpha]['threshold']:.4f}" == f"{row['threshold']:.4f}"
         for number, group in enumerate(explorer.groups):
-            assert fields[f"group_{number}"][index] == f"{100 * cell.group_rates[group]:.1f}%"
-        assert lines["accuracy"]["oracle"][index] == pytest.approx(
-            100 * evaluation.cell("oracle", alpha).accuracy, abs=0.01
-        )
-    for method in ("probe", "expert"):
-        cell = evaluation.cell(method, 0.1)
-        assert explorer.fixed[f"{method}_accuracy"] == f"{100 * cell.accuracy:.1f}%"
-        assert explorer.fixed[f"{method}_auroc"] == f"{cell.auroc:.3f}"
+            assert shown[f"group_{number}"] == f"{100 * record['ctd', alpha]['group_rates'][group]:.1f}%"
+        assert lines["accuracy"]["oracle"][index] == pytest.approx(100 * record["oracle", alpha]["accuracy"], abs=0.01)
+
+
+def test_the_expert_alone_is_not_merged(policy: Policy, tested: ScoredRows) -> None:
+    averaged = replace(tested, merge=Merge(kind="average"))
+    both = [_explore(rows, policy) for rows in (tested, averaged)]
+    assert both[0].fixed == both[1].fixed
+    assert both[0].fields["exact"]["ctd_auroc"] != both[1].fields["exact"]["ctd_auroc"]
 
 
 def test_false_alarms_and_the_paired_gain_by_hand(tested: ScoredRows, policy: Policy, explorer: Explorer) -> None:
@@ -73,8 +89,7 @@ def test_clusters_of_dependent_rows_widen_the_errors(tested: ScoredRows, policy:
         cluster=np.repeat(np.arange(tested.label.size), 2),
     )
     alone = replace(tested, group=None, cluster=None)
-    settings = Settings(alpha=0.2, delta=0.1)
-    pair = [explore(rows, policy.calibration, settings).at_start() for rows in (alone, twice)]
+    pair = [_explore(rows, policy).at_start() for rows in (alone, twice)]
     assert pair[0]["ctd_accuracy_se"] == pair[1]["ctd_accuracy_se"]
 
 
@@ -103,8 +118,8 @@ def test_costs_are_calls_times_the_price(tested: ScoredRows, policy: Policy, exp
     certificate = certify(policy.calibration.d, 0.2, 0.1)
     assert start["cost"] == f"{1000 * certificate.mean_rate * 0.002:.2f}"
     assert (start["probe_cost"], start["expert_cost"]) == ("0.00", "2.00")
-    assert explore(tested, policy.calibration, Settings(0.2, 0.1)).at_start()["cost"] == NONE
-    cheap = explore(tested, policy.calibration, Settings(0.2, 0.1, prices=PriceConfig(expert_call=1e-6)))
+    assert _explore(tested, policy).at_start()["cost"] == NONE
+    cheap = _explore(tested, policy, prices=PriceConfig(expert_call=1e-6))
     assert math.isclose(float(cheap.at_start()["cost"]), 1000 * certificate.mean_rate * 1e-6, rel_tol=0.05)
 
 

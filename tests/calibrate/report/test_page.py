@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
-from calibrate.evaluate import ScoredRows
-from calibrate.evaluate.metrics import auroc
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.report.explorer import Explorer
 from calibrate.report.page import write_report
 from ctd_guardrail.policy.budget import certify
@@ -73,7 +73,7 @@ def test_plots_are_pictures_that_the_page_carries(policy: Policy, tested: Scored
 def test_a_policy_that_holds_risks_says_that_alpha_is_not_free(
     make_policy: Callable[..., Policy], tested: ScoredRows, tmp_path: Path
 ) -> None:
-    record = PerformanceRecord(method="structured", risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
+    record = PerformanceRecord(risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
     policy = make_policy(performance=record)
     page = write_report(tmp_path, policy, tested).read_text(encoding="utf-8")
     assert "certified for more than its budget (fnr at most 0.2)" in page
@@ -99,4 +99,4 @@ def test_merges_are_compared_on_the_same_delegated_rows(
     assert merges["this policy"] == merges["replace"]
     delegated = tested.d > certify(policy.calibration.d, 0.2, 0.1).threshold
     average = np.where(delegated, (tested.p + tested.expert) / 2, tested.p)
-    assert merges["average"][1].startswith(f"{auroc(tested.label, average):.3f} ")
+    assert merges["average"][1].startswith(f"{roc_auc_score(tested.label, average):.3f} ")

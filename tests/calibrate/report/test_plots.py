@@ -7,8 +7,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from calibrate.evaluate import ScoredRows, Study, combine_studies, study
-from calibrate.report.cascade_plots import cascade_sketches
+from calibrate.evaluate.grid import Grid
+from calibrate.evaluate.rows import ScoredRows
+from calibrate.evaluate.study import Study, measure_study
 from calibrate.report.delegation_plots import delegation_sketches
 from calibrate.report.plots import Plot, draw_plots
 from ctd_guardrail.policy.store import CalibrationScores
@@ -22,14 +23,14 @@ def rows(seed: int) -> ScoredRows:
     expert = np.clip(0.3 + 0.4 * label + 0.2 * rng.normal(size=150), 0, 1)
     value = (2 * label - 1) * (expert - p)
     group = ["<b> & co" if i % 2 else "$plain$" for i in range(150)]
-    return ScoredRows(p, value + 0.4 * rng.normal(size=150), expert, label, group, binary=rng.normal(size=150))
+    return ScoredRows(p, value + 0.4 * rng.normal(size=150), expert, label, group)
 
 
 @pytest.fixture(scope="module")
 def made() -> Study:
     held = rows(1)
     scores = CalibrationScores.from_rows(d=held.d, p=held.p, expert=held.expert, label=held.label)
-    return study(rows(0), scores, alpha=0.2, delta=0.1, splits=20)
+    return measure_study(Grid(rows(0), scores, delta=0.1), alpha=0.2, splits=20)
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +78,10 @@ def test_alternative_texts_state_the_numbers_of_the_tables(made: Study, plots: l
             assert f"{row['auroc']:.3f}" in plot.alt
 
 
-def test_combined_studies_are_drawn_without_what_they_lack(made: Study) -> None:
-    both = combine_studies([made, made])
-    names = {sketch.name for sketch in (*cascade_sketches(both), *delegation_sketches(both))}
-    assert "failures" not in names
-    assert {"cascade_auroc", "faic", "splits"} <= names
-
-
-def test_a_study_without_a_binary_probe_has_no_plot_of_targets(made: Study) -> None:
-    bare = replace(made, tables=made.tables | {"targets": replace(made.tables["targets"], rows=())})  # type: ignore[operator]
-    assert "targets" not in {sketch.name for sketch in delegation_sketches(bare)}
+def test_a_study_without_failures_has_no_plot_of_them(made: Study) -> None:
+    right = {**made.tables, "failures": replace(made.tables["failures"], rows=())}
+    assert "failures" in {sketch.name for sketch in delegation_sketches(made)}
+    assert "failures" not in {sketch.name for sketch in delegation_sketches(replace(made, tables=right))}
 
 
 def test_names_from_data_are_shown_as_they_are(plots: list[Plot]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from calibrate.evaluate import ScoredRows
+from calibrate.evaluate.rows import ScoredRows
 from calibrate.report.explorer import Explorer
 from calibrate.report.page import write_report
 from ctd_guardrail.config.section import parse_section

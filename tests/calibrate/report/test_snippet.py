@@ -44,11 +44,11 @@ def test_ids_of_models_are_no_paths(policy: Policy, tmp_path: Path) -> None:
 
 def test_without_an_expert_it_says_that_one_has_to_be_named(policy: Policy, tmp_path: Path) -> None:
     text = "".join(piece.text for piece in snippet(policy.manifest, tmp_path / "policy", None))
-    assert "Put the expert here" in text
+    assert "Insert the expert" in text
     assert yaml.safe_load(text)["custom_data"]["ctd"]["expert"]["type"] == "openai"
 
 
 def test_a_policy_that_holds_risks_leaves_alpha_out(make_policy: Callable[..., Policy], tmp_path: Path) -> None:
-    record = PerformanceRecord(method="structured", risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
+    record = PerformanceRecord(risks=(RiskBound(metric="fnr", max=0.2),), threshold=0.3)
     config = load(make_policy(performance=record), tmp_path / "policy", None)
     assert config.model_fields_set == {"policy", "expert", "on_failure"}

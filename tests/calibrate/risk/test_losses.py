@@ -12,9 +12,6 @@ from sklearn import metrics
 from calibrate.risk.losses import LOG_LOSS_CAP, Metric, Risk, losses, risk_value
 from calibrate.risk.rows import Rows, Setting
 from ctd_guardrail.errors import ConfigError, DataError
-from ctd_guardrail.policy.selection import Costs
-
-COSTS = Costs(missed=5.0, false_alarm=1.0, call=0.25, abstained=0.5)
 
 
 def _rows(seed: int, n: int = 200) -> Rows:
@@ -41,10 +38,9 @@ def test_risks_are_those_of_scikit_learn(seed: int, threshold: float, tau: float
         Metric.ABSTAINED: 0.0,
         Metric.BRIER: metrics.brier_score_loss(rows.label, score),
         Metric.AUROC_ERROR: 1 - metrics.roc_auc_score(rows.label, score),
-        Metric.COST: (5 * fn + fp + 0.25 * (rows.d > threshold).sum()) / len(rows),
     }
     for metric, value in expected.items():
-        assert risk_value(metric, rows, setting, COSTS) == pytest.approx(value)
+        assert risk_value(metric, rows, setting) == pytest.approx(value)
 
 
 def test_log_loss_is_cut_and_stays_in_range() -> None:
@@ -61,7 +57,6 @@ def test_the_abstain_band_takes_verdicts_away_and_nothing_else() -> None:
     assert risk_value(Metric.ABSTAINED, rows, banded) == 0.5
     assert losses(Metric.FNR, rows, banded).tolist() == [0.0, 1.0]
     assert losses(Metric.FPR, rows, banded).tolist() == [0.0, 1.0]
-    assert losses(Metric.COST, rows, banded, COSTS).tolist() == [0.5, 0.5, 5.0, 1.0]
     assert risk_value(Metric.BRIER, rows, banded) == risk_value(Metric.BRIER, rows, Setting(math.inf))
 
 
@@ -91,21 +86,21 @@ def test_without_a_row_that_counts_nothing_is_certified() -> None:
 @given(seed=st.integers(0, 2**32 - 1), metric=st.sampled_from(list(Metric)))
 def test_the_upper_bound_is_where_the_p_value_passes(seed: int, metric: Metric) -> None:
     rows, setting, delta = _rows(seed), Setting(0.3, 0.6, 0.05), 0.1
-    bound = Risk(metric, 0.5, COSTS).upper_bound(rows, setting, delta=delta)
-    assert bound >= risk_value(metric, rows, setting, COSTS)
-    scale = Risk(metric, 0.5, COSTS).scale
+    bound = Risk(metric, 0.5).upper_bound(rows, setting, delta=delta)
+    assert bound >= risk_value(metric, rows, setting)
+    scale = Risk(metric, 0.5).scale
     if bound < scale:
-        assert Risk(metric, bound, COSTS).p_value(rows, setting, delta=delta) <= delta
+        assert Risk(metric, bound).p_value(rows, setting, delta=delta) <= delta
     if bound < 0.999 * scale:
-        assert Risk(metric, bound * 0.999, COSTS).p_value(rows, setting, delta=delta) > delta
+        assert Risk(metric, bound * 0.999).p_value(rows, setting, delta=delta) > delta
 
 
 @pytest.mark.parametrize(
-    ("metric", "bound"), [(Metric.FNR, 0.0), (Metric.FNR, 1.0), (Metric.COST, 6.0), (Metric.BRIER, math.nan)]
+    ("metric", "bound"), [(Metric.FNR, 0.0), (Metric.FNR, 1.0), (Metric.LOG_LOSS, 7.0), (Metric.BRIER, math.nan)]
 )
 def test_a_bound_that_says_nothing_or_cannot_hold_is_refused(metric: Metric, bound: float) -> None:
     with pytest.raises(ConfigError, match=metric.value):
-        Risk(metric, bound, COSTS)
+        Risk(metric, bound)
 
 
 @pytest.mark.parametrize(

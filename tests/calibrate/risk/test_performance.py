@@ -24,17 +24,13 @@ def calibrated(make_rows: Make, write_rows: Make, write_config: Make, **budget: 
     return run(load_config(config), console=Console(quiet=True)).policy
 
 
-@pytest.mark.parametrize("method", ["structured", "pareto"])
 def test_a_certified_setting_reaches_the_rail(
-    make_rows: Make, write_rows: Make, write_config: Make, tmp_path: Path, method: str
+    make_rows: Make, write_rows: Make, write_config: Make, tmp_path: Path
 ) -> None:
     risk = [{"metric": "error", "max": 0.4}, {"metric": "fnr", "max": 0.6}]
-    policy = calibrated(
-        make_rows, write_rows, write_config, method=method, risk=risk, taus=[0.4, 0.5], bands=[0.0, 0.05]
-    )
+    policy = calibrated(make_rows, write_rows, write_config, risk=risk, taus=[0.4, 0.5], bands=[0.0, 0.05])
     performance = policy.manifest.performance
     assert performance is not None
-    assert performance.method == method
     assert [bound.metric for bound in performance.risks] == ["error", "fnr"]
     assert policy.manifest.decision_threshold in (0.4, 0.5)
     section = parse_section({"policy": "policy", "expert": {"type": "local", "model": "m"}})
@@ -43,7 +39,7 @@ def test_a_certified_setting_reaches_the_rail(
     assert planned.expected_rate <= 0.3
 
 
-def test_the_closed_form_leaves_alpha_to_the_rail(make_rows: Make, write_rows: Make, write_config: Make) -> None:
+def test_without_a_risk_alpha_is_left_to_the_rail(make_rows: Make, write_rows: Make, write_config: Make) -> None:
     assert calibrated(make_rows, write_rows, write_config).manifest.performance is None
 
 
@@ -51,7 +47,7 @@ def test_an_impossible_risk_is_named_with_what_would_be_feasible(
     make_rows: Make, write_rows: Make, write_config: Make, tmp_path: Path
 ) -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"fnr of at most 0\.001.*would have met: ") as error:
-        calibrated(make_rows, write_rows, write_config, method="structured", risk={"metric": "fnr", "max": 0.001})
+        calibrated(make_rows, write_rows, write_config, risk={"metric": "fnr", "max": 0.001})
     assert "fnr of at most 0." in error.value.hint
     assert not (tmp_path / "policy" / "policy.json").exists()
 
@@ -59,11 +55,11 @@ def test_an_impossible_risk_is_named_with_what_would_be_feasible(
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"risk": {"metric": "fnr", "max": 0.1}}, "closed form certifies the budget alone"),
-        ({"bands": [0.1]}, "closed form certifies the budget alone"),
-        ({"method": "structured"}, "there is no risk to certify"),
-        ({"method": "structured", "risk": {"metric": "fpr", "max": 0}}, "max"),
-        ({"method": "structured", "risk": {"metric": "recall", "max": 0.1}}, "metric"),
+        ({"bands": [0.1]}, "chosen for a risk, and there is none"),
+        ({"taus": [0.4, 0.5]}, "chosen for a risk, and there is none"),
+        ({"method": "structured"}, "method"),
+        ({"risk": {"metric": "fpr", "max": 0}}, "max"),
+        ({"risk": {"metric": "recall", "max": 0.1}}, "metric"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(

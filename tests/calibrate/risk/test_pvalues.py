@@ -8,17 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binom
 
-from calibrate.risk.pvalues import betting_p, binomial_p, hoeffding_bentkus_p, hoeffding_p, kl_p, smallest_level
+from calibrate.risk.pvalues import betting_p, binomial_p, hoeffding_bentkus_p, kl_p, smallest_level
 from ctd_guardrail.errors import DataError
 
-TOTALS = st.integers(1, 300).flatmap(lambda n: st.tuples(st.floats(0, n), st.just(n)))
 LEVELS = st.floats(0.01, 0.99)
-
-
-@settings(deadline=None)
-@given(TOTALS, LEVELS)
-def test_kl_is_tighter_than_hoeffding(total_of_n: tuple[float, int], level: float) -> None:
-    assert kl_p(*total_of_n, level) <= hoeffding_p(*total_of_n, level) * (1 + 1e-9)
 
 
 @settings(deadline=None)
@@ -30,7 +23,6 @@ def test_the_exact_p_value_is_tighter_than_every_bound(count_of_n: tuple[int, in
 
 
 def test_formulas_by_hand() -> None:
-    assert hoeffding_p(10.0, 100, 0.2) == pytest.approx(math.exp(-2 * 100 * 0.1**2))
     divergence = 0.1 * math.log(0.1 / 0.2) + 0.9 * math.log(0.9 / 0.8)
     assert kl_p(10.0, 100, 0.2) == pytest.approx(math.exp(-100 * divergence))
     assert hoeffding_bentkus_p(9.3, 100, 0.2) == pytest.approx(
@@ -39,7 +31,7 @@ def test_formulas_by_hand() -> None:
     assert hoeffding_bentkus_p(90.0, 100, 0.2) == 1.0
 
 
-@pytest.mark.parametrize("p", [binomial_p, hoeffding_p, kl_p, hoeffding_bentkus_p])
+@pytest.mark.parametrize("p", [binomial_p, kl_p, hoeffding_bentkus_p])
 def test_no_losses_are_no_evidence(p: object) -> None:
     assert p(0, 0, 0.1) == 1.0  # type: ignore[operator]
     assert betting_p(np.empty(0), 0.1, delta=0.05) == 1.0

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from calibrate.train import SafetyRows, train_probes
 from calibrate.train.logistic import fit_logistic
 from ctd_guardrail.errors import DataError
+from ctd_guardrail.probes.spec import OUTPUTS
 
 WIDTH = 12
 
@@ -123,7 +124,7 @@ def test_eta_is_as_sure_as_its_held_out_ranking_deserves() -> None:
     assert scale["slope"] > 1.0
     test = world(4000, 1, width=100)
     heads = trained.probes.tensors()
-    place = trained.probes.spec.outputs.index("eta")
+    place = OUTPUTS.index("eta")
     row = trained.probes.spec.components[0].outputs.index("eta")
     logit = test.pooled @ heads["0.weight"][row] + heads["bias"][place]
     unscaled = (logit - scale["offset"]) / scale["slope"]
@@ -210,17 +211,18 @@ def test_out_of_fold_logits_do_not_know_their_own_labels() -> None:
     [
         ({"labels": np.zeros(300)}, "hold 0 with label 1"),
         ({"labels": np.full(300, 0.5)}, "neither 0 nor 1"),
-        ({"expert": np.full(300, 1.5)}, "not 300 numbers in"),
-        ({"expert": np.full(300, np.nan)}, "not 300 numbers in"),
-        ({"expert": np.zeros(299)}, "not 300 numbers in"),
-        ({"pooled": np.full((300, WIDTH), np.inf, np.float32)}, "not all finite"),
-        ({"pooled": np.zeros((299, WIDTH), np.float32)}, "300 labels"),
+        ({"expert_scores": np.full(300, 1.5)}, "not 300 numbers in"),
+        ({"expert_scores": np.full(300, np.nan)}, "not 300 numbers in"),
+        ({"expert_scores": np.zeros(299)}, "not 300 numbers in"),
+        ({"activations": np.full((300, WIDTH), np.inf, np.float32)}, "not all finite"),
+        ({"activations": np.zeros((299, WIDTH), np.float32)}, "300 labels"),
         ({"clusters": np.zeros(300, np.int64)}, "1 clusters of dependent rows"),
     ],
 )
 def test_rows_that_cannot_train_are_refused(change: dict[str, np.ndarray], problem: str) -> None:
     rows = world(300, 0)
-    columns = {name: getattr(rows, name) for name in ("pooled", "labels", "expert", "clusters")} | change
+    names = ("activations", "labels", "expert_scores", "clusters")
+    columns = dict(zip(names, rows.columns, strict=True)) | change
     with pytest.raises(DataError, match=problem):
         train_probes(**columns, seed=0)
 

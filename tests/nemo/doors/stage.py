@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import yaml
@@ -16,6 +17,7 @@ from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.config.section import parse_section
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
+from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.text.conversation import Context
 from tests.support.word_guard import word_guard
 
@@ -129,4 +131,7 @@ def marking_guard(context: Context, **settings: Any) -> Guard:
     config = parse_section(_SECTION)
     cascade = word_guard(context=context, **settings)
     bounds = Bounds.of(config.override_bounds, alpha=0.1, delta=0.1, mode=config.mode, on_failure=config.on_failure)
-    return Guard(config, {None: BoundedExpert(cascade._expert)}, lambda *_: cascade, bounds=bounds)
+    factory: Any = SimpleNamespace(
+        config=config, bounds=bounds, watch=None, runtime=Runtime.default(), build=lambda *_: cascade
+    )
+    return Guard(factory, {None: BoundedExpert(cascade._expert)}, folder=Path())

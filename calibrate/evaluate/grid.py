@@ -1,0 +1,145 @@
+"""The grid of methods, budgets and figures: the one place where the cascade is measured.
+
+The record in the policy, the study and the report's budget explorer are views of this grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.evaluate.figures import Figure, mean_of, measure
+from calibrate.evaluate.methods import Methods
+from calibrate.evaluate.rows import ScoredRows
+from ctd_guardrail.policy.budget import Guarantee
+from ctd_guardrail.policy.spending import spent_delta
+from ctd_guardrail.policy.store import CalibrationScores, Policy
+
+__all__ = ["ALPHAS", "Cell", "Grid", "policy_grid"]
+
+ALPHAS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""Budgets of every record and every table."""
+# Neighbouring budgets often delegate the same rows. Kept figures hold influences, so their number is bounded.
+_KEPT: Final = 64
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """One method at one budget.
+
+    Attributes:
+        method: A name from :attr:`Methods.names`.
+        alpha: The budget.
+        delegated: Rows that go to the expert, shape [n].
+        threshold: The certified threshold; None if the method has none or alpha cannot be certified.
+        k: Number of calibration rows above the certificate's threshold; None likewise.
+        figures: ``rate``, the share of the rows that go to the expert, and every figure of
+            :func:`calibrate.evaluate.figures.measure`.
+    """
+
+    method: str
+    alpha: float
+    delegated: BoolArray
+    threshold: float | None
+    k: int | None
+    figures: Mapping[str, Figure]
+
+
+class Grid:
+    """Figures of every method at every budget on the same rows. A cell is computed when it is read.
+
+    Args:
+        rows: Test rows, which neither training nor calibration has seen.
+        calibration: Scores of the calibration rows, which certify thresholds.
+        delta: Error probability of each certificate.
+        tau: A score of at least tau blocks.
+        seed: Seed of the random baseline.
+        guarantee: What alpha bounds.
+        traffic: Delegation values that certify d instead of the calibration rows', after a recalibration.
+
+    Attributes:
+        rows: Test rows.
+        calibration: Scores of the calibration rows.
+        delta: Error probability of each certificate.
+        tau: A score of at least tau blocks.
+        seed: Seed of the random baseline.
+        guarantee: What alpha bounds.
+        methods: Every method by name.
+
+    Raises:
+        DataError: The columns differ in length, or hold values that are not finite.
+    """
+
+    def __init__(
+        self,
+        rows: ScoredRows,
+        calibration: CalibrationScores,
+        *,
+        delta: float,
+        tau: float = 0.5,
+        seed: int = 0,
+        guarantee: Guarantee = Guarantee.EXACT,
+        traffic: FloatArray | None = None,
+    ) -> None:
+        rows.check()
+        self.rows, self.calibration = rows, calibration
+        self.delta, self.tau, self.seed, self.guarantee = delta, tau, seed, guarantee
+        self.methods = Methods(rows, calibration, delta=delta, tau=tau, seed=seed, guarantee=guarantee, traffic=traffic)
+        self._measure_packed = lru_cache(maxsize=_KEPT)(self._measure)
+
+    def cell(self, method: str, alpha: float) -> Cell:
+        """Measure one method at one budget.
+
+        Raises:
+            KeyError: There is no such method.
+            ConfigError: alpha or delta lies outside (0, 1), or alpha outside the range of the guarantee.
+            DataError: All rows have one label.
+        """
+        delegation = self.methods.delegate(method, alpha)
+        figures = self._measure_packed(np.packbits(delegation.rows).tobytes())
+        return Cell(method, alpha, delegation.rows, delegation.threshold, delegation.k, figures)
+
+    def group_rates(self, delegated: BoolArray) -> dict[str, float]:
+        """Return the share of each group that goes to the expert; empty if the rows have no groups."""
+        if self.rows.group is None:
+            return {}
+        names, index = np.unique(np.asarray(self.rows.group), return_inverse=True)
+        rates = np.bincount(index, weights=delegated) / np.bincount(index)
+        return dict(zip(names.tolist(), rates.tolist(), strict=True))
+
+    def _measure(self, packed: bytes) -> Mapping[str, Figure]:
+        rows = self.rows
+        delegated = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=rows.label.size).astype(np.bool_)
+        rate = mean_of(delegated, rows.clusters)
+        return {"rate": rate, **measure(rows.label, rows.cascade_score(delegated), rows.clusters, tau=self.tau)}
+
+
+def policy_grid(policy: Policy, rows: ScoredRows, *, guarantee: Guarantee = Guarantee.EXACT) -> Grid:
+    """Return the grid of a policy, with the thresholds that the rail derives from it.
+
+    Args:
+        policy: Its manifest states delta, its scores certify.
+        rows: Test rows.
+        guarantee: What alpha bounds.
+
+    Raises:
+        DataError: The rows cannot be evaluated.
+    """
+    manifest = policy.manifest
+    return Grid(
+        rows,
+        policy.calibration,
+        delta=spent_delta(manifest.calibration.delta, len(manifest.recalibrations)),
+        tau=manifest.decision_threshold,
+        seed=manifest.calibration.seed,
+        guarantee=guarantee,
+        traffic=policy.traffic,
+    )

@@ -1,0 +1,105 @@
+"""Joint certificate of the budget and of performance risks.
+
+All rows certify the budget in closed form, without a split, a grid or labels: its risk falls as lambda rises, so the
+certified thresholds are a half-line. The performance risks need a split: their tests follow an order that was learnt on
+other rows. Each certificate takes delta / 2, and their intersection satisfies both. At delta each, one of them would
+fail twice as often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.risk.losses import Metric, Risk, risk_value
+from calibrate.risk.outcome import (
+    BUDGET,
+    Outcome,
+    best_setting,
+    infeasible,
+    p_table,
+    settings_grid,
+    top_thresholds,
+    upper_bounds,
+)
+from calibrate.risk.pvalues import binomial_p, smallest_level
+from calibrate.risk.rows import Rows
+from calibrate.risk.splits import Split, random_split
+from calibrate.risk.testing import fixed_sequence
+from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.policy.budget import Status, certify, sort_scores
+
+__all__ = ["certify_settings"]
+
+FloatArray = NDArray[np.float64]
+
+
+def certify_settings(
+    rows: Rows,
+    risks: Sequence[Risk],
+    *,
+    alpha: float,
+    delta: float,
+    taus: Sequence[float] = (0.5,),
+    bands: Sequence[float] = (0.0,),
+    refused: FloatArray | None = None,
+    split: Split | None = None,
+    candidates: int = 50,
+) -> Outcome:
+    """Certify settings whose delegation rate is at most alpha and whose risks are within their bounds.
+
+    With probability at least 1 - delta over the calibration draw, all certified settings satisfy all bounds. lambda,
+    tau and the abstain band are chosen together if several are given. The best setting has the lowest error rate.
+
+    Args:
+        rows: Independent labelled rows.
+        risks: Bounds to certify beside the budget, at least one. For the budget alone,
+            :func:`ctd_guardrail.policy.budget.certify` uses all of delta.
+        alpha: Budget in (0, 1).
+        delta: Error probability in (0, 1), for budget and risks together.
+        taus: Decision thresholds to choose from, fixed beforehand.
+        bands: Abstain bands to choose from, fixed beforehand.
+        refused: Delegation values of rows of the same draw without a score of the expert. They count in the budget.
+        split: Rows to optimise on and rows to test the risks on. None: a random split, 30/70.
+        candidates: Number of thresholds to consider.
+
+    Raises:
+        ConfigError: alpha or delta lies outside (0, 1), or there is no risk.
+        DataError: There are too few rows to split.
+    """
+    if not risks:
+        raise ConfigError("there is no risk to bound", key="risk", hint="Name one, or certify the budget alone")
+    half = delta / 2
+    sorted_scores = sort_scores(rows.d if refused is None else np.concatenate([rows.d, refused]))
+    budget = certify(sorted_scores, alpha, half)
+    if budget.status is Status.INFEASIBLE:
+        return Outcome(Status.INFEASIBLE, binding=(BUDGET,), feasible={BUDGET: budget.alpha_min})
+
+    split = split or random_split(len(rows))
+    seen, held_out = rows.take(split.optimisation), rows.take(split.testing)
+    settings = settings_grid(top_thresholds(seen.d, alpha, candidates), taus, bands)
+    # The most promising setting first. If p-values underflow together, the lower error rate decides.
+    seen_p = np.max([*p_table(risks, seen, settings, half).values()], axis=0)
+    seen_error = [risk_value(Metric.ERROR, seen, setting) for setting in settings]
+    order = np.lexsort((seen_error, seen_p)).tolist()
+    table = p_table(risks, held_out, settings, half)
+    passed = fixed_sequence(np.max([*table.values()], axis=0), half, order)
+    performing = [settings[i] for i in np.flatnonzero(passed).tolist()]
+    if not performing:
+        feasible = upper_bounds(risks, held_out, settings[order[0]], half)
+        return infeasible(table, order[0], feasible, half)
+
+    certified = tuple(setting for setting in performing if setting.threshold >= budget.threshold)
+    if not certified:
+        return _over_budget(sorted_scores, max(setting.threshold for setting in performing), half)
+    return Outcome(Status.CERTIFIED, best_setting(rows, certified), certified)
+
+
+def _over_budget(sorted_scores: FloatArray, threshold: float, delta: float) -> Outcome:
+    """Return the outcome if only thresholds that delegate too much meet the risks."""
+    n = sorted_scores.size
+    above = n - int(np.searchsorted(sorted_scores, threshold, side="right"))
+    rate = smallest_level(lambda level: binomial_p(above, n, level), delta)
+    return Outcome(Status.INFEASIBLE, binding=(BUDGET,), feasible={BUDGET: rate})
