@@ -1,7 +1,7 @@
 # make demo   the whole method on a laptop: data, expert, calibration, and messages through NeMo Guardrails
 # make test   the tests
 # Both create .venv and install what they need. Other targets: make lint, make test-hosts, make test-slow,
-# make test-faults, make fuzz, make red-team, make lock, make operate, make clean.
+# make test-faults, make fuzz, make red-team, make lock, make docs-tables, make operate, make clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ HOSTS := 0.24.0
 # A file's tests share servers and policies, so they stay in one process.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo test test-hosts test-slow test-faults fuzz red-team lock operate lint clean
+.PHONY: demo test test-hosts test-slow test-faults fuzz red-team lock docs-tables operate lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +63,10 @@ lock: $(VENV)/.dev
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/python -m piptools compile --quiet --all-extras --generate-hashes \
 	  --strip-extras --unsafe-package torch --unsafe-package ctd-guardrail --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
 	  --constraint constraints.txt --output-file requirements.lock pyproject.toml
+
+# The tables of settings in docs/, from the models.
+docs-tables: $(VENV)/.dev
+	$(BIN)/python -m tools.settings_tables
 
 # Sidecar, judge and Prometheus (apt-get install prometheus) on this machine, and every panel of the dashboard.
 operate: $(VENV)/.dev

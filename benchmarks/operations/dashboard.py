@@ -45,7 +45,7 @@ def configure(folder: Path) -> None:
     config["custom_data"]["ctd"] |= {
         "alpha": _ALPHA,
         "on_failure": "probe",
-        "monitor": {"state": "state", "save_every_s": 5, "audit_share": 0.02},
+        "monitor": {"state": "state", "audit_share": 0.02},
         "audit_log": {"path": "audit.jsonl", "key_env": "CTD_AUDIT_KEY", "sample": 0.1},
         "rollout": {"enforce_share": 0.5, "key_env": "CTD_ROLLOUT_KEY"},
     }

@@ -1,4 +1,4 @@
-"""``ctd-calibrate schema``: the JSON Schema of ``CALIBRATE.yml``, for editors."""
+"""``ctd-calibrate schema``: print the JSON Schema of ``CALIBRATE.yml``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ __all__ = ["schema"]
 def schema() -> None:
     """Print the JSON Schema of `CALIBRATE.yml`.
 
-    Editors complete, explain and check the file whose first line names it:
+    Save it beside CALIBRATE.yml and name it in the first line of that file. Editors then complete, explain
+    and check it:
 
     # yaml-language-server: $schema=calibrate.schema.json
 

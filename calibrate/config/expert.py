@@ -26,36 +26,24 @@ _MaxRefusedRows = Annotated[StrictInt | StrictFloat, Field(ge=0), AfterValidator
 
 
 class AskedOpenAIExpert(OpenAIExpertConfig):
-    """A judge behind an OpenAI-compatible chat-completions endpoint, and how many rows it may refuse.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
+    """A judge behind an OpenAI-compatible chat-completions endpoint, and how many rows it may refuse."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
 
 class AskedRailExpert(RailExpertConfig):
-    """An input rail of NeMo Guardrails, and how many rows it may refuse.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
+    """An input rail of NeMo Guardrails, and how many rows it may refuse."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
 
 class AskedLocalExpert(LocalExpertConfig):
-    """A Hugging Face model in this process, and how many rows it may refuse.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
+    """A Hugging Face model in this process, and how many rows it may refuse."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
 
 ExpertSection = Annotated[AskedOpenAIExpert | AskedRailExpert | AskedLocalExpert, Field(discriminator="type")]

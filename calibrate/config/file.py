@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from calibrate.config.cluster import RayConfig
@@ -15,6 +15,7 @@ from calibrate.config.expert import AskedLocalExpert, AskedRailExpert, ExpertSec
 from calibrate.config.recipe import Recipe
 from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec, Layers
+from ctd_guardrail.config.types import Section, Share
 from ctd_guardrail.config.validation import load_yaml, validate
 from ctd_guardrail.text.conversation import Context
 
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-Section = TypeVar("Section", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
@@ -48,24 +49,16 @@ def _as_tuple(value: Any) -> Any:
     return [value] if isinstance(value, Mapping) else value
 
 
-_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 _Path = Annotated[Path, AfterValidator(_beside_the_file)]
 _Paths = Annotated[tuple[_Path, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
 class BaseModelConfig(ActivationSpec):
-    """The base model, the site of the activations, and the device.
-
-    Attributes:
-        device: ``auto`` (CUDA if there is one), ``cpu``, a torch device such as ``cuda:1``, or several with commas
-            between them.
-    """
+    """The base model, the site of the activations, and the device."""
 
     device: Annotated[str, Field(min_length=1)] = "auto"
+    """``auto`` (CUDA if there is one), ``cpu``, a torch device such as ``cuda:1``, or several with commas between
+    them."""
 
     @property
     def spec(self) -> ActivationSpec:
@@ -73,37 +66,31 @@ class BaseModelConfig(ActivationSpec):
         return ActivationSpec(**self.model_dump(exclude={"device"}))
 
 
-class DataConfig(_Section):
-    """Labelled conversations.
-
-    Attributes:
-        path: JSON lines, plain or gzip: one file or several.
-        safety_path: Files that the safety probe is trained on instead of the training rows of ``path``.
-        expert_column: Field that holds recorded expert scores, P(unsafe) in [0, 1].
-        context: The part of a row that the probes and the expert read: its last user turn (``last_turn``), or the
-            conversation up to and with it. The rail shows them the same part of every turn.
-    """
+class DataConfig(Section):
+    """Labelled conversations."""
 
     path: _Paths
+    """JSON lines, plain or gzip: one file or several."""
     safety_path: _Paths | None = None
+    """Files that the safety probe is trained on instead of the training rows of ``path``."""
     expert_column: Annotated[str, Field(min_length=1)] | None = None
+    """Field that holds recorded expert scores, P(unsafe) in [0, 1]."""
     context: Context = Context.CONVERSATION
+    """The part of a row that the probes and the expert read: its last user turn (``last_turn``), or the conversation up
+    to and with it. The rail shows them the same part of every turn."""
 
 
-class SplitConfig(_Section):
-    """Shares of the rows. If none of the three is written, the ``split`` field of the rows decides, if they have it.
+class SplitConfig(Section):
+    """Shares of the rows. If none of the three is written, the ``split`` field of the rows decides, if they have it."""
 
-    Attributes:
-        train: Share that both probes are trained on.
-        calibration: Share that the budget is certified on.
-        test: Share that the cascade is evaluated on.
-        seed: Seed of the split and of all later random choices.
-    """
-
-    train: _Share = 0.6
-    calibration: _Share = 0.2
-    test: _Share = 0.2
+    train: Share = 0.6
+    """Share that both probes are trained on."""
+    calibration: Share = 0.2
+    """Share that the budget is certified on."""
+    test: Share = 0.2
+    """Share that the cascade is evaluated on."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split and of all later random choices."""
 
     @property
     def are_written(self) -> bool:
@@ -122,36 +109,30 @@ class SplitConfig(_Section):
         return self
 
 
-class RiskConfig(_Section):
-    """A performance risk to certify beside the budget, for example ``{metric: fnr, max: 0.1}``.
-
-    Attributes:
-        metric: ``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss`` or
-            ``auroc_error``.
-        max: Upper bound of the risk.
-    """
+class RiskConfig(Section):
+    """A performance risk to certify beside the budget, for example ``{metric: fnr, max: 0.1}``."""
 
     metric: Metric
+    """``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss`` or
+    ``auroc_error``."""
     max: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    """Upper bound of the risk."""
 
 
-class BudgetConfig(_Section):
-    """The budget that the policy certifies, and the performance risks that it certifies beside it.
+class BudgetConfig(Section):
+    """The budget that the policy certifies, and the performance risks that it certifies beside it."""
 
-    Attributes:
-        alpha: Largest share of the inputs that the expert may see.
-        delta: Admissible probability that calibration misses the budget or one of the risks.
-        risk: One risk or several. Without any, the budget alone is certified, and the rail may change alpha and
-            delta. With risks, the rail runs at the certified setting that has the lowest error rate.
-        taus: Decision thresholds to choose from together with lambda, with risks.
-        bands: Half-widths of the abstain band to choose from, with risks.
-    """
-
-    alpha: _Share
-    delta: _Share = 0.05
+    alpha: Share
+    """Largest share of the inputs that the expert may see."""
+    delta: Share = 0.05
+    """Admissible probability that calibration misses the budget or one of the risks."""
     risk: Annotated[tuple[RiskConfig, ...], BeforeValidator(_as_tuple)] = ()
-    taus: Annotated[tuple[_Share, ...], Field(min_length=1)] = (0.5,)
+    """One risk or several. Without any, the budget alone is certified, and the rail may change alpha and delta. With
+    risks, the rail runs at the certified setting that has the lowest error rate."""
+    taus: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.5,)
+    """Decision thresholds to choose from together with lambda, with risks."""
     bands: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.0,)
+    """Half-widths of the abstain band to choose from, with risks."""
 
     @model_validator(mode="after")
     def _chooses_for_a_risk(self) -> BudgetConfig:
@@ -164,58 +145,50 @@ class BudgetConfig(_Section):
         return self
 
 
-class HiddenStatesConfig(_Section):
-    """Files of hidden states that vLLM has written, method ``extract_hidden_states``.
-
-    Attributes:
-        path: Their folder.
-        layers: Layers in the files, ``eagle_aux_hidden_state_layer_ids``; None: those of ``base.layers``.
-    """
+class HiddenStatesConfig(Section):
+    """Files of hidden states that vLLM has written, method ``extract_hidden_states``."""
 
     path: _Path
+    """Folder of the files, see docs/serving.md."""
     layers: Layers | None = None
+    """Layers in the files, ``eagle_aux_hidden_state_layer_ids``; None: those of ``base.layers``."""
 
 
-class PriceConfig(_Section):
-    """Prices for the costs in the report.
-
-    Attributes:
-        expert_call: Price of one call of the expert.
-        currency: Its unit, as the report writes it.
-    """
+class PriceConfig(Section):
+    """Prices for the costs in the report."""
 
     expert_call: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    """Price of one call of the expert."""
     currency: Annotated[str, Field(min_length=1, max_length=12)] = "USD"
+    """Currency of the price, as the report writes it."""
 
 
-class CalibrateConfig(_Section):
-    """The content of CALIBRATE.yml. Relative paths start from the file's folder.
-
-    Attributes:
-        base: Base model and site of the activations.
-        data: Labelled conversations.
-        expert: The expert to ask for scores; None if ``data.expert_column`` holds them.
-        splits: Shares of training, calibration and test rows.
-        budget: alpha and delta.
-        probes: Recipe of the training.
-        prices: Prices for the report; None: it shows no costs.
-        output: Folder of the policy.
-        cache: Folder of activations and expert scores, from which a later run continues.
-        hidden_states: Hidden states of the rows from vLLM; None: the base model reads the rows.
-        run_on: Cluster that computes activations and asks the expert; None: this process.
-    """
+class CalibrateConfig(Section):
+    """The content of CALIBRATE.yml. Relative paths start from the file's folder."""
 
     base: BaseModelConfig
+    """Base model and site of the activations."""
     data: DataConfig
+    """Files of labelled conversations, and the text of a row that is read."""
     expert: ExpertSection | None = None
+    """Expert that is asked for scores, see docs/experts.md. Leave it out if ``data.expert_column`` has them. Here it
+    also has ``max_refused_rows``, the rows that it may refuse: a number of rows, or a share below 1 (0.01)."""
     splits: SplitConfig = SplitConfig()
+    """Shares of training, calibration and test rows."""
     budget: BudgetConfig
+    """Budget and risks that the policy certifies."""
     probes: Recipe = Recipe()
+    """Recipe of the training."""
     prices: PriceConfig | None = None
+    """Prices for the report; None: it shows no costs."""
     output: _Path
+    """Folder of the policy."""
     cache: Annotated[_Path, Field(validate_default=True)] = Path(".ctd-cache")
+    """Folder of activations and expert scores, from which a later run continues."""
     hidden_states: HiddenStatesConfig | None = None
+    """Hidden states of the rows from vLLM; None: the base model reads the rows."""
     run_on: RayConfig | None = None
+    """Cluster that computes activations and asks the expert; None: this process."""
 
     @model_validator(mode="after")
     def _hidden_states_fit(self) -> CalibrateConfig:
@@ -273,7 +246,7 @@ def load_config(path: Path) -> CalibrateConfig:
     )
 
 
-class _ExpertFile(_Section):
+class _ExpertFile(Section):
     expert: ExpertSection
 
 
@@ -299,7 +272,7 @@ def _resolve_expert(expert: ExpertSection | None, folder: Path) -> ExpertSection
             return expert
 
 
-def _resolve(section: Section, key: str, folder: Path) -> Section:
+def _resolve(section: _Model, key: str, folder: Path) -> _Model:
     """Make the path of an existing folder absolute. Any other value is a Hugging Face id."""
     path = folder / str(getattr(section, key))
     return section.model_copy(update={key: type(getattr(section, key))(path)}) if path.is_dir() else section

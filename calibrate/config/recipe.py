@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ctd_guardrail.activations.spec import Layers
+from ctd_guardrail.config.types import Section
 from ctd_guardrail.probes.spec import Reduction
 
 __all__ = ["Recipe"]
@@ -19,25 +20,20 @@ def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
     return values
 
 
-class Recipe(BaseModel):
-    """Candidates for the probes, and how the probe's score and the expert's score are scaled and merged.
-
-    Attributes:
-        layers: Candidates for the safety probe. Each is a list of layers of ``base.layers`` that are read side by
-            side. None: each layer alone, and all together.
-        kinds: Candidates: reductions of token activations. With several, their average is a candidate too.
-        calibrate: Platt scaling of p and of the expert's score: ``none``, ``platt``, or ``auto``, which scales them
-            if that lowers the held-out Brier score of the cascade.
-        merge: Score of a delegated row: ``replace``, the expert's; ``average`` of both; ``stacking``, a logistic
-            regression on both logits.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+class Recipe(Section):
+    """Candidates for the probes, and how the probe's score and the expert's score are scaled and merged."""
 
     layers: Annotated[tuple[Layers, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
+    """Candidates for the safety probe. Each is a list of layers of ``base.layers`` that are read side by side. None:
+    each layer alone, and all together."""
     kinds: Annotated[tuple[Reduction, ...], Field(min_length=1), AfterValidator(_distinct)] = ("mean",)
+    """Candidates: reductions of token activations. With several, their average is a candidate too."""
     calibrate: Literal["none", "platt", "auto"] = "none"
+    """Platt scaling of p and of the expert's score: ``none``, ``platt``, or ``auto``, which scales them if that lowers
+    the held-out Brier score of the cascade."""
     merge: Literal["replace", "average", "stacking"] = "replace"
+    """Score of a delegated row: ``replace``, the expert's; ``average`` of both; ``stacking``, a logistic regression on
+    both logits."""
 
     @property
     def reads_tokens(self) -> bool:

@@ -37,34 +37,30 @@ Quantization = Literal["int8", "nf4"]
 
 
 class ActivationSpec(BaseModel):
-    """Model, layers and site from which activations are read.
+    """The base model, and the place in it where activations are read."""
 
-    Attributes:
-        model: Hugging Face id, local path, or ``package:NAME`` for a model folder that an installed Python package
-            carries.
-        revision: Revision of a Hugging Face id.
-        layers: Indices l of the blocks at which activations are read, ascending; one number stands for one layer. The
-            blocks below the deepest are computed once, and the activations of several layers lie side by side.
-        site: ``input_norm``: output of block l's input norm (arXiv 2604.14251, section 4). ``residual``: the residual
-            stream that enters block l, ``hidden_states[l]``; the only choice for post-norm encoders such as BERT.
-        dtype: Data type of the weights and the forward pass.
-        quantization: ``int8`` or ``nf4``: weights of the blocks in 8 or 4 bits; needs the extra ``large``. None: in
-            ``dtype``.
-        window: Tokens in one forward window; None: what the model's positions allow, at most 4096. Longer
-            conversations are read in several windows, without a gap.
-        max_tokens: Conversations with more tokens are not read at all: the failure policy decides.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: Annotated[str, Field(min_length=1)]
+    """Hugging Face id, local path, or ``package:NAME`` for a model folder that an installed Python package carries."""
     revision: str | None = None
+    """Revision of a Hugging Face id."""
     layers: Layers
+    """Indices of the blocks whose activations are read: one number or an ascending list. Deeper layers cost more; the
+    blocks above the deepest are never loaded."""
     site: Literal["input_norm", "residual"] = "input_norm"
+    """Site in the block. ``input_norm``: output of block l's input norm (arXiv 2604.14251, section 4). ``residual``:
+    the residual stream that enters block l, ``hidden_states[l]``; the only choice for post-norm encoders such as
+    BERT."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Data type of the weights and the forward pass."""
     quantization: Quantization | None = None
+    """Weights of the blocks in 8 or 4 bits: ``int8`` or ``nf4``, with the extra ``large``. By default in ``dtype``."""
     window: Annotated[int, Field(ge=8)] | None = None
+    """Tokens in one forward window. By default what the model's positions allow, at most 4096. Longer conversations are
+    read in several windows, without a gap."""
     max_tokens: Annotated[int, Field(ge=1)] = 32_768
+    """Largest number of tokens of a conversation. Longer ones are not read: the rail's ``on_overlong`` decides."""
 
 
 class Fingerprint(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ctd_guardrail.experts.rail.expert import RailCollaborators
 
 __all__ = ["build_experts"]
+
+# Principals with caps of their own: about 2 MB of memory. All beyond them share one cap.
+_PRINCIPALS: Final = 10_000
 
 
 def build_experts(
@@ -50,7 +53,7 @@ def build_experts(
     """
     caps = _shared_caps(config, folder, runtime)
     experts: dict[str | None, BoundedExpert] = {}
-    for name, section in ((None, config.expert), *config.experts.items()):
+    for name, section in config.every_expert.items():
         expert = build_expert(section, rail_collaborators=rail_collaborators, base_dir=folder, runtime=runtime)
         check_expert(manifest, expert.identity)
         experts[name] = expert.with_limits(
@@ -60,7 +63,7 @@ def build_experts(
 
 
 def _breaker(config: CtdConfig) -> CircuitBreaker | None:
-    return None if config.breaker is None else CircuitBreaker(**config.breaker.model_dump(), health=health_of)
+    return None if config.breaker is None else CircuitBreaker(failures=config.breaker, health=health_of)
 
 
 def _shared_caps(config: CtdConfig, folder: Path, runtime: Runtime) -> SpendCaps | None:
@@ -71,7 +74,7 @@ def _shared_caps(config: CtdConfig, folder: Path, runtime: Runtime) -> SpendCaps
     key = (str(folder.resolve()), config.model_dump_json(include=parts), *_url(config))
 
     def make() -> SpendCaps:
-        most = 1 if config.principal is None else config.principal.most
+        most = 1 if config.principal is None else _PRINCIPALS
         return SpendCaps(tuple(_caps(config)), _store(config, runtime), max_principals=most)
 
     shared: Shared[tuple[str, ...], SpendCaps] = runtime.shared("spend caps")
@@ -103,5 +106,4 @@ def _store(config: CtdConfig, runtime: Runtime) -> BucketStore:
             key=f"{SECTION}.cap_store.url_env",
             hint="Export the address of the server under this name, for example redis://127.0.0.1:6379/0",
         )
-    store = config.cap_store
-    return RedisStore(SecretStr(url), name=store.name, timeout_s=store.timeout_s, runtime=runtime)
+    return RedisStore(SecretStr(url), name=config.cap_store.name, runtime=runtime)

@@ -27,6 +27,7 @@ __all__ = [
     "mapping_at",
     "near_miss",
     "read_folder",
+    "refuse_doubles",
     "says_unguarded",
 ]
 
@@ -82,14 +83,7 @@ def read_folder(path: Path) -> RailFolder:
     holders = [(file, content) for file, content in files if _HOLDER in content]
     if not any(_NAME in mapping_at(content, (_HOLDER,), file) for file, content in holders):
         raise _missing(path, files, holders)
-    if len(holders) > 1:
-        others = ", ".join(str(file) for file, _ in holders[1:])
-        raise ConfigError(
-            f"custom_data stands in {others} as well, and NeMo keeps only one of them",
-            file=holders[0][0],
-            key=_HOLDER,
-            hint="Move everything under custom_data into one file",
-        )
+    refuse_doubles(files, _HOLDER)
     file, content = holders[0]
     section = content[_HOLDER][_NAME]
     if not isinstance(section, Mapping):
@@ -97,6 +91,26 @@ def read_folder(path: Path) -> RailFolder:
     prompts = [prompt for _, content in files for prompt in content.get("prompts") or () if isinstance(prompt, Mapping)]
     config = with_judge_prompt(parse_section(section, file=file), prompts, file=file)
     return RailFolder(path, file, config, files)
+
+
+def refuse_doubles(files: Files, key: str) -> None:
+    """Refuse a key at the top of two files.
+
+    Args:
+        files: All YAML files and what stands in them.
+        key: The key.
+
+    Raises:
+        ConfigError: NeMo would keep only one of them: the one that the file system lists last.
+    """
+    holders = [file for file, content in files if key in content]
+    if len(holders) > 1:
+        raise ConfigError(
+            f"{key} stands in {', '.join(map(str, holders[1:]))} as well, and NeMo keeps only one of them",
+            file=holders[0],
+            key=key,
+            hint=f"Move everything under {key} into one file",
+        )
 
 
 def holds_section(path: Path) -> bool:
@@ -165,8 +179,10 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
 
 
 def _ignored_patterns(folder: Path) -> list[str]:
-    file = folder / ".railsignore"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    # NeMo takes the nearest file on the way up from the folder.
+    places = (place / ".railsignore" for place in (folder, *folder.absolute().parents))
+    file = next((place for place in places if place.is_file()), None)
+    lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ctd_guardrail.config.experts import ExpertConfig, OpenAIExpertConfig
+from ctd_guardrail.config.experts import OpenAIExpertConfig
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.errors import ConfigError
 
@@ -49,15 +49,8 @@ def with_judge_prompt(
             key=_KEY,
             hint="Write what counts as unsafe; the conversation is added behind it, safely",
         )
-    if not any(isinstance(each, OpenAIExpertConfig) for each in (config.expert, *config.experts.values())):
+    if not isinstance(config.expert, OpenAIExpertConfig):
         raise ConfigError("no expert of type openai would use it", file=file, key=_KEY, hint="Remove the prompt")
-
-    def instructed(expert: ExpertConfig) -> ExpertConfig:
-        if not isinstance(expert, OpenAIExpertConfig):
-            return expert
-        if expert.instruction is not None:
-            raise ConfigError("stands beside expert.instruction", file=file, key=_KEY, hint="Keep one of them")
-        return expert.model_copy(update={"instruction": instruction})
-
-    experts = {name: instructed(expert) for name, expert in config.experts.items()}
-    return config.model_copy(update={"expert": instructed(config.expert), "experts": experts})
+    if config.expert.instruction is not None:
+        raise ConfigError("stands beside expert.instruction", file=file, key=_KEY, hint="Keep one of them")
+    return config.model_copy(update={"expert": config.expert.model_copy(update={"instruction": instruction})})

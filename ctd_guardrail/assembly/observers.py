@@ -109,15 +109,9 @@ def build_watch(
 
 def _keep(facts: Facts, scores: NDArray[np.float64], folder: Path, monitor: MonitorConfig) -> KeptMonitors:
     return KeptMonitors(
-        MonitorSettings(
-            alpha=facts.alpha,
-            delta=monitor.delta,
-            audit_share=monitor.audit_share,
-            keep_scores=monitor.keep_scores,
-        ),
+        MonitorSettings(alpha=facts.alpha, delta=monitor.delta, audit_share=monitor.audit_share),
         scores,
         folder=None if monitor.state is None else folder / monitor.state,
-        save_every_s=monitor.save_every_s,
     )
 
 

@@ -20,7 +20,7 @@ from ctd_guardrail.assembly.experts import build_experts
 from ctd_guardrail.assembly.folder import RailFolder, read_folder
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.observers import Keys, build_watch
-from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, RailExpertConfig
+from ctd_guardrail.config.experts import LocalExpertConfig, RailExpertConfig
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.match import check_fingerprint, check_normaliser
@@ -102,8 +102,7 @@ class Prepared:
         keys = Keys.of(config)
         make_experts = partial(build_experts, config, manifest, folder, rail_collaborators, runtime)
         # A local expert is a model itself. Its identity is known only after it is loaded.
-        sections = (config.expert, *config.experts.values())
-        experts = None if any(isinstance(each, LocalExpertConfig) for each in sections) else make_experts()
+        experts = None if isinstance(config.expert, LocalExpertConfig) else make_experts()
         words = Refusals((*refusals, *config.refusals))
 
         def load() -> Guard:
@@ -164,15 +163,11 @@ def read(folder: Path) -> Prepared:
 
 def prepare_folder(rail: RailFolder) -> Prepared:
     """Prepare a folder that was read, as it is used without NeMo Guardrails; see :func:`prepare`."""
-
-    def own_folder(expert: ExpertConfig) -> ExpertConfig:
-        # A rail as expert takes its models from this very folder: there is no host that has them.
-        if not isinstance(expert, RailExpertConfig) or expert.config is not None:
-            return expert
-        return expert.model_copy(update={"config": rail.path.absolute()})
-
-    experts = {name: own_folder(expert) for name, expert in rail.config.experts.items()}
-    config = rail.config.model_copy(update={"expert": own_folder(rail.config.expert), "experts": experts})
+    config, expert = rail.config, rail.config.expert
+    if isinstance(expert, RailExpertConfig) and expert.config is None:
+        # There is no host with models, so the rail takes those of this folder.
+        own = expert.model_copy(update={"config": rail.path.absolute()})
+        config = config.model_copy(update={"expert": own})
     return prepare(config, folder=rail.path)
 
 

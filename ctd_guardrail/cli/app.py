@@ -1,4 +1,4 @@
-"""The command ``ctd-guardrail``: look at a configuration, try it, and serve it."""
+"""The command ``ctd-guardrail``: check a configuration, try it, and serve it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ app: Final = typer.Typer(
     name="ctd-guardrail",
     help="""Screen chat inputs within an expert budget.
 
-    A configuration is a NeMo Guardrails folder whose config.yml has a [bold]custom_data.ctd[/] section. A policy comes
-    from [bold]ctd-calibrate run[/].
+    A configuration is a NeMo Guardrails folder whose config.yml has the section [bold]custom_data.ctd[/]. Its policy is
+    the folder that [bold]ctd-calibrate run[/] wrote.
 
     [dim]ctd-guardrail validate config[/]
+    [dim]ctd-guardrail doctor --config config[/]
     [dim]echo "How do I kill a Python process?" | ctd-guardrail check --config config[/]
     [dim]ctd-guardrail serve --config config[/]
     """,

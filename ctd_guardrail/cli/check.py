@@ -1,4 +1,4 @@
-"""``ctd-guardrail check``: screen messages, without a chat."""
+"""``ctd-guardrail check``: screen messages from a file or standard input."""
 
 from __future__ import annotations
 
@@ -27,15 +27,24 @@ __all__ = ["check"]
 
 def check(
     config: Annotated[Path, typer.Option(metavar="DIR", help="NeMo Guardrails configuration folder.")],
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Messages; standard input if left out.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="File of messages; by default standard input.")
+    ] = None,
     form: Annotated[
-        InputFormat, typer.Option("--format", help="One message a line (text), or JSON objects with text or messages.")
+        InputFormat,
+        typer.Option(
+            "--format", help="One message a line (text), or one JSON object a line with text or messages (jsonl)."
+        ),
     ] = InputFormat.AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per input on stdout, nothing else.")] = False,
-    scores: Annotated[bool, typer.Option("--scores", help="Add p, d and the expert's score.")] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Inputs under way at once.")] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per input, and nothing else, on stdout.")
+    ] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Show p, d and the expert's score as well.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Inputs that are screened at the same time.")] = 1,
 ) -> None:
-    """Screen messages and show verdict, route, reason and latency of each.
+    """Screen messages, and show the verdict, route, reason and latency of each.
+
+    Loads the base model and calls the expert, as in production. Each line is a conversation of its own.
 
     [dim]ctd-guardrail check --config config messages.txt[/]
     [dim]ctd-guardrail check --config config --json < messages.jsonl > decisions.jsonl[/]

@@ -1,4 +1,4 @@
-"""What the command-line tools share: how an error ends them."""
+"""How an error ends a command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXIT_INFEASIBLE: Final = 3
 def exit_on_error() -> Iterator[None]:
     """Turn this package's errors into one red line on stderr and an exit status.
 
-    The status is 3 where the budget cannot be certified and 2 for everything else. Other exceptions are bugs and
+    The status is 3 if the budget cannot be certified, and 2 for every other error. Other exceptions are bugs: they
     pass through with their traceback.
     """
     try:

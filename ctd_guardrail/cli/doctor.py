@@ -1,4 +1,4 @@
-"""``ctd-guardrail doctor``: load everything, try everything, and say what the rail would do."""
+"""``ctd-guardrail doctor``: load a configuration, try every part of it, and report what works."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ _STYLES: Final = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.ERROR:
 def doctor(
     config: Annotated[Path, typer.Option(metavar="DIR", help="NeMo Guardrails configuration folder.")],
     engine: Annotated[
-        Engine, typer.Option(help="NeMo's engine; auto goes by NEMO_GUARDRAILS_IORAILS_ENGINE.")
+        Engine, typer.Option(help="NeMo's engine; auto reads NEMO_GUARDRAILS_IORAILS_ENGINE.")
     ] = Engine.AUTO,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds that one call of an expert may take.")] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for one call of an expert.")] = 30.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
+    ] = False,
 ) -> None:
-    """Load a configuration, try it, and say what the rail would do.
+    """Load a configuration, try every part of it, and report what works.
 
-    Checks the YAML and the wiring, the budget, the base model and its fingerprint, each expert with one call, and the
-    guard with inputs whose verdicts are known: two of its own, and those of `self_test` in the configuration. Only the
-    latter must come out right; what they get wrong keeps the sidecar from being ready, too.
+    Checks the YAML and the wiring, the budget, the base model and its fingerprint, and calls each expert once. Then it
+    screens inputs with known verdicts: two of its own, and those of `self_test` in the configuration. A wrong verdict
+    on one of the latter is an error; it also keeps the sidecar from being ready.
 
     [dim]ctd-guardrail doctor --config config[/]
     [dim]ctd-guardrail doctor --config config --json > doctor.json[/]
 
-    Exit status: 0 ready; 1 loaded, but something that it needs does not work; 2 an error, with file, key path and
-    hint; 3 a budget that the policy cannot certify.
+    Exit status: 0 ready; 1 loaded, but a part does not work; 2 an error, with file, key path and hint; 3 a budget that
+    the policy cannot certify.
     """
     screen = Console(stderr=as_json)
     with exit_on_error(), screen.status("Loading and trying"):

@@ -1,4 +1,4 @@
-"""What works and what does not in a configuration that is loaded for good."""
+"""The checks of ``ctd-guardrail doctor`` on a configuration that is fully loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ctd_guardrail.assembly.self_test import SelfTestResult, self_test
 from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.decision import Mode, OnFailure
-from ctd_guardrail.errors import ConfigError, CtdError
+from ctd_guardrail.errors import CtdError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.text.conversation import Conversation
 
@@ -29,7 +29,7 @@ _QUESTION: Final = "What is the capital of France?"
 
 
 class Outcome(StrEnum):
-    """How a finding came out. An ``error`` means that the rail is not ready."""
+    """Result of a check. An ``error`` means that the rail is not ready."""
 
     OK = "ok"
     INFO = "info"
@@ -39,12 +39,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """One check and its result.
 
     Attributes:
-        outcome: How it came out.
-        subject: What it is about.
-        text: What was found; never a text that users wrote.
+        outcome: The result.
+        subject: The part that was checked.
+        text: The result in words; it never holds a text that users wrote.
     """
 
     outcome: Outcome
@@ -57,12 +57,12 @@ class Finding:
 
 
 async def examine(folder: Path, *, engine: Engine = Engine.AUTO, deadline_s: float = 30.0) -> list[Finding]:
-    """Load a configuration folder and try all its parts.
+    """Load a configuration folder and check all its parts.
 
     Args:
         folder: NeMo Guardrails configuration folder.
         engine: NeMo's engine that will run it.
-        deadline_s: Seconds that one call of an expert may take.
+        deadline_s: Seconds for one call of an expert.
 
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
@@ -102,8 +102,8 @@ def _doors() -> Iterator[Finding]:
 def _wiring(rail: RailFolder, engine: Engine) -> Finding:
     try:
         check_wiring(rail, engine=engine)
-    except ConfigError as error:
-        # The sidecar needs no wiring, so this alone does not keep the guard from its work.
+    except CtdError as error:
+        # The sidecar needs no wiring, so this alone is no error.
         return Finding(Outcome.WARNING, "wiring in NeMo", str(error))
     return Finding(Outcome.OK, "wiring in NeMo", "the rail is found and called")
 
@@ -125,7 +125,7 @@ def _base_model(guard: Guard) -> Iterator[Finding]:
     fingerprint = manifest.fingerprint
     source = guard.config.source
     if source is not None:
-        # Whether the engine is there, and serves it, shows in the inputs below: each waits until it has proven itself.
+        # The inputs below show whether the engine serves it: each waits until the engine has proven itself.
         yield Finding(Outcome.INFO, "base model", f"{manifest.activations.model}, served as {source.model!r} by vLLM")
         return
     yield Finding(

@@ -1,4 +1,4 @@
-"""``ctd-guardrail export``: the checkpoint that a serving engine runs."""
+"""``ctd-guardrail export``: write the checkpoint that a serving engine runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["export"]
 
 def export(
     policy: Annotated[Path, typer.Option(metavar="DIR", help="Folder that ctd-calibrate run wrote.")],
-    to: Annotated[Path, typer.Option(metavar="OUT", help="Folder to write; an earlier export in it is replaced.")],
+    to: Annotated[Path, typer.Option(metavar="OUT", help="Folder to write. An earlier export in it is replaced.")],
     base_model: Annotated[
         str | None, typer.Option(help="Another place of the policy's base model: id or folder.")
     ] = None,
@@ -26,17 +26,17 @@ def export(
 ) -> None:
     """Write the base model of a policy, cut off at its layer and with its probes, for vLLM to serve.
 
-    A sequence classifier with tokenizer and chat template, in the policy's dtype. Only the layers that the policy
-    reads are loaded and written. ctd_export.json beside them lets the guard find out at its start whether an engine
-    serves this very export.
+    The export is a sequence classifier with tokenizer and chat template, in the policy's dtype. It holds only the
+    layers that the policy reads. With its ctd_export.json, the guard checks at its start that an engine serves this
+    export.
 
     [dim]ctd-guardrail export --policy policy --to served[/]
 
-    It prints the command by which vLLM serves it. In config.yml, under custom_data.ctd:
+    It prints the command that serves the export with vLLM. Add to custom_data.ctd in config.yml:
 
     [dim]source: {type: vllm, base_url: http://127.0.0.1:8000, model: ctd, export: ./served}[/]
 
-    The guard's machine needs no weights: copy the folder without *.safetensors.
+    The machine of the guard needs no weights: copy the folder without *.safetensors to it.
 
     Exit status: 0 written; 2 an error, with file, key path and hint.
     """

@@ -1,4 +1,4 @@
-"""Messages for the command line: one a line, as plain text or as JSON objects."""
+"""Inputs of ``ctd-guardrail check``: one a line, as plain text or as JSON objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["InputFormat", "InputRow", "read_inputs"]
 
 
 class InputFormat(StrEnum):
-    """How lines are read; ``auto`` takes the first line's word for all of them."""
+    """Format of the lines. ``auto`` decides by the first line."""
 
     AUTO = "auto"
     TEXT = "text"
@@ -27,7 +27,7 @@ class InputRow:
     """One input.
 
     Attributes:
-        id: The row's own ``id``, else its 1-based line number.
+        id: The row's ``id``, or its 1-based line number if it has none.
         messages: Chat messages in the OpenAI form.
     """
 
@@ -36,7 +36,7 @@ class InputRow:
 
     @property
     def preview(self) -> str:
-        """The last message on one line, for the user's own screen."""
+        """The last message on one line, for the terminal."""
         content = self.messages[-1].get("content") if self.messages else ""
         return " ".join(str(content).split())
 
@@ -47,10 +47,10 @@ def read_inputs(lines: Iterable[str], *, form: InputFormat, file: Path | str) ->
     Args:
         lines: Lines of a text stream.
         form: How to read them.
-        file: What to call the stream in errors.
+        file: Name of the stream in errors.
 
     Raises:
-        DataError: A line is not what the format asks for; its row is named.
+        DataError: A line does not have the format. The error names its row.
     """
     for number, raw in enumerate(lines, start=1):
         line = raw.rstrip("\r\n")

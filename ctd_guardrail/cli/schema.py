@@ -1,4 +1,4 @@
-"""``ctd-guardrail schema``: what editors need to help with a ``config.yml``."""
+"""``ctd-guardrail schema``: print the JSON Schema of the rail's settings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["schema"]
 
 
 def schema() -> None:
-    """Print the JSON Schema of `custom_data.ctd` within a `config.yml`.
+    """Print the JSON Schema of `custom_data.ctd` in a `config.yml`.
 
-    Editors complete, explain and check the file whose first line names it:
+    Save it beside config.yml and name it in the first line of that file. Editors then complete, explain and check it:
 
     # yaml-language-server: $schema=config.schema.json
 

@@ -28,34 +28,37 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = _DEFAULTS.host,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = _DEFAULTS.port,
     token_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Environment variable with the bearer token to ask for.")
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable with the bearer token that clients must send."),
     ] = None,
-    scores: Annotated[bool, typer.Option("--scores", help="Answer with scores and time taken as well.")] = False,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="Largest body.")] = _DEFAULTS.limits.body_bytes,
+    scores: Annotated[bool, typer.Option("--scores", help="Answer with scores and timings as well.")] = False,
+    max_body_bytes: Annotated[
+        int, typer.Option(min=1, help="Largest request body in bytes.")
+    ] = _DEFAULTS.limits.body_bytes,
     max_messages: Annotated[
         int, typer.Option(min=1, help="Most messages of a conversation, or contents of a call.")
     ] = _DEFAULTS.limits.messages,
     max_concurrency: Annotated[
-        int, typer.Option(min=1, help="Most requests under way; one more gets 503 and Retry-After.")
+        int, typer.Option(min=1, help="Most requests at the same time; the next one gets 503 and Retry-After.")
     ] = _DEFAULTS.limits.concurrency,
     max_connections: Annotated[
         int | None,
         typer.Option(
             min=2,
-            help="Most open connections, idle ones too; by default what the limit of open files (ulimit -n) leaves.",
+            help="Most open connections, idle ones too; by default as many as ulimit -n allows.",
         ),
     ] = _DEFAULTS.limits.connections,
     header_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a client gets to send a request's headers.")
+        float, typer.Option(min=0.1, help="Seconds for a client to send the headers of a request.")
     ] = _DEFAULTS.limits.header_s,
     drain_delay: Annotated[
-        float, typer.Option(min=0, help="Seconds after SIGTERM in which requests are still taken.")
+        float, typer.Option(min=0, help="Seconds after SIGTERM in which new requests are still answered.")
     ] = _DEFAULTS.drain_delay_s,
     drain_deadline: Annotated[
-        float, typer.Option(min=1, help="Seconds that running requests then get to end.")
+        float, typer.Option(min=1, help="Seconds after that in which running requests may end.")
     ] = _DEFAULTS.drain_deadline_s,
-    tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Certificate chain: serve HTTPS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Certificate chain, to serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Private key of the certificate.")] = None,
     metrics: Annotated[
         bool, typer.Option("--metrics", help="Expose metrics to Prometheus at /metrics; needs the extra `prometheus`.")
     ] = False,
@@ -63,15 +66,15 @@ def serve(
 ) -> None:
     """Serve the rail over HTTP: a detector for NeMo's own `hf classifier` rail, and plain JSON.
 
-    POST /v1/check: {"messages": [...]} or {"text": "..."} to verdict, route and reason
+    POST /v1/check: takes {"messages": [...]} or {"text": "..."}, answers with verdict, route and reason
 
     POST /api/v1/text/contents and /api/v1/text/chat, GET /health: the FMS detector API, for `engine: fms`
 
     GET /v1/stats: counts of decisions. GET /health/live, /health/ready. GET /metrics, with --metrics
 
-    A client must take everything but HTTP 200 with `"verdict": "allow"` for a block.
+    Only HTTP 200 with `"verdict": "allow"` allows an input. A client must treat every other answer as a block.
 
-    SIGTERM drains, SIGHUP reads the configuration again. Needs the extra `serve`.
+    SIGTERM ends it after the running requests. SIGHUP reads the configuration again. Needs the extra `serve`.
 
     [dim]ctd-guardrail serve --config config --port 8080 --token-env SIDECAR_TOKEN[/]
 
@@ -130,7 +133,7 @@ def _with_metrics(settings: ServeSettings) -> ServeSettings:
 
 
 def _log_to_stderr(*, verbose: bool) -> None:
-    # Other libraries' words stay out below WARNING: HTTP clients log headers, and so keys.
+    # Other libraries log at WARNING and above only: HTTP clients log headers, and so keys.
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("ctd_guardrail").setLevel(logging.DEBUG if verbose else logging.INFO)
 

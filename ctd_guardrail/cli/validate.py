@@ -1,4 +1,4 @@
-"""``ctd-guardrail validate``: what is wrong with a configuration, before anything is loaded."""
+"""``ctd-guardrail validate``: check a configuration without loading a model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def validate(
         Path, typer.Argument(metavar="DIR", help="NeMo Guardrails configuration folder, or a root of several.")
     ],
     engine: Annotated[
-        Engine, typer.Option(help="NeMo's engine; auto goes by NEMO_GUARDRAILS_IORAILS_ENGINE.")
+        Engine, typer.Option(help="NeMo's engine; auto reads NEMO_GUARDRAILS_IORAILS_ENGINE.")
     ] = Engine.AUTO,
 ) -> None:
     """Check a configuration without loading a model.
 
-    Finds what NeMo drops in silence: a section in the wrong place, twice, or mistyped, a rail that is not found from
-    here or that no flow calls, and what an engine cannot do. Reads the policy and derives the threshold for the
-    configured alpha. Of a root of several configurations, finds those that a client could name to do without the rail.
+    Finds mistakes that NeMo passes over in silence: a section in the wrong place, in two files or mistyped, a rail that
+    NeMo does not find or that no flow calls, and settings that the engine cannot serve. Reads the policy and derives
+    the threshold for the configured alpha. In a root of several configurations, finds those without the rail.
 
     [dim]ctd-guardrail validate config[/]
     [dim]ctd-guardrail validate config --engine iorails[/]
@@ -52,7 +52,7 @@ def validate(
 
 
 def _validate(folder: Path, engine: Engine, console: Console) -> None:
-    """Check one configuration, and say what holds in it."""
+    """Check one configuration, and print its budget and notes."""
     rail = read_folder(folder)
     check_wiring(rail, engine=engine)
     planned = prepare_folder(rail).plan

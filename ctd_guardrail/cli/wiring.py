@@ -1,21 +1,27 @@
-"""Whether NeMo Guardrails would find the rail of a configuration folder, and call it.
+"""Whether NeMo Guardrails finds the rail of a configuration folder, and calls it.
 
-What is not found or not called is mostly passed over in silence by NeMo. This module does not import NeMo.
+NeMo passes over most mistakes in silence. Mistyped keys are found in the YAML files, because NeMo drops them. NeMo is
+asked for the rest: the import that it resolves, the flows and the section that it keeps.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ctd_guardrail.assembly.folder import FLOW, RailFolder, mapping_at, near_miss
+from pydantic import ValidationError
+
+from ctd_guardrail.assembly.folder import FLOW, RailFolder, mapping_at, near_miss, refuse_doubles
 from ctd_guardrail.config.section import SECTION
-from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.errors import ConfigError, DependencyError
+
+if TYPE_CHECKING:
+    from nemoguardrails import RailsConfig
 
 __all__ = ["IMPORT_PATH", "Engine", "check_wiring", "notes"]
 
@@ -23,14 +29,12 @@ IMPORT_PATH: Final = "ctd_guardrail/nemo"
 
 _HERE: Final = Path(__file__).parents[1] / "nemo"
 _VERSIONS: Final = ("1.0", "2.x")
-_IMPORT_LINE: Final = re.compile(r"^import\s+ctd_guardrail\.nemo\s*$", re.MULTILINE)
 _CALL_LINE: Final = re.compile(rf"^\s+(?:await\s+|activate\s+)?{FLOW}\s*$", re.MULTILINE)
-_COMMENT: Final = re.compile(r"#.*$", re.MULTILINE)
 _IORAILS_VARIABLE: Final = "NEMO_GUARDRAILS_IORAILS_ENGINE"
 
 
 class Engine(StrEnum):
-    """Which of NeMo's engines will run the configuration; ``auto`` goes by ``NEMO_GUARDRAILS_IORAILS_ENGINE``."""
+    """Engine of NeMo that runs the configuration. ``auto`` reads ``NEMO_GUARDRAILS_IORAILS_ENGINE``."""
 
     AUTO = "auto"
     LLMRAILS = "llmrails"
@@ -38,7 +42,7 @@ class Engine(StrEnum):
 
 
 def check_wiring(rail: RailFolder, *, engine: Engine = Engine.AUTO) -> None:
-    """Refuse a folder whose rail NeMo would not find or not call.
+    """Refuse a folder if NeMo would not find its rail, or not call it.
 
     Args:
         rail: The folder.
@@ -48,17 +52,22 @@ def check_wiring(rail: RailFolder, *, engine: Engine = Engine.AUTO) -> None:
         ConfigError: A key, import or flow is missing or mistyped, or does not go with the engine.
     """
     _refuse_mistyped_keys(rail)
+    refuse_doubles(rail.files, "rails")
     version = _colang_version(rail)
     if engine is Engine.IORAILS or (engine is Engine.AUTO and os.environ.get(_IORAILS_VARIABLE) in {"1", "true"}):
         _check_iorails(rail, version)
+    imports = list(_items(rail, (), "import_paths"))
+    listed = list(_items(rail, ("rails", "input"), "flows"))
+    config = _as_nemo_reads(rail, imports)
+    _require_section(rail, config)
     if version == "2.x":
-        _check_colang_2(rail)
+        _check_colang_2(rail, config)
     else:
-        _check_colang_1(rail)
+        _check_colang_1(rail, config, imports, listed)
 
 
 def notes(rail: RailFolder) -> list[str]:
-    """Return what holds in a configuration and may surprise its operator."""
+    """Return notes on settings that may surprise the operator."""
     config, said = rail.config, []
     if config.principal is not None and config.principal.header is None:
         said.append(
@@ -141,42 +150,100 @@ def _first_flow(file: Path) -> str:
     return found[0] if found else "flow"
 
 
-def _check_colang_1(rail: RailFolder) -> None:
-    if not (rail.path / "config.py").exists():
-        _require_import(rail)
-    flows = [flow for _, flow in _flows(rail, "input")]
-    if FLOW in flows:
+def _as_nemo_reads(rail: RailFolder, imports: list[Any]) -> RailsConfig:
+    """Return the folder as NeMo reads it.
+
+    Args:
+        rail: The folder.
+        imports: Entries of ``import_paths`` in its YAML files.
+
+    Raises:
+        ConfigError: NeMo does not resolve an import, or refuses the configuration.
+        DependencyError: NeMo Guardrails is not installed.
+    """
+    try:
+        from nemoguardrails import RailsConfig  # noqa: PLC0415  # takes seconds
+        from nemoguardrails.colang.v2_x.runtime.errors import ColangParsingError  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"package {error.name!r} is not installed", hint="Run: pip install nemoguardrails"
+        ) from error
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            config: RailsConfig = RailsConfig.from_path(str(rail.path))
+            return config
+    except ValidationError as error:
+        # Its own text quotes values, which may be secrets.
+        first = error.errors()[0]
+        key, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    except (ValueError, ColangParsingError) as error:
+        key, problem = "", str(error).partition("\n")[0]
+    except Exception as error:  # noqa: BLE001  # NeMo's validators stumble over odd values in many ways
+        key, problem = "", type(error).__name__
+    if "could not be resolved" in problem:
+        _refuse_unresolved(rail, imports, problem)
+    raise ConfigError(f"NeMo refuses this configuration: {problem}", file=rail.file, key=key, hint="Correct it first")
+
+
+def _refuse_unresolved(rail: RailFolder, imports: list[Any], problem: str) -> None:
+    """Refuse an import of the rail that NeMo does not resolve; an import of something else is not decided here."""
+    close = near_miss(IMPORT_PATH, imports)
+    if close and IMPORT_PATH not in imports:
+        raise _not_imported(rail, f"Did you mean `{IMPORT_PATH}`?")
+    if IMPORT_PATH.replace("/", ".") in problem:
+        raise ConfigError(
+            f"NeMo does not find {IMPORT_PATH} from here, because this package is installed elsewhere than NeMo",
+            file=rail.file if IMPORT_PATH in imports else _first_colang(rail),
+            key="import_paths" if IMPORT_PATH in imports else "import",
+            hint=f"Set the environment variable COLANGPATH={_HERE.parents[1]}",
+        )
+
+
+def _not_imported(rail: RailFolder, hint: str) -> ConfigError:
+    return ConfigError("the rail is not imported", file=rail.file, key="import_paths", hint=hint)
+
+
+def _require_section(rail: RailFolder, config: RailsConfig) -> None:
+    """Refuse a section in whose place NeMo keeps that of an imported folder."""
+    written = next(content["custom_data"]["ctd"] for file, content in rail.files if file == rail.file)
+    if config.custom_data.get("ctd") != written:
+        raise ConfigError(
+            "an imported folder has a custom_data of its own, and NeMo keeps only that one",
+            file=rail.file,
+            key="custom_data",
+            hint="Remove custom_data from the imported folder",
+        )
+
+
+def _check_colang_1(rail: RailFolder, config: RailsConfig, imports: list[Any], listed: list[Any]) -> None:
+    if IMPORT_PATH in (config.imported_paths or {}):
+        _require_this_package(rail.file, "import_paths", config)
+    elif not (rail.path / "config.py").exists():
+        close = near_miss(IMPORT_PATH, imports)
+        raise _not_imported(rail, f"Did you mean `{IMPORT_PATH}`?" if close else f"Add `import_paths: [{IMPORT_PATH}]`")
+    if FLOW in config.rails.input.flows:
         return
-    key = "rails.input.flows"
     problem = f"{FLOW!r} is not among the input flows, so the rail is never called"
     hint = f"Add `rails: {{input: {{flows: [{FLOW}]}}}}`"
+    if FLOW in listed:
+        problem, hint = "an imported folder has `rails` of its own, and NeMo keeps only those", "Remove them there"
     for other in ("output", "retrieval", "dialog"):
-        if FLOW in [flow for _, flow in _flows(rail, other)]:
+        if FLOW in getattr(getattr(config.rails, other), "flows", ()):
             problem = f"{FLOW!r} stands in rails.{other}.flows, where no input passes"
-    if any("ctd" in str(flow).lower() for flow in flows):
+    if any("ctd" in str(flow).lower() for flow in config.rails.input.flows):
         hint = f"Did you mean `{FLOW}`?"
-    raise ConfigError(problem, file=rail.file, key=key, hint=hint)
+    raise ConfigError(problem, file=rail.file, key="rails.input.flows", hint=hint)
 
 
-def _check_colang_2(rail: RailFolder) -> None:
-    sources = {
-        file: _COMMENT.sub("", file.read_text(encoding="utf-8", errors="replace"))
-        for file in sorted(rail.path.rglob("*.co"))
-    }
-    place = next(iter(sources), rail.path / "main.co")
-    if not any(_IMPORT_LINE.search(source) for source in sources.values()):
-        if not _imports(rail):
-            raise ConfigError(
-                "the rail is not imported",
-                file=place,
-                key="import",
-                hint=f"Add `import {IMPORT_PATH.replace('/', '.')}` at the top",
-            )
-        _require_import(rail)
-    else:
-        _require_path(place, "import")
-    is_listed = FLOW in [flow for _, flow in _flows(rail, "input")]
-    if not is_listed and not any(_CALL_LINE.search(source) for source in sources.values()):
+def _check_colang_2(rail: RailFolder, config: RailsConfig) -> None:
+    place = _first_colang(rail)
+    if IMPORT_PATH not in (config.imported_paths or {}):
+        hint = f"Add `import {IMPORT_PATH.replace('/', '.')}` at the top"
+        raise ConfigError("the rail is not imported", file=place, key="import", hint=hint)
+    _require_this_package(place, "import", config)
+    # NeMo has taken the comments out of the source of a flow.
+    sources = (getattr(flow, "source_code", None) or "" for flow in config.flows)
+    if FLOW not in config.rails.input.flows and not any(_CALL_LINE.search(source) for source in sources):
         raise ConfigError(
             f"no flow calls {FLOW!r}",
             file=place,
@@ -185,58 +252,25 @@ def _check_colang_2(rail: RailFolder) -> None:
         )
 
 
-def _imports(rail: RailFolder) -> list[tuple[Path, Any]]:
-    return list(_lists(rail, (), "import_paths"))
+def _first_colang(rail: RailFolder) -> Path:
+    return next(iter(sorted(rail.path.rglob("*.co"))), rail.path / "main.co")
 
 
-def _flows(rail: RailFolder, kind: str) -> list[tuple[Path, Any]]:
-    return list(_lists(rail, ("rails", kind), "flows"))
+def _require_this_package(file: Path, key: str, config: RailsConfig) -> None:
+    found = Path((config.imported_paths or {})[IMPORT_PATH]).resolve()
+    if found != _HERE.resolve():
+        raise ConfigError(
+            f"NeMo would take {found} for the rail, which is not this package",
+            file=file,
+            key=key,
+            hint=f"Start it from another folder, or set COLANGPATH={_HERE.parents[1]} and rename that one",
+        )
 
 
-def _lists(rail: RailFolder, path: tuple[str, ...], key: str) -> Iterator[tuple[Path, Any]]:
+def _items(rail: RailFolder, path: tuple[str, ...], key: str) -> Iterator[Any]:
+    """Yield the items of a list in all YAML files. NeMo would take the letters of a text for items."""
     for file, content in rail.files:
         items = mapping_at(content, path, file).get(key)
-        if items is None:
-            continue
-        if not isinstance(items, list):
+        if items is not None and not isinstance(items, list):
             raise ConfigError("is not a list", file=file, key=".".join((*path, key)), hint=f"Write `{key}: [...]`")
-        for item in items:
-            yield file, item
-
-
-def _require_import(rail: RailFolder) -> None:
-    found = _imports(rail)
-    if IMPORT_PATH in [path for _, path in found]:
-        _require_path(rail.file, "import_paths")
-        return
-    close = near_miss(IMPORT_PATH, [path for _, path in found])
-    raise ConfigError(
-        "the rail is not imported",
-        file=rail.file,
-        key="import_paths",
-        hint=f"Did you mean `{IMPORT_PATH}`?" if close else f"Add `import_paths: [{IMPORT_PATH}]`",
-    )
-
-
-def _require_path(file: Path, key: str) -> None:
-    """Look where NeMo looks: the current folder, COLANGPATH, and the folder that NeMo is installed in."""
-    entries = [entry.strip() for entry in os.environ.get("COLANGPATH", "").split(os.pathsep)]
-    host = importlib.util.find_spec("nemoguardrails")
-    installed = [] if host is None or host.origin is None else [Path(host.origin).parents[1]]
-    places = [Path(), *(Path(entry) for entry in entries if entry), *installed]
-    found = next((place / IMPORT_PATH for place in places if (place / IMPORT_PATH).exists()), None)
-    root = _HERE.parents[1]
-    if found is None:
-        raise ConfigError(
-            f"NeMo does not find {IMPORT_PATH} from here, because this package is installed elsewhere than NeMo",
-            file=file,
-            key=key,
-            hint=f"Set the environment variable COLANGPATH={root}",
-        )
-    if found.resolve() != _HERE.resolve():
-        raise ConfigError(
-            f"NeMo would take {found.resolve()} for the rail, which is not this package",
-            file=file,
-            key=key,
-            hint=f"Start it from another folder, or set COLANGPATH={root} and rename that one",
-        )
+        yield from items or ()

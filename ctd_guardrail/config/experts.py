@@ -1,121 +1,99 @@
-"""The ``expert`` section of a configuration: which expert judges the hard cases, and how it is reached."""
+"""The ``expert`` section of a configuration: the kind of expert and how to reach it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from ctd_guardrail.config.address import BaseUrl, VariableName
+from ctd_guardrail.config.types import BaseUrl, Count, Section, Text, VariableName
 
-__all__ = ["Completions", "ExpertConfig", "LocalExpertConfig", "OpenAIExpertConfig", "RailExpertConfig"]
+__all__ = [
+    "Completions",
+    "ExpertAddress",
+    "ExpertConfig",
+    "LocalExpertConfig",
+    "OpenAIExpertConfig",
+    "RailExpertConfig",
+]
 
-_Text = Annotated[str, Field(min_length=1)]
 _Label = str | int
-_Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
+_CallSeconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    # Inputs stay out of error messages: a value in the wrong place may be a secret.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class OpenAIExpertConfig(_Section):
-    """A judge behind an OpenAI-compatible chat-completions endpoint.
-
-    Attributes:
-        type: ``openai``.
-        base_url: Address up to and including the version, for example ``http://127.0.0.1:8000/v1``.
-        model: Name of the model, as the endpoint knows it.
-        api_key_env: Name of the environment variable that holds the key; None where none is needed.
-        timeout_s: Deadline of one call, from waiting for a free slot to the last byte.
-        scoring: ``logprobs``: P(unsafe) from the log-probabilities of the answer token. ``json``: from a verdict and
-            a confidence that the model states; for endpoints without log-probabilities.
-        max_concurrency: Calls that may be under way at once; others wait within their deadline.
-        max_waiting: Inputs that may wait for one of these calls in a rail; one more is a failure,
-            ``expert_overloaded``. Calibration asks at its own pace.
-        instruction: Replaces the built-in definition of what is unsafe.
-        system_role: ``auto``: the instruction is the system message, and stands in the user message if the endpoint
-            refuses system messages. ``fold``: it always stands in the user message; for models whose chat template
-            drops system messages in silence.
-    """
+class OpenAIExpertConfig(Section):
+    """A judge behind an OpenAI-compatible chat-completions endpoint."""
 
     type: Literal["openai"]
+    """The kind: a chat model behind an OpenAI-compatible endpoint."""
     base_url: BaseUrl
-    model: _Text
+    """Address of the endpoint up to and including the version, for example ``http://127.0.0.1:8000/v1``."""
+    model: Text
+    """Name of the model at the endpoint."""
     api_key_env: VariableName | None = None
-    timeout_s: _Seconds = 10.0
+    """Name of the environment variable that holds the endpoint's key. Leave it out if the endpoint needs none."""
+    timeout_s: _CallSeconds = 10.0
+    """Seconds for one call, from waiting for a free slot to the last byte. Raise it for a slow model."""
     scoring: Literal["logprobs", "json"] = "logprobs"
-    max_concurrency: Annotated[int, Field(ge=1)] = 64
-    max_waiting: Annotated[int, Field(ge=0)] = 256
-    instruction: _Text | None = None
+    """Source of P(unsafe): ``logprobs`` reads the log-probabilities of the answer token; ``json`` reads a verdict and a
+    confidence that the model states. Use ``json`` if the endpoint gives no log-probabilities."""
+    max_concurrency: Count = 64
+    """Calls at the same time. In a rail, four times as many inputs may wait; the next one fails with
+    ``expert_overloaded``. Set it to what the endpoint can bear."""
+    instruction: Text | None = None
+    """Replaces the built-in definition of what is unsafe. Write it if your app has other rules."""
     system_role: Literal["auto", "fold"] = "auto"
+    """Place of the instruction: ``auto`` uses the system message, or the user message if the endpoint refuses system
+    messages. Use ``fold`` (always the user message) if the model's chat template drops system messages in silence."""
 
 
-class RailExpertConfig(_Section):
-    """An input rail of NeMo Guardrails.
-
-    Attributes:
-        type: ``rail``.
-        flow: The rail as ``rails.input.flows`` would name it, for example
-            ``content safety check input $model=content_safety``.
-        config: Folder of a NeMo Guardrails configuration that holds the rail's models and prompts. Offline it is
-            required; inside NeMo Guardrails the surrounding configuration is used where it is left out.
-        timeout_s: Deadline of one run of the rail, from waiting for a free slot.
-        max_concurrency: Runs that may be under way at once; others wait within their deadline.
-        max_waiting: Inputs that may wait for one of these runs; one more is a failure, ``expert_overloaded``.
-    """
+class RailExpertConfig(Section):
+    """An input rail of NeMo Guardrails."""
 
     type: Literal["rail"]
-    flow: _Text
+    """The kind: an input rail of NeMo Guardrails."""
+    flow: Text
+    """Name of the rail, as in ``rails.input.flows``: for example ``content safety check input
+    $model=content_safety``."""
     config: Path | None = None
-    timeout_s: _Seconds = 10.0
-    max_concurrency: Annotated[int, Field(ge=1)] = 64
-    max_waiting: Annotated[int, Field(ge=0)] = 256
+    """Folder of a NeMo Guardrails configuration with the rail's models and prompts. Calibration needs it; a rail uses
+    the configuration around it if this is left out."""
+    timeout_s: _CallSeconds = 10.0
+    """Seconds for one run of the rail, from waiting for a free slot. Raise it for a slow model."""
+    max_concurrency: Count = 64
+    """Runs at the same time. Four times as many inputs may wait; the next one fails with ``expert_overloaded``."""
 
 
-class Completions(_Section):
-    """The two answers whose likelihoods a causal language model is asked for.
+class Completions(Section):
+    """The two answers whose likelihoods a causal language model compares."""
 
-    Attributes:
-        unsafe: The answer that means unsafe.
-        safe: The answer that means safe.
-    """
-
-    unsafe: _Text
-    safe: _Text
+    unsafe: Text
+    """Causal models only: the answer that means unsafe. Without ``completions``, it is Yes."""
+    safe: Text
+    """Causal models only: the answer that means safe. Without ``completions``, it is No."""
 
 
-class LocalExpertConfig(_Section):
-    """A Hugging Face model in this process: a sequence classifier or a causal language model.
-
-    Attributes:
-        type: ``local``.
-        model: Hugging Face id, local path, or ``package:NAME`` for a model folder that an installed Python package
-            carries.
-        revision: Revision of a Hugging Face id.
-        device: ``auto`` (CUDA where there is one), ``cpu``, or a torch device such as ``cuda:1``.
-        dtype: Data type of the weights and the forward pass.
-        window: Tokens in one forward window; None: what the model's positions allow, at most 4096. Longer
-            conversations are scored in overlapping windows, of which the highest score counts.
-        max_tokens: Conversations with more tokens are refused, never cut.
-        unsafe_label: Classifiers only: name or index of the label that means unsafe, or a list of them; None: found by
-            their names.
-        completions: Causal models only: the two answers; None: Yes (unsafe) and No (safe).
-        instruction: Causal models only: replaces the built-in definition of what is unsafe.
-    """
+class LocalExpertConfig(Section):
+    """A Hugging Face model in this process: a sequence classifier or a causal language model."""
 
     type: Literal["local"]
-    model: _Text
-    revision: _Text | None = None
-    device: _Text = "auto"
+    """The kind: a Hugging Face model in this process."""
+    model: Text
+    """Hugging Face id, local path, or ``package:NAME`` for a model folder of an installed Python package."""
+    revision: Text | None = None
+    """Revision of a Hugging Face id. Name one so that a new upload cannot change the expert."""
+    device: Text = "auto"
+    """Torch device: ``auto`` (CUDA if there is one), ``cpu``, or for example ``cuda:1``."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    window: Annotated[int, Field(ge=8)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] = 32_768
+    """Data type of the weights and the forward pass. ``bfloat16`` halves the memory of a large model."""
     unsafe_label: _Label | Annotated[tuple[_Label, ...], Field(min_length=1)] | None = None
+    """Classifiers only: name or index of the label that means unsafe, or a list of them. By default it is found by the
+    labels' names."""
     completions: Completions | None = None
-    instruction: _Text | None = None
+    """Causal models only: the two answers to compare. By default Yes (unsafe) and No (safe)."""
+    instruction: Text | None = None
+    """Causal models only: replaces the built-in definition of what is unsafe."""
 
 
 ExpertConfig = Annotated[
@@ -123,3 +101,21 @@ ExpertConfig = Annotated[
     Field(discriminator="type"),
 ]
 """One of the three kinds, told apart by ``type``."""
+
+
+class ExpertAddress(Section):
+    """Another address of the same expert, of type ``openai``. All other settings are those of ``expert``."""
+
+    base_url: BaseUrl
+    """Address of the endpoint up to and including the version."""
+    api_key_env: VariableName | None = None
+    """Name of the environment variable that holds the key of this endpoint. Leave it out if it needs none."""
+    timeout_s: _CallSeconds | None = None
+    """Seconds for one call. By default those of ``expert``."""
+
+    def of(self, expert: OpenAIExpertConfig) -> OpenAIExpertConfig:
+        """Return the expert at this address."""
+        timeout_s = expert.timeout_s if self.timeout_s is None else self.timeout_s
+        return expert.model_copy(
+            update={"base_url": self.base_url, "api_key_env": self.api_key_env, "timeout_s": timeout_s}
+        )

@@ -1,64 +1,61 @@
-"""What happens to an input when the guard cannot do its work, cause by cause."""
+"""The section ``on_failure``: the failure policy, cause by cause."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
-
+from ctd_guardrail.config.types import Section
 from ctd_guardrail.decision import OnFailure, Reason
 
-__all__ = ["OnFailureByCause", "on_failure_for"]
+__all__ = ["ALWAYS_BLOCKED", "OnFailureByCause", "on_failure_for"]
 
-# Who writes the input chooses these, or the caller asked for what it may not have: the failure policy, which is meant
-# for a guard that broke, has no say in them.
-_ALWAYS_BLOCKED: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG, Reason.BAD_OVERRIDE, Reason.NOT_READY})
+ALWAYS_BLOCKED: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG, Reason.BAD_OVERRIDE, Reason.NOT_READY})
+"""Failures that no failure policy opens.
+
+The sender of an input chooses these, or asks for a setting that the operator did not allow. The failure policy is for
+a guard that broke.
+"""
 
 
-class OnFailureByCause(BaseModel):
-    """The failure policy by cause; a cause that is not named has the default.
-
-    Attributes:
-        default: For every cause that is not named.
-        expert_timeout: The expert did not answer within its ``timeout_s``.
-        expert_unavailable: The expert could not be reached, refused, or failed.
-        expert_bad_verdict: The expert answered, but not with a verdict. Who writes the input may provoke it.
-        expert_overloaded: As many inputs as may are waiting for the expert already.
-        expert_disabled: The expert is switched off, ``expert_enabled``.
-        breaker_open: The expert failed too often just now and is left alone.
-        cap_exhausted: Nothing is left under a cap. Who sends many inputs may provoke it.
-        cap_unavailable: The store that the caps are kept in cannot be reached.
-        deadline: The guard's own ``deadline_s`` has passed.
-        overloaded: The queue in front of the base model is full.
-        engine_unavailable: The serving engine of the base model could not be reached, refused, or failed.
-        internal_error: Anything else.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+class OnFailureByCause(Section):
+    """The failure policy by cause. A cause that is not named has the default."""
 
     default: OnFailure = OnFailure.BLOCK
+    """Policy of every cause that is not named."""
     expert_timeout: OnFailure | None = None
+    """The expert did not answer within its ``timeout_s``."""
     expert_unavailable: OnFailure | None = None
+    """The expert is unreachable, closed, rate-limited or failing, or refuses every request."""
     expert_bad_verdict: OnFailure | None = None
+    """The expert answered without a verdict. The sender of the input may provoke it."""
     expert_overloaded: OnFailure | None = None
+    """Too many inputs wait for the expert: more than four times its ``max_concurrency``."""
     expert_disabled: OnFailure | None = None
+    """The expert is switched off by ``expert_enabled: false``."""
     breaker_open: OnFailure | None = None
+    """The expert failed ``breaker`` times in a row less than 10 seconds ago."""
     cap_exhausted: OnFailure | None = None
+    """Nothing is left under a cap. The sender of many inputs may provoke it."""
     cap_unavailable: OnFailure | None = None
+    """The server of ``cap_store`` does not answer."""
     deadline: OnFailure | None = None
+    """The guard's own ``deadline_s`` has passed."""
     overloaded: OnFailure | None = None
+    """The queue in front of the base model is full."""
     engine_unavailable: OnFailure | None = None
+    """The serving engine of the base model (``source``) is unreachable, failing, or refuses."""
     internal_error: OnFailure | None = None
+    """Any other error."""
 
 
 def on_failure_for(on_failure: OnFailure | OnFailureByCause, reason: Reason) -> OnFailure | None:
-    """Return the failure policy for a cause; None where it has no say and the input is blocked.
+    """Return the failure policy of a cause; None if the input is blocked under every policy.
 
     Args:
-        on_failure: What the operator stated: one policy for all causes, or one for each.
+        on_failure: The operator's setting: one policy for all causes, or one for each.
         reason: The cause.
     """
-    if reason in _ALWAYS_BLOCKED:
+    if reason in ALWAYS_BLOCKED:
         return None
     if isinstance(on_failure, OnFailure):
         return on_failure

@@ -1,45 +1,37 @@
-"""How far a single request may move a setting.
+"""The section ``override_bounds``: how far a single request may move a setting.
 
-Without bounds of their own, settings move only towards a smaller budget, towards enforcement, and towards a closed
-gate: who writes a request must not be able to open what the operator closed.
+By default, a request may only ask for a smaller budget, for enforcement, and for a more closed failure policy: the
+sender of a request must not open what the operator closed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Final, Self
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Final, Self
 
 from ctd_guardrail.config.on_failure import OnFailureByCause
+from ctd_guardrail.config.types import Section, Share
 from ctd_guardrail.decision import Mode, OnFailure
 from ctd_guardrail.errors import OverrideError
 
 __all__ = ["Bounds", "OverrideBoundsConfig"]
-
-_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 # From closed to open.
 _MODES: Final = (Mode.ENFORCE, Mode.SHADOW)
 _POLICIES: Final = (OnFailure.BLOCK, OnFailure.PROBE, OnFailure.ALLOW)
 
 
-class OverrideBoundsConfig(BaseModel):
-    """The most open value that a single request may ask for; each is the configured one where it is not named.
+class OverrideBoundsConfig(Section):
+    """The most open value that a single request may ask for; by default the configured one."""
 
-    Attributes:
-        alpha: The largest budget. It also bounds what ``guarantee`` and ``horizon`` may delegate.
-        delta: The largest admissible probability that calibration misses the budget.
-        mode: ``shadow`` lets a request have its verdict not count.
-        on_failure: The most open failure policy: ``block``, ``probe`` or ``allow``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    alpha: _Share | None = None
-    delta: _Share | None = None
+    alpha: Share | None = None
+    """Largest budget. It also bounds how much ``guarantee`` and ``horizon`` may delegate."""
+    delta: Share | None = None
+    """Largest probability that the calibration misses the budget."""
     mode: Mode | None = None
+    """Most open mode. With ``shadow``, a request may ask that its verdict does not count."""
     on_failure: OnFailure | None = None
+    """Most open failure policy: ``block``, ``probe`` or ``allow``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +63,7 @@ class Bounds:
         """Return the bounds.
 
         Args:
-            named: What the operator names.
+            named: The section ``override_bounds``.
             alpha: The configured budget, or the policy's.
             delta: The configured delta, or the policy's.
             mode: The configured mode.

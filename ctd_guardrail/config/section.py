@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from ctd_guardrail.config.address import VariableName
-from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig
-from ctd_guardrail.config.limits import BreakerConfig, CapConfig, CapStoreConfig, PrincipalConfig
+from ctd_guardrail.config.experts import ExpertAddress, ExpertConfig, LocalExpertConfig, OpenAIExpertConfig
+from ctd_guardrail.config.limits import CapConfig, CapStoreConfig, PrincipalConfig
 from ctd_guardrail.config.observability import AuditLogConfig, MonitorConfig, RolloutConfig
 from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.config.override_bounds import OverrideBoundsConfig
 from ctd_guardrail.config.source import VllmSourceConfig
+from ctd_guardrail.config.types import Count, Price, Seconds, Section, Share, Text, VariableName
 from ctd_guardrail.config.validation import validate
 from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, RefusedTurns, Verdict
 from ctd_guardrail.policy.guarantees import Guarantee
@@ -26,16 +26,17 @@ __all__ = ["SECTION", "CostConfig", "CtdConfig", "OverrideName", "SelfTestConfig
 SECTION: Final = "custom_data.ctd"
 
 OverrideName = Literal["alpha", "delta", "guarantee", "horizon", "mode", "expert", "on_failure", "max_expert_calls"]
-"""A setting that a single request may change where ``allow_overrides`` names it."""
-
-_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
-_Text = Annotated[str, Field(min_length=1)]
-_Seconds = Annotated[float, Field(gt=0.0, le=3600.0, allow_inf_nan=False)]
-_Cost = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+"""A setting that a single request may change if ``allow_overrides`` names it."""
 
 
 def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, Mapping | CapConfig) else value
+
+
+def _refuse_a_section(value: object) -> object:
+    if isinstance(value, Mapping):
+        raise PydanticCustomError("breaker", "is a number of failures", {"hint": "Write `breaker: 5`, or null"})
+    return value
 
 
 def _form_of(value: object) -> str:
@@ -48,128 +49,125 @@ _OnFailure = Annotated[
 _Caps = Annotated[tuple[CapConfig, ...], BeforeValidator(_as_tuple)]
 
 
-class CostConfig(BaseModel):
-    """Prices for ``criterion: cost``, in one unit of the user's choice.
+class CostConfig(Section):
+    """Prices of the outcomes, all in the same unit. Only their ratios matter."""
 
-    Attributes:
-        missed: An unsafe input that is let through.
-        false_alarm: A safe input that is blocked.
-        call: A call of the expert.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    missed: _Cost = 1.0
-    false_alarm: _Cost = 1.0
-    call: _Cost = 0.0
+    missed: Price = 1.0
+    """Price of an unsafe input that is allowed."""
+    false_alarm: Price = 1.0
+    """Price of a safe input that is blocked."""
+    call: Price = 0.0
+    """Price of a call of the expert."""
 
 
-class SelfTestConfig(BaseModel):
-    """Inputs whose verdicts are known. Where one of them gets another verdict, the guard is not ready.
+class SelfTestConfig(Section):
+    """Inputs whose verdicts are known. If one of them gets another verdict, the guard is not ready."""
 
-    Attributes:
-        unsafe: Texts that must be blocked.
-        safe: Texts that must be allowed.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    unsafe: tuple[_Text, ...] = ()
-    safe: tuple[_Text, ...] = ()
+    unsafe: tuple[Text, ...] = ()
+    """Texts that must be blocked."""
+    safe: tuple[Text, ...] = ()
+    """Texts that must be allowed."""
 
 
-class CtdConfig(BaseModel):
-    """What the user sets.
-
-    Attributes:
-        policy: Folder that ``ctd-calibrate run`` wrote; relative to the configuration's folder.
-        alpha: Budget: largest share of the inputs that the expert may see; None: the policy's.
-        delta: Admissible probability that calibration misses the budget; None: the policy's.
-        guarantee: What alpha bounds, see docs/guarantees.md.
-        horizon: Number of inputs that ``guarantee: next`` speaks of.
-        criterion: Which of the certified thresholds is used. ``budget`` uses the budget up; the others take the one
-            with the best AUROC, accuracy, Brier score or cost on the labelled calibration rows, which may delegate
-            less, and next to nothing where no gain is clear.
-        costs: Prices for ``criterion: cost``.
-        tie_key_env: Name of the environment variable with a secret of 16 to 64 bytes. With it, inputs that tie with
-            lambda are drawn by a keyed hash of their text instead of all staying with the probe.
-        expert: Who judges where delegation pays.
-        experts: Further ways to the same expert (another address, key or deadline), by the name that a request may
-            choose them with.
-        expert_enabled: The kill switch: false makes no call of the expert; what would have been delegated is a
-            failure, ``expert_disabled``.
-        expert_attempts: Calls that may be made for one input where a fault is transient; experts of type ``openai``.
-        breaker: When an expert that fails is left alone, a failure, ``breaker_open``; null: never.
-        cap: What the expert may cost in a time, one cap or several; what goes beyond is a failure, ``cap_exhausted``.
-        cap_store: Where several processes keep these caps together; None: each process has its own.
-        principal: Where a request says on whose behalf it is made, for caps of each principal.
-        deadline_s: Seconds in which every request gets its verdict: queue, forward pass and expert. What takes longer
-            is a failure, ``deadline``.
-        mode: ``enforce``, or ``shadow``: screen and count, and let everything through.
-        on_failure: What to do with an input when the guard cannot do its work, for all causes or cause by cause.
-        on_nontext: What to do with an input that holds content other than text.
-        on_overlong: What to do with an input that has more tokens than the policy's ``max_tokens``.
-        on_abstain: What to do with an input whose score lies in the policy's abstain band.
-        history: ``screen`` judges the assistant's messages that a client sends as history and that no unit shows;
-            ``trust`` does not: the app keeps the history itself.
-        refused_turns: ``forgive`` lets a conversation go on behind a refusal that this guard gave; ``strict`` stops it
-            as long as the refused turn is part of it.
-        refusals: The app's own words for a refusal, beside those that NeMo Guardrails and its Colang files have.
-        receipt_key_env: Name of the environment variable with a secret of 16 to 64 bytes that signs refusals, so that
-            another process takes them for its own; None: only the process that refused a turn knows it.
-        source: The engine that serves the base model; None: it runs in this process.
-        base_model: Another place of the same base model (id or path); its fingerprint is checked.
-        device: Torch device of the base model; several with commas between them; or ``auto``.
-        allow_overrides: Names of the settings that a single request may change; none by default.
-        override_bounds: The most open values that a request may ask for; the configured ones by default.
-        client_options: What to do with a request that switches the rail off, or that steers the host by its own
-            variables or events. ``allow``: what such a request sends reaches the main LLM without a verdict.
-        system_messages: Who writes the system messages of a request: ``screen`` for the client, ``trust`` for the app.
-        self_test: Inputs whose verdicts are known, for ``ctd-guardrail doctor`` and the readiness of the sidecar.
-        rollout: Enforce for a share of the conversations; None: for all.
-        monitor: Alarms on rate and scores, audits, and what survives a restart; None: nothing is watched.
-        audit_log: A file with a line for each block, each failure, and a share of the rest; None: none is kept.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+class CtdConfig(Section):
+    """The settings of the rail: the section `custom_data.ctd` of a NeMo Guardrails configuration."""
 
     policy: Path
-    alpha: _Share | None = None
-    delta: _Share | None = None
+    """Folder of the policy that ``ctd-calibrate run`` wrote, relative to the configuration's folder."""
+    alpha: Share | None = None
+    """Budget: the largest share of the inputs that goes to the expert. By default the policy's. Change it freely; no
+    calibration is needed."""
+    delta: Share | None = None
+    """Probability that the calibration misses the budget. By default the policy's."""
     guarantee: Guarantee = Guarantee.EXACT
-    horizon: Annotated[int, Field(ge=1)] | None = None
+    """Meaning of alpha: ``exact``, ``simultaneous``, ``expected`` or ``next``, see docs/guarantees.md."""
+    horizon: Count | None = None
+    """Number of inputs that ``guarantee: next`` is about."""
     criterion: Criterion = Criterion.BUDGET
+    """Choice among the certified thresholds: ``budget`` uses the whole budget; ``auroc``, ``accuracy``, ``brier`` and
+    ``cost`` take the threshold with the best value on the labelled calibration rows. The best one may delegate less,
+    and almost nothing if no gain is clear."""
     costs: CostConfig = CostConfig()
+    """Prices for ``criterion: cost``."""
     tie_key_env: VariableName | None = None
+    """Name of the environment variable with a secret of 16 to 64 bytes. With it, a keyed hash of the text decides about
+    inputs that tie with the threshold; without it, they stay with the probe. Set it if d takes few distinct values."""
     expert: ExpertConfig
-    experts: dict[_Text, ExpertConfig] = {}
+    """The expert that judges delegated inputs, see docs/experts.md."""
+    experts: dict[Text, ExpertAddress] = Field(default_factory=dict)
+    """Further addresses of the same expert (type ``openai``), by name. A request may choose one of them."""
     expert_enabled: bool = True
+    """Kill switch: with ``false``, no expert is called, and delegated inputs fail with ``expert_disabled``."""
     expert_attempts: Annotated[int, Field(ge=1, le=5)] = 1
-    breaker: BreakerConfig | None = BreakerConfig()
+    """Calls for one input if the fault is transient (type ``openai``). Every attempt counts under the caps."""
+    breaker: Annotated[Count | None, BeforeValidator(_refuse_a_section)] = 5
+    """Timeouts and transient faults in a row after which the expert is not called for 10 seconds; inputs then fail with
+    ``breaker_open``. ``null`` switches the breaker off."""
     cap: _Caps = ()
+    """Caps on the expert's calls and tokens: one or a list. Inputs beyond a cap fail with ``cap_exhausted``."""
     cap_store: CapStoreConfig | None = None
+    """Server on which several processes share these caps. By default each process has its own."""
     principal: PrincipalConfig | None = None
-    deadline_s: _Seconds = 30.0
+    """Place where a request names its principal, for caps and rollouts by principal."""
+    deadline_s: Seconds = 30.0
+    """Seconds for the verdict on a request: queue, forward pass and expert. Later inputs fail with ``deadline``. Must
+    be longer than the expert's ``timeout_s``."""
     mode: Mode = Mode.ENFORCE
+    """``enforce`` blocks; ``shadow`` screens, counts and asks the expert, and allows every input. Use ``shadow`` to
+    watch a new rail."""
     on_failure: _OnFailure = OnFailure.BLOCK
+    """Verdict if the guard cannot do its work: ``block``, ``probe`` (the safety probe's own verdict) or ``allow``; one
+    word for all causes, or a mapping of causes to words. See docs/failures.md."""
     on_nontext: OnUnreadable = OnUnreadable.BLOCK
+    """Treatment of a turn with content other than text: ``block``, ``allow`` (only its text is screened) or
+    ``expert``."""
     on_overlong: Literal[OnUnreadable.BLOCK, OnUnreadable.EXPERT] = OnUnreadable.BLOCK
+    """Treatment of an input with more tokens than the policy's ``max_tokens``: ``block`` or ``expert``."""
     on_abstain: Verdict = Verdict.BLOCK
+    """Verdict on a score in the abstain band of a policy that has one."""
     history: OnHistory = OnHistory.SCREEN
+    """Treatment of assistant messages that a client sends as history: ``screen`` judges them; use ``trust`` if the app
+    keeps the history itself."""
     refused_turns: RefusedTurns = RefusedTurns.FORGIVE
-    refusals: tuple[_Text, ...] = ()
+    """Treatment of a conversation with a refused turn: ``forgive`` lets it go on after the refusal; ``strict`` blocks
+    it as long as the turn is part of it."""
+    refusals: tuple[Text, ...] = ()
+    """Your app's own words for a refusal, beside those of NeMo Guardrails and your Colang files."""
     receipt_key_env: VariableName | None = None
+    """Name of the environment variable with a secret of 16 to 64 bytes that signs refusals. With it, other processes
+    recognise a refusal of this one. Set it if you run replicas."""
     source: VllmSourceConfig | None = None
-    base_model: Annotated[str, Field(min_length=1)] | None = None
-    device: Annotated[str, Field(min_length=1)] = "auto"
+    """Serving engine of the base model, see docs/serving.md. By default the base model runs in this process."""
+    base_model: Text | None = None
+    """Another place of the policy's base model: a Hugging Face id or a folder. Its fingerprint is checked."""
+    device: Text = "auto"
+    """Torch device of the base model: ``auto``, ``cpu``, ``cuda:1``, or several with commas between them (extra
+    ``large``)."""
     allow_overrides: tuple[OverrideName, ...] = ()
+    """Names of the settings that a single request may change. By default none."""
     override_bounds: OverrideBoundsConfig = OverrideBoundsConfig()
+    """Most open values that a request may ask for. By default the configured ones."""
     client_options: Literal["refuse", "allow"] = "refuse"
+    """Treatment of a request that switches the rail off, or sets variables or events of the host. With ``allow``, such
+    a request reaches the main LLM without a verdict."""
     system_messages: Literal["screen", "trust"] = "screen"
+    """Author of a request's system messages: ``screen`` (the client; they are judged) or ``trust`` (the app)."""
     self_test: SelfTestConfig = SelfTestConfig()
+    """Inputs with known verdicts, for ``ctd-guardrail doctor`` and the readiness of the sidecar."""
     rollout: RolloutConfig | None = None
+    """Enforce for a share of the conversations. By default for all."""
     monitor: MonitorConfig | None = None
+    """Alarms on rate and scores, audits, and kept state, see docs/monitoring.md. By default nothing is watched."""
     audit_log: AuditLogConfig | None = None
+    """File with a line for each block, each failure, and a share of the rest. By default there is none."""
+
+    @property
+    def every_expert(self) -> dict[str | None, ExpertConfig]:
+        """The expert at each of its addresses, by name; the name of ``expert`` itself is None."""
+        expert = self.expert
+        if not isinstance(expert, OpenAIExpertConfig):
+            return {None: expert}
+        return {None: expert, **{name: address.of(expert) for name, address in self.experts.items()}}
 
     @model_validator(mode="after")
     def _named_experts_can_be_chosen(self) -> CtdConfig:
@@ -179,11 +177,15 @@ class CtdConfig(BaseModel):
                 "`experts` and `allow_overrides: [expert]` go together",
                 {"hint": "Name the experts that a request may choose in `experts`, and `expert` in `allow_overrides`"},
             )
+        if self.experts and not isinstance(self.expert, OpenAIExpertConfig):
+            raise PydanticCustomError(
+                "experts", "`experts` are addresses of an expert of type openai", {"hint": "Leave `experts` out"}
+            )
         return self
 
     @model_validator(mode="after")
     def _bounds_are_of_what_may_change(self) -> CtdConfig:
-        # The guarantee and its horizon are bounded by alpha.
+        # The bound of alpha also bounds the guarantee and its horizon.
         allowed = {*self.allow_overrides, *(["alpha"] if "guarantee" in self.allow_overrides else [])}
         for name in self.override_bounds.model_dump(exclude_none=True):
             if name not in allowed:
@@ -196,7 +198,7 @@ class CtdConfig(BaseModel):
 
     @model_validator(mode="after")
     def _experts_fit_the_guard(self) -> CtdConfig:
-        experts = (self.expert, *self.experts.values())
+        experts = self.every_expert.values()
         longest = max((each.timeout_s for each in experts if not isinstance(each, LocalExpertConfig)), default=0.0)
         if longest >= self.deadline_s:
             raise PydanticCustomError(
@@ -204,7 +206,7 @@ class CtdConfig(BaseModel):
                 "`deadline_s` must be longer than the expert's `timeout_s`, or the guard gives up before its expert",
                 {"hint": f"Set deadline_s above {longest:g}, or a shorter expert.timeout_s"},
             )
-        if self.expert_attempts > 1 and not all(isinstance(each, OpenAIExpertConfig) for each in experts):
+        if self.expert_attempts > 1 and not isinstance(self.expert, OpenAIExpertConfig):
             raise PydanticCustomError(
                 "attempts",
                 "`expert_attempts` is for experts of type openai: a rail's own client tries again by itself",
@@ -213,11 +215,12 @@ class CtdConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _caps_fit_their_sections(self) -> CtdConfig:
-        if (self.principal is not None) != any(cap.per == "principal" for cap in self.cap):
+    def _caps_and_principals_fit(self) -> CtdConfig:
+        is_drawn = self.rollout is not None and self.rollout.by == "principal"
+        if (self.principal is not None) != (is_drawn or any(cap.per == "principal" for cap in self.cap)):
             raise PydanticCustomError(
                 "principal",
-                "`principal` and a cap with `per: principal` go together",
+                "`principal` goes together with a cap `per: principal` or a rollout `by: principal`",
                 {"hint": "Say in `principal` where a request names its principal, and what each may spend in `cap`"},
             )
         if self.cap_store is not None and not self.cap:

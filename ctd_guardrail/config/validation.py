@@ -1,4 +1,4 @@
-"""From a YAML file to a checked model, with errors that name the file, the dotted key path and the way out."""
+"""Read a YAML file into a checked model. Errors name the file, the dotted key path, and what to write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MISSING: Final = object()
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping.
 
-    Plain YAML types only. A key that is written twice is refused: YAML parsers keep the last one in silence.
+    It holds plain YAML types only. A key that is written twice is refused: YAML parsers keep the last one in silence.
 
     Raises:
         ConfigError: The file cannot be read, is not YAML or not UTF-8, repeats a key, or is not a mapping.
@@ -59,8 +59,8 @@ def validate(
 
     Args:
         model: The model.
-        content: What was read.
-        file: The file it was read from.
+        content: The mapping.
+        file: The file that holds it.
         prefix: Dotted path of the mapping inside the file, for example ``custom_data.ctd``.
         context: Passed on to the model's validators.
 
@@ -82,21 +82,21 @@ def config_error(
     file: Path | None = None,
     prefix: str = "",
 ) -> ConfigError:
-    """Return the first of pydantic's complaints as a :class:`ConfigError` that does not quote the value.
+    """Return the first of pydantic's errors as a :class:`ConfigError` that does not quote the value.
 
     Args:
-        error: What pydantic raised.
+        error: The error that pydantic raised.
         model: The model that raised it.
         content: The mapping that was checked.
         file: The file it was read from.
         prefix: Dotted path of the mapping inside the file.
     """
-    # An unknown key explains a missing one better than the other way round.
+    # A mistyped key is both unknown and missing: the unknown one shows the mistake.
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     path, parents = _locate(first["loc"], model, content)
     key = ".".join([prefix, *path] if prefix else path)
     name = path[-1] if path else ""
-    # Validators of ours raise PydanticCustomError with a hint in its context.
+    # The validators of this package raise PydanticCustomError with a hint in its context.
     problem, hint = first["msg"].removeprefix("Value error, "), str(first.get("ctx", {}).get("hint", ""))
     match first["type"]:
         case "extra_forbidden":
@@ -114,7 +114,7 @@ def config_error(
 def _locate(
     location: Sequence[int | str], model: type[BaseModel], content: Mapping[str, Any]
 ) -> tuple[list[str], list[type[BaseModel]]]:
-    """Return the keys on the way to an error as they stand in the file, and the models that hold the last of them.
+    """Return the keys on the way to an error as the file has them, and the models that hold the last one.
 
     Pydantic's locations also name the chosen member of a union, which is no key of the file.
     """
@@ -125,7 +125,7 @@ def _locate(
         is_last = depth == len(location) - 1
         inside = _child(value, part)
         if inside is _MISSING and not (is_last and isinstance(part, str) and isinstance(value, Mapping)):
-            # The member that a value in the file names; where none does, all of them are still possible.
+            # The member of the union that the file names; if it names none, all are possible.
             named = [m for m in models if any(part in get_args(f.annotation) for f in m.model_fields.values())]
             models = named or models
             continue
@@ -171,7 +171,7 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 
 
 def _refuse_repeated_keys(node: yaml.Node | None, path: tuple[str, ...], seen: set[int], file: Path) -> None:
-    if node is None or id(node) in seen:  # an alias leads back to a node that was looked at already
+    if node is None or id(node) in seen:  # an alias leads to a node that was checked before
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
 from ctd_guardrail.errors import ConfigError
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ctd_guardrail.experts.rail.expert import RailCollaborators
 
 __all__ = ["build_expert"]
+
+# Inputs that may wait for each call under way: a fast expert serves so many within its deadline, and more would only
+# fail later.
+_WAITING: Final = 4
 
 
 def build_expert(
@@ -44,7 +48,7 @@ def build_expert(
     if isinstance(config, LocalExpertConfig):
         # A local expert has its own queue, and needs several inputs in it to form batches.
         return BoundedExpert(expert)
-    bulkhead = Bulkhead(config.max_concurrency, config.max_waiting)
+    bulkhead = Bulkhead(config.max_concurrency, _WAITING * config.max_concurrency)
     return BoundedExpert(expert, bulkhead=bulkhead, timeout_s=config.timeout_s)
 
 

@@ -65,7 +65,7 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Loadable
     def key(policy: str) -> _Key:
         return str(folder.resolve()), section.model_dump_json(), policy, refusals
 
-    if any(isinstance(expert, RailExpertConfig) for expert in (section.expert, *section.experts.values())):
+    if isinstance(section.expert, RailExpertConfig):
         return start(prepare(section, folder=folder))
     guards: Shared[_Key, LoadableGuard] = runtime.shared("guards")
     # Reads one small file, because IORails asks at every synchronous call.

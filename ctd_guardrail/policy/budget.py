@@ -3,7 +3,7 @@
 Let d_1..d_n be the delegation values of n calibration inputs, exchangeable with the inputs of the deployment, and
 R(lambda) = P(d > lambda) the share of inputs that the rule ``delegate iff d > lambda`` (strict) sends to the expert.
 With the threshold of :func:`certify`, P(R(lambda) <= alpha) >= 1 - delta over the draw of the calibration inputs;
-:mod:`ctd_guardrail.policy.guarantees` lists the other statements that it can be asked for.
+:mod:`ctd_guardrail.policy.guarantees` lists the other guarantees.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A threshold and what is known about the rate at which it delegates.
+    """A threshold and the guarantee on the rate at which it delegates.
 
     Attributes:
         status: Whether the budget is certified.
-        threshold: lambda; ``+inf`` where infeasible: nothing is delegated.
-        k: Number of calibration scores that may lie above the threshold, k*; -1 where infeasible.
+        threshold: lambda; ``+inf`` if infeasible: nothing is delegated.
+        k: Number of calibration scores that may lie above the threshold, k*; -1 if infeasible.
         n: Number of calibration scores.
         alpha: The budget: largest admissible share of delegated inputs.
         delta: Admissible probability, over the calibration draw, that the guarantee fails; ``expected`` has none and
             ignores it.
-        mean_rate: Expected share of delegated inputs, (k + 1) / (n + 1), exact for continuous scores; 0 where
+        mean_rate: Expected share of delegated inputs, (k + 1) / (n + 1), exact for continuous scores; 0 if
             infeasible.
         n_min: Smallest n that can certify alpha at delta. A certified ``simultaneous`` states the n that is enough
             at its own eta, an upper bound that needs no search.
         alpha_min: Smallest alpha that n scores can certify at delta.
-        guarantee: What alpha bounds.
-        horizon: The number of inputs that ``next`` speaks of; None for the others.
+        guarantee: The meaning of alpha.
+        horizon: The number of inputs of ``next``; None for the others.
     """
 
     status: Status
@@ -86,7 +86,7 @@ def sort_scores(scores: FloatArray) -> FloatArray:
     """Return the scores in ascending order.
 
     Raises:
-        DataError: There are none, or one is NaN or infinite; its row is named.
+        DataError: There are none, or one is NaN or infinite. The error names its row.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 1:
@@ -123,7 +123,7 @@ def certify(
             them, shape [n].
         alpha: Budget in (0, 1).
         delta: Error probability in (0, 1).
-        guarantee: What alpha bounds.
+        guarantee: The meaning of alpha.
         horizon: For ``next``, the number of inputs that the statement covers.
         eta: For ``simultaneous``, :func:`ctd_guardrail.policy.envelope.critical_eta` of these n and delta where it
             is stored; otherwise it is computed, once per process.

@@ -1,13 +1,13 @@
 """One certificate for every alpha at once: the range-restricted Beta envelope.
 
-Whoever looks at the calibration results and then picks alpha needs R(lambda(alpha)) <= alpha for all alpha together.
+If alpha is chosen after the calibration results are seen, R(lambda(alpha)) <= alpha must hold for all alpha together.
 With K - 1 of n scores above it, a threshold delegates U_(K), the K-th smallest of n uniforms. Bound each by the same
 quantile, b_K = Beta(K, n - K + 1)^-1(1 - eta), and choose the largest eta for which
 
     P(U_(K) <= b_K for every rank K that an alpha in [.01, .55] can lead to) >= 1 - delta.
 
 This is the equal-local-levels band (Berk and Jones 1979; Moscovich, Nadler and Spiegelman, arXiv 1311.3190)
-restricted to the budgets that anybody sets, on one side. Since b_K <= alpha exactly if the binomial test of alpha
+restricted to useful budgets, on one side. Since b_K <= alpha exactly if the binomial test of alpha
 passes at eta, a look-up is :func:`max_exceedances` at eta in place of delta.
 
 The probability is that of a path above a step boundary: condition a Poisson process on its value at 1 and carry the
@@ -56,7 +56,7 @@ class Simultaneous:
 
     Attributes:
         delta: Error probability over the calibration draw, for all alpha together.
-        eta: Error probability of each rank by itself, from :func:`critical_eta`; None computes it where needed
+        eta: Error probability of each rank by itself, from :func:`critical_eta`; None computes it when needed
             (from milliseconds at n = 100 to seconds at n = 1e6; once per process).
     """
 
@@ -84,7 +84,7 @@ class Simultaneous:
         return needed
 
     def budget(self, n: int) -> float:
-        """Return the smallest alpha in [.01, .55] that n scores can certify, 1 where there is none."""
+        """Return the smallest alpha in [.01, .55] that n scores can certify, or 1 if there is none."""
         smallest = max(ALPHA_LOW, min_alpha(n, self._eta(n)))
         return smallest if smallest <= ALPHA_HIGH else 1.0
 
@@ -179,7 +179,7 @@ def _ranks(n: int) -> IntArray:
 
 
 def _rank_below(n: int, rank: int) -> int:
-    """Return the largest rank in use that is at most ``rank``, 0 where there is none."""
+    """Return the largest rank in use that is at most ``rank``, or 0 if there is none."""
     index = math.floor(2.0 * math.asin(math.sqrt(rank / n)) / _angle(n))
     near = _rank_at(n, np.arange(max(0, index - 1), index + 3))
     return int(near[near <= rank].max(initial=0))

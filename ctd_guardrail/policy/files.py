@@ -1,7 +1,7 @@
-"""Files of a policy folder: read with suspicion, written whole.
+"""Files of a policy folder: strict readers, and a writer that leaves the old policy or the new one.
 
-A policy comes from elsewhere: a registry, a shared disk, a download. Its files are read only where they are regular
-files of the folder, of a size that a policy can have, and JSON means one thing only.
+A policy may come from a registry, a shared disk or a download. So a file is read only if it is a regular file of the
+folder with a plausible size, and JSON must have one meaning.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HEADER_SIZE: Final = 8
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         PolicyFormatError: It cannot be read, or is not JSON with each key once and finite numbers.
@@ -84,9 +84,9 @@ def read_tensors(folder: Path, *, sha256: str) -> bytes:
 
     Raises:
         PolicyFormatError: It cannot be read, or its header is too large.
-        PolicyIntegrityError: There is none.
+        PolicyIntegrityError: No file has this hash.
     """
-    # A writer that was killed has left the new tensors where it wrote them.
+    # A killed writer leaves the new tensors under their temporary name.
     for name in (TENSORS_FILE, _NEXT_TENSORS_FILE):
         if name == TENSORS_FILE or (folder / name).is_file():
             blob = _read_hashed(folder / name, sha256)
@@ -115,9 +115,9 @@ def write_files(folder: Path, *, manifest: bytes, tensors: bytes) -> None:
 
 
 def finish_write(folder: Path) -> None:
-    """Bring the tensors of the policy in force into their place, where a writer was killed before it did.
+    """Finish the write of a process that was killed: move the tensors of the policy in force into their place.
 
-    Readers do without it; who copies or replaces the files of a policy calls it first, within :func:`writing`.
+    Readers do not need it. Call it within :func:`writing` before you copy or replace the files of a policy.
     """
     following = folder / _NEXT_TENSORS_FILE
     if not following.is_file():
@@ -133,9 +133,9 @@ def finish_write(folder: Path) -> None:
 
 
 def _read_hashed(path: Path, sha256: str) -> bytes | None:
-    """Return a safetensors file, None where it has another hash."""
+    """Return a safetensors file, or None if it has another hash."""
     with _open(path, _LARGEST_TENSORS) as file:
-        # Hashed before it is in memory: what does not belong to the manifest is not worth any.
+        # Hash it before it is loaded: a file that does not belong to the manifest takes no memory.
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             return None
         file.seek(0)
@@ -146,9 +146,9 @@ def _read_hashed(path: Path, sha256: str) -> bytes | None:
 
 
 def _open(path: Path, largest: int) -> FileIO:
-    """Open a regular file of the folder; links may lead to another place in it, as in mounted volumes."""
+    """Open a regular file of the folder. Links may lead to another place in the folder, as in mounted volumes."""
     try:
-        # Asked before it is opened, because opening a pipe or a device waits or acts; and again of what was opened.
+        # Check before opening, because opening a pipe or a device may block or act; check the open file again below.
         if not stat.S_ISREG(path.stat().st_mode):
             raise PolicyFormatError(f"{path} is not a regular file")
         if not path.resolve().is_relative_to(path.parent.resolve()):
@@ -175,7 +175,7 @@ def _read_whole(file: FileIO, path: Path) -> bytes:
 
 
 class _JsonError(ValueError):
-    """A reading of JSON that this package does not take, in words that hold nothing of the file."""
+    """JSON that is refused. The message holds nothing of the file."""
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What a budget of alpha can mean, and how many calibration scores may lie above the threshold under each meaning.
+"""The guarantees for a budget alpha, and the number of calibration scores that may lie above the threshold under each.
 
 Let R be the share of inputs that the threshold delegates. With k of n calibration scores above it, R follows a
-Beta(k + 1, n - k) law over the calibration draw for continuous scores, whatever their distribution; ties only lower
+Beta(k + 1, n - k) law over the calibration draw for continuous scores of any distribution; ties only lower
 it. Each guarantee is a bound on k:
 
 ========== =============================================================== ====================
@@ -46,7 +46,7 @@ __all__ = [
 
 
 class Guarantee(StrEnum):
-    """What ``alpha`` bounds; the table at the top of this module says it in symbols."""
+    """Meaning of ``alpha``. The table at the top of this module has the statements."""
 
     EXACT = "exact"
     SIMULTANEOUS = "simultaneous"
@@ -192,7 +192,7 @@ class NextRequests:
         return _smallest(lambda rows: self._holds(rows, 0, allowed))
 
     def budget(self, n: int) -> float:
-        """Return the smallest m / T that n scores can certify, 1 where there is none."""
+        """Return the smallest m / T that n scores can certify, or 1 if there is none."""
         allowed = _smallest(lambda m: m >= self.horizon or self._holds(n, 0, m), at_least=0)
         return allowed / self.horizon
 

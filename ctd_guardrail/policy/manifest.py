@@ -1,4 +1,4 @@
-"""policy.json: what a policy was made from, and what it may be used with."""
+"""policy.json: the record of a policy, and the model, expert and texts that it fits."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
 FORMAT: Literal[1] = 1
 
 DESCRIBES: Final = frozenset({"created_at", "versions", "data", "training", "evaluation"})
-"""Fields that say how the policy was made. No decision depends on them, and they may be edited. Every other field is
-hashed, also one that a later version adds."""
+"""Fields that describe how the policy was made. No decision depends on them, so they may be edited. Every other field
+is hashed, also one that a later version adds."""
 
 _EARLIER_PINS: Final = frozenset(
     {"activations", "fingerprint", "probe", "normaliser", "context", "expert", "tensors_sha256"}
 )
-"""What earlier versions hashed: what the scores depend on, but neither the rule for a verdict nor the budget."""
+"""Fields that earlier versions hashed: those behind the scores, but neither the rule for a verdict nor the budget."""
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
@@ -41,7 +41,7 @@ _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class DataRecord(BaseModel):
-    """A file that went into the policy.
+    """A data file that the policy was made from.
 
     Attributes:
         file: Its name, without the folder.
@@ -57,7 +57,7 @@ class DataRecord(BaseModel):
 
 
 class CalibrationRecord(BaseModel):
-    """The rows behind the certificate, and the budget that is used where the user states none.
+    """The rows behind the certificate, and the default budget.
 
     Attributes:
         rows: Number n of calibration rows, one from each cluster of dependent rows.
@@ -75,7 +75,7 @@ class CalibrationRecord(BaseModel):
 
 
 class RecalibrationRecord(BaseModel):
-    """A certificate that was made anew from unlabelled traffic.
+    """A later certificate, from unlabelled traffic.
 
     Attributes:
         created_at: When, UTC.
@@ -84,7 +84,7 @@ class RecalibrationRecord(BaseModel):
         rows: Number of scores.
         alpha: Budget that was certified.
         delta: Error probability for all recalibrations together.
-        delta_spent: The part of it that this one was made at.
+        delta_spent: The part of delta that this recalibration used.
         k: Number of scores that may lie above the threshold.
         threshold: lambda for this alpha.
     """
@@ -106,7 +106,7 @@ class RiskBound(BaseModel):
     """A performance risk and its bound.
 
     Attributes:
-        metric: Which risk; the metrics are those of :class:`calibrate.risk.losses.Metric`.
+        metric: Name of the risk, one of :class:`calibrate.risk.losses.Metric`.
         max: The bound.
     """
 
@@ -138,25 +138,25 @@ class Manifest(BaseModel):
     Attributes:
         format: Version of this layout.
         created_at: When it was written, UTC.
-        versions: Versions of the packages that it was made with.
+        versions: Versions of the packages that made it.
         activations: Where activations are read.
-        fingerprint: What was loaded; a rail that loads something else refuses to start.
-        probe: What the two probes are made of.
-        normaliser: Version of the normaliser that the texts went through; None: there was none.
-        context: What a unit shows the probes and the expert beside the user's turn.
-        merge: How the probe's and the expert's score of a delegated input become one.
+        fingerprint: Hashes of the loaded base model. A rail that loads another one refuses to start.
+        probe: Parts of the two probes.
+        normaliser: Version of the text normaliser; None if there was none.
+        context: Text around the user's turn that the probes and the expert read.
+        merge: Rule that makes one score of the probe's and the expert's.
         decision_threshold: tau: a score of at least tau, the probe's or the merged one, blocks.
         expert: Identity of the expert whose scores the delegation value was trained on; ``recorded:COLUMN`` for
             scores that came with the data.
         calibration: The labelled rows behind the first certificate.
         recalibrations: Every later certificate, oldest first. The last one is in force, and their number sets the
             delta of the next.
-        performance: The setting that holds performance risks as well; None where only the budget is certified.
-        data: The files that went in.
-        training: How the probes were chosen: alternatives and their cross-validated scores.
+        performance: The setting that was certified for performance risks; None if only the budget is certified.
+        data: The data files.
+        training: Candidates for the probes, and their cross-validated scores.
         evaluation: Figures on the test split.
         tensors_sha256: Hash of policy.safetensors.
-        pins_sha256: Hash of all fields that a decision depends on, so that none of them is edited by mistake.
+        pins_sha256: Hash of all fields that a decision depends on, to detect edits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -182,15 +182,15 @@ class Manifest(BaseModel):
     pins_sha256: _Sha256
 
     def hash_pins(self) -> str:
-        """Return what ``pins_sha256`` has to be."""
+        """Return the right value of ``pins_sha256``."""
         return self._hash(set(type(self).model_fields) - DESCRIBES - {"pins_sha256"})
 
     @property
     def is_of_an_earlier_version(self) -> bool:
-        """Whether the hash is one that earlier versions wrote, which covers only a part of what decisions depend on."""
+        """Whether an earlier version wrote the hash. Such a hash covers only a part of the pinned fields."""
         return self.pins_sha256 == self._hash(set(_EARLIER_PINS))
 
     def _hash(self, fields: set[str]) -> str:
-        # Without defaults, so that a later version's new settings leave the hash of older policies as it is.
+        # Without defaults: the new settings of a later version do not change the hash of older policies.
         pins = self.model_dump_json(include=fields, exclude_defaults=True)
         return hashlib.sha256(pins.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Whether a policy belongs to what is about to be served.
+"""Checks that a policy belongs to the base model, the expert and the form of the texts.
 
 The certificate holds for the distribution of d(x) that calibration saw. Another base model, tokenizer, template,
 layer, dtype, expert or form of the texts gives another distribution, and the certificate is void.
@@ -23,7 +23,7 @@ def check_fingerprint(manifest: Manifest, loaded: Fingerprint) -> None:
     """Refuse a base model other than the one that the policy was calibrated on.
 
     Raises:
-        PolicyMismatchError: A hash, the architecture, the width or the window differs; it is named.
+        PolicyMismatchError: A hash, the architecture, the width or the window differs. The error names it.
     """
     for field in Fingerprint.model_fields:
         expected, found = getattr(manifest.fingerprint, field), getattr(loaded, field)
@@ -52,7 +52,7 @@ def check_normaliser(manifest: Manifest) -> None:
 def check_expert(manifest: Manifest, identity: str) -> None:
     """Refuse an expert other than the one that the delegation value was trained on.
 
-    Scores that were recorded in the data do not say how they were made, so any expert may follow them.
+    Recorded scores in the data have no identity, so every expert is accepted after them.
 
     Raises:
         PolicyMismatchError: The identities differ.

@@ -15,12 +15,15 @@ __all__ = ["Rollout"]
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Draws conversations by a keyed hash of their first turn, which stays the same while they grow, or principals.
+    """Draws conversations or principals by a keyed hash.
+
+    The first turn of a conversation is hashed, so a conversation stays on its side while it grows.
 
     Attributes:
         share: Share of the conversations for which verdicts count, in [0, 1].
-        key: Secret of 16 to 64 bytes: without it nobody can tell who is enforced.
-        by_principal: Whether all conversations of a principal are on one side; those of nobody are drawn one by one.
+        key: Secret of 16 to 64 bytes, so that clients cannot find out whether they are enforced.
+        by_principal: Whether all conversations of a principal are on one side. Conversations without a principal are
+            drawn one by one.
     """
 
     share: float
@@ -28,11 +31,11 @@ class Rollout:
     by_principal: bool = False
 
     def mode(self, conversation: Conversation, principal: str | None = None) -> Mode:
-        """Return whether verdicts about a conversation count.
+        """Return whether verdicts on a conversation count.
 
         Args:
             conversation: The conversation.
-            principal: On whose behalf; None: unknown.
+            principal: Principal of the request; None if it is unknown.
         """
         if self.by_principal and principal is not None:
             drawn = f"rollout principal {principal}"

@@ -1,4 +1,4 @@
-"""The rule that says which inputs go to the expert."""
+"""The rule that sends an input to the expert or leaves it with the probe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["DelegationRule", "ThresholdRule", "TieBreakingRule"]
 
 
 class DelegationRule(Protocol):
-    """Decides, for one input, between probe and expert."""
+    """Decides between probe and expert for one input."""
 
     @property
     def threshold(self) -> float:

@@ -1,13 +1,13 @@
 """The best of the certified thresholds.
 
-A certificate for lambda holds for every larger threshold by the same event, so the one under which the cascade does
-best on the labelled calibration rows may be chosen at no cost: no correction, no second split. The labels only choose;
-a bad choice wastes budget and cannot overspend it. It is what stops an expert that is worse than the probe on the rows
-that d ranks lowest: without it, the budget would be spent on doing harm.
+A certificate for lambda holds for every larger threshold by the same event. So the threshold under which the cascade
+does best on the labelled calibration rows may be chosen without a correction or a second split. The labels only choose:
+a bad choice wastes budget and cannot overspend it. The choice protects from an expert that is worse than the probe on
+the rows that d ranks lowest.
 
-The best of many thresholds looks better than it is. Where the expert is worth nothing it still looks worth something,
-and delegation by it does harm on fresh rows. So the best threshold is taken only if the same rows show that it beats
-delegating none of them: its gain has to exceed two standard errors of the paired difference, for AUROC those of
+The best of many thresholds looks better than it is. Even a useless expert seems to gain something, and delegation to it
+does harm on fresh rows. So the best threshold is used only if it clearly beats delegating none of these rows: its gain
+must exceed two standard errors of the paired difference, for AUROC those of
 DeLong, DeLong and Clarke-Pearson (1988). It is the same preference for the plain choice within the noise as the
 one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984, section 3.4.3); it takes two, because the best of
 many passes more easily than one alone would.
@@ -29,14 +29,14 @@ from ctd_guardrail.policy.budget import Certificate
 
 __all__ = ["Choice", "Costs", "Criterion", "auroc_error", "best_threshold"]
 
-# The AUROC of each candidate takes a pass over all scores: that many at most are looked at, evenly spaced in rank.
+# Each AUROC takes a pass over all scores. At most so many candidates are tried, evenly spaced in rank.
 _AUROC_CANDIDATES: Final = 200
-# So many a gain has to exceed.
+# A gain must exceed so many standard errors.
 _STANDARD_ERRORS: Final = 2.0
 
 
 class Criterion(StrEnum):
-    """What "best" means; ``budget`` uses the budget up, whatever it does (and states the error rate)."""
+    """Measure of the best threshold. ``budget`` uses the whole budget and states the error rate."""
 
     BUDGET = "budget"
     AUROC = "auroc"
@@ -47,7 +47,7 @@ class Criterion(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What outcomes cost, in one unit of the user's choice.
+    """Prices of the outcomes, in the same unit.
 
     Attributes:
         missed: An unsafe input that is let through.
@@ -62,7 +62,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A threshold and what it was chosen for.
+    """A threshold and its risk.
 
     Attributes:
         threshold: lambda, at least the certificate's.
@@ -89,8 +89,8 @@ def best_threshold(
 ) -> Choice:
     """Return the certified threshold with the lowest risk; among equals, the largest, which asks the expert least.
 
-    Where its gain over delegating no calibration row is within the noise, return the largest threshold, which
-    delegates none.
+    If its gain over delegating no calibration row is within the noise, return the largest threshold: it delegates
+    none.
 
     Args:
         certificate: For the scores ``d`` or for others, such as unlabelled traffic; only its threshold is used.

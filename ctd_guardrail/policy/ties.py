@@ -3,7 +3,7 @@
 Among equal scores the closed form must put all on one side, and a large atom at the threshold leaves budget unused.
 Give every input a uniform V that only the holder of a secret key can compute, and order by (d, V): the pairs have no
 ties, so the rate follows its Beta law again. The same input always gets the same answer, which a random draw would
-not give, and nobody without the key can search for a variant of a text that falls on the cheap side.
+not give. Without the key, a sender cannot search for a variant of a text that falls on the cheap side.
 """
 
 from __future__ import annotations

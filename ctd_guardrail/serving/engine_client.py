@@ -21,6 +21,8 @@ _ATTEMPTS: Final = 3
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 0.5
 _MAX_WAITING: Final = 1024
+# Requests under way at a time. The engine makes its own batches; more would only wait in its queue.
+_CALLS: Final = 64
 # Of one client. Its pool looks at all pairs of its connections for each request, which 64 of them would feel.
 _CONNECTIONS: Final = 8
 _SERVE: Final = "vllm serve OUT --served-model-name NAME --pooler-config.task token_classify --dtype DTYPE"
@@ -37,7 +39,7 @@ class EngineClient:
     """Calls one engine. Its coroutines run on the loop of an I/O thread.
 
     Args:
-        config: Address, key, deadline and bounds.
+        config: Address, key and deadline.
         io: The thread.
 
     Raises:
@@ -47,14 +49,14 @@ class EngineClient:
     def __init__(self, config: VllmSourceConfig, io: IoThread) -> None:
         self._base_url = config.base_url
         self._key = None if config.api_key_env is None else read_key(config.api_key_env, setting="source.api_key_env")
-        self._under_way, self._most = 0, config.max_concurrency + _MAX_WAITING
+        self._under_way, self._most = 0, _CALLS + _MAX_WAITING
         # A slot is the right to use a client. The last one returned is used first, so that low traffic keeps few
         # connections busy.
         self._slots: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
-        for start in range(0, config.max_concurrency, _CONNECTIONS):
+        for start in range(0, _CALLS, _CONNECTIONS):
             client = open_client(keepalive=_CONNECTIONS)
             io.close_with(self, client)
-            for _ in range(min(_CONNECTIONS, config.max_concurrency - start)):
+            for _ in range(min(_CONNECTIONS, _CALLS - start)):
                 self._slots.put_nowait(client)
 
     async def call(self, path: str, body: bytes | None = None, *, limit: int, deadline: float) -> tuple[bytes, float]:

@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Final
 
 import numpy as np
 
 from ctd_guardrail._typing import Float32Array
 from ctd_guardrail.errors import ActivationError
 
-__all__ = ["EmbedDtype", "answer_size", "read_answer", "request_body"]
+__all__ = ["answer_size", "read_answer", "request_body"]
 
-EmbedDtype = Literal["float32", "float16"]
-
-_WIRE: Final[dict[EmbedDtype, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+_WIRE: Final = np.dtype("<f4")
 
 
-def request_body(model: str, windows: Sequence[Sequence[int]], embed_dtype: EmbedDtype) -> bytes:
+def request_body(model: str, windows: Sequence[Sequence[int]]) -> bytes:
     """Return the request for the classifier's raw logits of every token.
 
     Args:
         model: Name of the served model.
         windows: Token ids of each window, special tokens included.
-        embed_dtype: Data type of the answer.
     """
     request = {
         "model": model,
@@ -39,24 +36,24 @@ def request_body(model: str, windows: Sequence[Sequence[int]], embed_dtype: Embe
         "use_activation": False,
         "add_special_tokens": False,
         "encoding_format": "bytes_only",
-        "embed_dtype": embed_dtype,
+        "embed_dtype": "float32",
         "endianness": "little",
     }
     return json.dumps(request, separators=(",", ":")).encode("ascii")
 
 
-def answer_size(tokens: int, columns: int, embed_dtype: EmbedDtype) -> int:
+def answer_size(tokens: int, columns: int) -> int:
     """Return the bytes of the right answer."""
-    return tokens * columns * _WIRE[embed_dtype].itemsize
+    return tokens * columns * _WIRE.itemsize
 
 
-def read_answer(body: bytes, tokens: int, columns: int, embed_dtype: EmbedDtype) -> Float32Array:
+def read_answer(body: bytes, tokens: int, columns: int) -> Float32Array:
     """Return the columns of all tokens, shape [tokens, columns].
 
     Raises:
         ActivationError: There are more or fewer numbers than asked for, or one is not finite.
     """
-    size = answer_size(tokens, columns, embed_dtype)
+    size = answer_size(tokens, columns)
     if len(body) != size:
         # A longer answer is not read to its end.
         found = f"{len(body)} bytes" if len(body) < size else f"more than {size} bytes"
@@ -64,9 +61,9 @@ def read_answer(body: bytes, tokens: int, columns: int, embed_dtype: EmbedDtype)
             f"the engine gave {found} for {tokens} tokens of {columns} columns, not {size}",
             hint="It must serve what `ctd-guardrail export` wrote, with --pooler-config.task token_classify",
         )
-    wire = np.frombuffer(body, dtype=_WIRE[embed_dtype])
+    wire = np.frombuffer(body, dtype=_WIRE)
     values: Float32Array = wire.astype(np.float32).reshape(tokens, columns)
     if not np.isfinite(values).all():
         # Every comparison with NaN is false: it would pass for safe.
-        raise ActivationError("the engine gave numbers that are not finite", hint="Use a wider dtype or embed_dtype")
+        raise ActivationError("the engine gave numbers that are not finite", hint="Use a wider dtype")
     return values

@@ -20,12 +20,11 @@ LARGEST_LIST: Final = 1 << 20
 # Root mean square error of a column over its spread between tokens. Other kernels and another order of rounding keep
 # well below; another layer, other probes, an activation or a lost token do not.
 _TOLERANCES: Final = {"float32": 2e-3, "bfloat16": 0.15, "float16": 0.05}
-_FLOAT16_ON_THE_WIRE: Final = 5e-3
 
 
-def tolerance(dtype: Literal["float32", "bfloat16", "float16"], embed_dtype: Literal["float32", "float16"]) -> float:
+def tolerance(dtype: Literal["float32", "bfloat16", "float16"]) -> float:
     """Return the largest deviation that is taken for rounding, as a share of a column's spread between tokens."""
-    return _TOLERANCES[dtype] + (_FLOAT16_ON_THE_WIRE if embed_dtype == "float16" else 0.0)
+    return _TOLERANCES[dtype]
 
 
 def check_models(body: bytes, *, model: str, window: int) -> None:

@@ -175,14 +175,14 @@ class VllmReader:
             raise
 
     async def _columns(self, windows: Windows, deadline: float) -> tuple[Float32Array, float]:
-        tokens, columns, dtype = sum(map(len, windows)), self._record.columns, self._config.embed_dtype
+        tokens, columns = sum(map(len, windows)), self._record.columns
         body, started = await self._client.call(
             "/pooling",
-            request_body(self._config.model, windows, dtype),
-            limit=answer_size(tokens, columns, dtype),
+            request_body(self._config.model, windows),
+            limit=answer_size(tokens, columns),
             deadline=deadline,
         )
-        return read_answer(body, tokens, columns, dtype), started
+        return read_answer(body, tokens, columns), started
 
     async def _be_sure(self) -> None:
         """Wait until the engine is verified. If it was verified before, renew that in the background."""
@@ -202,7 +202,7 @@ class VllmReader:
         checks = self._record.checks
         columns, _ = await self._columns(tuple(check.token_ids for check in checks), deadline)
         served = np.split(columns, np.cumsum([len(check.token_ids) for check in checks])[:-1])
-        limit = tolerance(self._spec.dtype, self._config.embed_dtype)
+        limit = tolerance(self._spec.dtype)
         check_columns(served, [check.columns() for check in checks], limit=limit)
 
     def _proven(self, task: asyncio.Task[None]) -> None:

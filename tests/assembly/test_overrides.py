@@ -13,7 +13,7 @@ from ctd_guardrail.assembly.overrides import read_overrides
 from ctd_guardrail.assembly.prepared import load_guard
 from ctd_guardrail.config.override_bounds import Bounds
 from ctd_guardrail.decision import Mode, OnFailure, Reason, Verdict
-from ctd_guardrail.errors import ConfigError, OverrideError, PolicyMismatchError
+from ctd_guardrail.errors import ConfigError, OverrideError
 from tests.support.internals import cascade_of
 
 ODD = [{"role": "user", "content": "an odd question"}]
@@ -62,7 +62,7 @@ async def test_a_request_may_choose_another_way_to_the_same_expert(
     make_rail_folder: Callable[..., Path], judge: Any
 ) -> None:
     expert = {"type": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "judge"}
-    ways = {"spare": expert | {"base_url": judge.base_url}}
+    ways = {"spare": {"base_url": judge.base_url}}
     folder = make_rail_folder(expert=expert, experts=ways, allow_overrides=["expert"])
     cascade = cascade_for(folder)
     assert (await cascade.check(ODD)).reason is Reason.EXPERT_UNAVAILABLE
@@ -71,22 +71,20 @@ async def test_a_request_may_choose_another_way_to_the_same_expert(
     await cascade.aclose()
 
 
-@pytest.mark.parametrize("expert_identity", ["openai:other-judge:logprobs:0"])
-def test_a_named_expert_must_be_the_one_that_was_calibrated(
-    make_rail_folder: Callable[..., Path], judge: Any, expert_identity: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changes", "key", "hint"),
+    [
+        ({"experts": {"other": {"base_url": "http://x", "model": "other"}}}, "experts.other.model", "Known keys here"),
+        ({"expert": {"type": "rail", "flow": "f"}, "experts": {"other": {"base_url": "http://x"}}}, "", "Leave"),
+    ],
+)
+def test_a_named_expert_is_the_one_that_was_calibrated_at_another_address(
+    make_rail_folder: Callable[..., Path], changes: dict[str, Any], key: str, hint: str
 ) -> None:
-    seen: list[str] = []
-
-    def check_expert(manifest: object, identity: str) -> None:
-        seen.append(identity)
-        if "other" in identity:
-            raise PolicyMismatchError("another expert")
-
-    monkeypatch.setattr("ctd_guardrail.assembly.experts.check_expert", check_expert)
-    other = {"type": "openai", "base_url": judge.base_url, "model": "other-judge"}
-    with pytest.raises(PolicyMismatchError):
-        cascade_for(make_rail_folder(experts={"other": other}, allow_overrides=["expert"]))
-    assert len(seen) == 2
+    with pytest.raises(ConfigError) as caught:
+        read_folder(make_rail_folder(allow_overrides=["expert"], **changes))
+    assert caught.value.key == f"custom_data.ctd.{key}".rstrip(".")
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -177,9 +175,7 @@ async def test_one_cap_holds_for_all_guards_of_a_configuration(
     assert sum(guard.tally.snapshot().expert_attempts for guard in guards) == 3
 
 
-@pytest.mark.parametrize(
-    "changes", [{"allow_overrides": ["expert"]}, {"experts": {"a": {"type": "local", "model": "m"}}}]
-)
+@pytest.mark.parametrize("changes", [{"allow_overrides": ["expert"]}, {"experts": {"a": {"base_url": "http://x"}}}])
 def test_named_experts_and_the_right_to_choose_them_go_together(
     make_rail_folder: Callable[..., Path], changes: dict[str, Any]
 ) -> None:

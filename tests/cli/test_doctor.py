@@ -82,7 +82,7 @@ def test_an_expert_that_hangs_is_given_up(make_rail_folder: Callable[..., Path])
 
 
 def test_every_named_expert_is_asked(make_rail_folder: Callable[..., Path], judge: Any) -> None:
-    spare = {"type": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "judge"}
+    spare = {"base_url": "http://127.0.0.1:9/v1"}
     status, found = examined(make_rail_folder(experts={"spare": spare}, allow_overrides=["expert"]))
     assert status == 1
     assert (found["expert"][0], found["expert spare"][0]) == ("ok", "error")

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from calibrate.cli.app import app as calibrate_app
 from calibrate.config.file import CalibrateConfig
 from ctd_guardrail.cli.app import app
+from ctd_guardrail.config.on_failure import ALWAYS_BLOCKED, OnFailureByCause
 from ctd_guardrail.config.schema import config_schema, model_schema
+from ctd_guardrail.decision import Reason
 
 EXAMPLES = Path(__file__).parents[2] / "config_examples"
 SCHEMAS = {
@@ -99,3 +101,14 @@ def test_other_keys_of_nemo_are_left_alone() -> None:
         "custom_data": {"mine": 1, "ctd": {"policy": "p", "expert": {"type": "local", "model": "m"}}},
     }
     jsonschema.validate(content, config_schema())
+
+
+def test_the_failure_policy_has_a_key_for_every_cause_that_it_decides() -> None:
+    failures = {reason for reason in Reason if reason.is_failure}
+    assert failures >= ALWAYS_BLOCKED
+    assert OnFailureByCause.model_fields.keys() - {"default"} == failures - ALWAYS_BLOCKED
+
+
+def test_one_value_stands_for_a_list_of_caps_too() -> None:
+    section = {"policy": "p", "expert": {"type": "local", "model": "m"}, "cap": {"calls": 1, "per_s": 60}}
+    jsonschema.validate({"custom_data": {"ctd": section}}, config_schema())

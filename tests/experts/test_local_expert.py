@@ -86,9 +86,8 @@ def _llama(folder: Path, template: str | None = CHAT_TEMPLATE, **settings: Any) 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=_tokenizer(folder, template=template),
-        max_position_embeddings=4096,
         initializer_range=0.5,
-        **(TINY | settings),
+        **(TINY | {"max_position_embeddings": 4096} | settings),
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
@@ -228,10 +227,11 @@ async def test_a_long_conversation_is_scored_in_windows_and_the_highest_counts(b
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 @pytest.mark.parametrize("length", [300, 100_000])
 async def test_an_overlong_conversation_is_refused_not_cut(
-    kind: str, length: int, request: pytest.FixtureRequest
+    kind: str, length: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expert = _expert(request.getfixturevalue(kind), max_tokens=200)
-    with pytest.raises(OverlongError, match="max_tokens"):
+    monkeypatch.setattr("ctd_guardrail.experts.local.windows.MAX_TOKENS", 200)
+    expert = _expert(request.getfixturevalue(kind))
+    with pytest.raises(OverlongError, match="more than the 200 tokens"):
         await _p(expert, "a" * length)
 
 
@@ -399,10 +399,8 @@ async def test_a_decoder_classifier_without_padding_token_is_scored_row_by_row(t
         ("bert", {"instruction": "Judge."}, "expert.instruction"),
         ("bert", {"unsafe_label": "dangerous"}, "expert.unsafe_label"),
         ("bert", {"unsafe_label": 2}, "expert.unsafe_label"),
-        ("bert", {"window": 65}, "expert.window"),
         ("llama", {"unsafe_label": 1}, "expert.unsafe_label"),
         ("llama", {"completions": {"unsafe": "No", "safe": "Now"}}, "expert.completions"),
-        ("llama", {"window": 64}, "expert.window"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused(
@@ -411,6 +409,12 @@ def test_settings_that_do_not_fit_the_model_are_refused(
     with pytest.raises(ConfigError) as raised:
         _expert(request.getfixturevalue(kind), **settings)
     assert raised.value.key == key
+
+
+def test_a_model_whose_positions_do_not_hold_the_prompt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leaves no room") as raised:
+        _expert(_llama(tmp_path, max_position_embeddings=64))
+    assert raised.value.key == "expert.model"
 
 
 def test_a_model_without_trained_head_is_refused(tmp_path: Path) -> None:
@@ -448,13 +452,14 @@ def test_identity_pins_what_scores_depend_on_but_not_where_the_files_are(tmp_pat
         copies.append(_expert(_llama(tmp_path / name)).identity)
     assert copies[0] == copies[1] == _expert(llama).identity
     assert str(tmp_path) not in copies[0]
-    (tmp_path / "c").mkdir()
+    for name in ("c", "d"):
+        (tmp_path / name).mkdir()
     others = {
         _expert(_llama(tmp_path / "c", num_hidden_layers=1)).identity,
         _expert(llama, instruction="Judge the stakes.").identity,
         _expert(llama, completions={"unsafe": "high", "safe": "low"}).identity,
         _expert(llama, dtype="bfloat16").identity,
-        _expert(llama, window=2048).identity,
+        _expert(_llama(tmp_path / "d", max_position_embeddings=2048)).identity,
     }
     assert len(others | set(copies)) == 6
 

@@ -54,7 +54,7 @@ ROWS = (
     Row(
         "half_open",
         "100 inputs arrive when the breaker may be tried again",
-        "no more calls reach the expert than `trials`; all others are `breaker_open`",
+        "one call reaches the expert; all others are `breaker_open`",
         100,
     ),
     Row(

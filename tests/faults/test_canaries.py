@@ -62,7 +62,7 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
             caps = SpendCaps([Cap("calls", 60, 60.0, 60, per_principal=True)], MemoryStore(), max_principals=10)
             expert = BoundedExpert(
                 openai_expert(url, api_key_env="JUDGE_API_KEY").unbounded,
-                breaker=CircuitBreaker(failures=20, open_s=0.05, trials=1, health=health_of),
+                breaker=CircuitBreaker(failures=20, open_s=0.05, health=health_of),
                 caps=caps,
                 attempts=2,
                 timeout_s=0.02 if fault in {"hang", "slow_drip"} else 30,

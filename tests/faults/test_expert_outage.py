@@ -107,9 +107,7 @@ async def test_an_outage_blocks_every_request_and_is_counted_by_its_cause(
     late = {name for name, reason in OUTAGES.items() if reason == "expert_timeout"}
     experts = {
         name: {
-            "type": "openai",
             "base_url": address(down, name),
-            "model": "judge",
             "timeout_s": 0.05 if name in late else 60,
         }
         for name in OUTAGES

@@ -21,7 +21,7 @@ from ctd_guardrail.monitors.state import read_state
 from tests.support.sidecar import SidecarProcess, sidecar_process
 
 CLIENTS = 8
-LONGEST_S = 3.0
+LONGEST_S = 12.0
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 
@@ -97,7 +97,7 @@ def test_a_sidecar_that_is_killed_under_load_goes_on_from_its_last_save(
 ) -> None:
     monkeypatch.setenv("KILLED_AUDIT_KEY", "k" * 32)
     folder = make_rail_folder(
-        monitor={"state": "./state", "save_every_s": 1.0},
+        monitor={"state": "./state"},
         audit_log={"path": "./audit.jsonl", "key_env": "KILLED_AUDIT_KEY"},
     )
     rng = random.Random(3)

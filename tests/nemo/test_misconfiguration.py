@@ -5,8 +5,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nemoguardrails
 import pytest
 import yaml
+from nemoguardrails import RailsConfig
 
 from ctd_guardrail.assembly.folder import read_folder
 from ctd_guardrail.cli.wiring import Engine, check_wiring
@@ -22,6 +24,10 @@ MAIN = (
     "flow main\n  activate answering\n\nflow input rails $input_text\n  ctd check input\n"
 )
 COLANG_2 = f'colang_version: "2.x"\ncustom_data: {{ctd: {{{SECTION}}}}}\n'
+
+
+# Where NeMo looks for imports, beside the current folder.
+COLANG_PATH = "nemoguardrails.rails.llm.config.colang_path_dirs"
 
 
 class Mistake(NamedTuple):
@@ -63,6 +69,7 @@ MISTAKES = [
     Mistake("custom_data", "into one file", {"a.yml": SOUND, "b.yml": "custom_data: {something: else}\n"}),
     Mistake("custom_data", "into one file", {"a.yml": "custom_data:\n", "b.yml": SOUND}),
     Mistake("custom_data", "into one file", {"config.yml": SOUND, "deeper/config.yaml": SOUND}),
+    Mistake("rails", "into one file", {"config.yml": SOUND, "more.yml": "rails: {output: {flows: [check output]}}\n"}),
     one("custom_data", "Keep one of them", SOUND + f"custom_data: {{ctd: {{{SECTION}}}}}\n"),
     one("custom_data.ctd", "Keep one of them", f"{IMPORT}{FLOWS}custom_data:\n  ctd: {{{SECTION}}}\n  ctd: {{{SECTION}}}\n"),
     changed("alpha", "Keep one of them", "alpha: 0.1, alpha: 0.2"),
@@ -109,7 +116,7 @@ MISTAKES = [
     one("rails.inputs", "Did you mean `input`?", SOUND.replace("{input:", "{inputs:")),
     one("rails.input.flow", "Did you mean `flows`?", SOUND.replace("{flows:", "{flow:")),
     one("rails.input.flows", "Write `flows: [...]`", SOUND.replace("[ctd check input]", "ctd check input")),
-    one("rails.input.flows", "Add `rails:", SOUND.replace("ctd check input", "self check input")),
+    one("rails.input.flows", "Add `rails:", SOUND.replace("ctd check input", "check jailbreak")),
     one("rails.input.flows", "Did you mean `ctd check input`?", SOUND.replace("ctd check input", "ctd_check_input")),
     one("rails.input.flows", "Add `rails:", SOUND.replace("{input:", "{output:")),
     one("colang_version", 'Write "1.0" or "2.x"', SOUND + "colang_version: 2.0\n"),
@@ -160,7 +167,7 @@ def test_a_mistake_is_named_with_file_key_and_hint(mistake: Mistake, tmp_path: P
         ({"config.yml": COLANG_2, "main.co": MAIN}, Engine.LLMRAILS),
         ({"config.yml": COLANG_2 + IMPORT, "main.co": MAIN.replace("import ctd_guardrail.nemo\n", "")}, Engine.LLMRAILS),
         ({"config.yml": SOUND, "prompts.yml": "prompts: []\n", "kb/notes.md": "ctd: x"}, Engine.LLMRAILS),
-        ({"config.yml": SOUND.replace("rails: {", "rails: {config: {hf_classifier: {ctd: {engine: fms}}}, ")}, Engine.LLMRAILS),
+        ({"config.yml": SOUND.replace("rails: {", "rails: {config: {hf_classifier: {ctd: {engine: fms, model: ctd, base_url: 'http://127.0.0.1:8080'}}}, ")}, Engine.LLMRAILS),
     ],
 )  # fmt: skip
 def test_what_is_sound_passes(files: dict[str, str], engine: Engine, tmp_path: Path) -> None:
@@ -184,7 +191,7 @@ def test_auto_goes_by_the_variable_that_nemo_reads(tmp_path: Path, monkeypatch: 
 def test_nemo_must_find_this_package_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, {"config.yml": SOUND})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLANGPATH", str(ROOT))
+    monkeypatch.setattr(COLANG_PATH, [str(ROOT)])
     check(folder, Engine.LLMRAILS)
     (tmp_path / "ctd_guardrail" / "nemo").mkdir(parents=True)
     with pytest.raises(ConfigError, match="is not this package") as caught:
@@ -195,10 +202,60 @@ def test_nemo_must_find_this_package_and_no_other(tmp_path: Path, monkeypatch: p
 def test_where_nemo_does_not_look_is_said_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As from an editable installation: this package's folder is not the one that NeMo is installed in.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLANGPATH", raising=False)
-    monkeypatch.setattr("ctd_guardrail.cli.wiring.importlib.util.find_spec", lambda name: None)
+    library = Path(nemoguardrails.__file__).parent / "colang" / "v2_x" / "library"
+    monkeypatch.setattr(COLANG_PATH, [str(library)])
     for files, key in (({"config.yml": SOUND}, "import_paths"), ({"config.yml": COLANG_2, "main.co": MAIN}, "import")):
         with pytest.raises(ConfigError, match="does not find") as caught:
             check(write(tmp_path / key, files) if (tmp_path / key).mkdir() is None else tmp_path, Engine.LLMRAILS)
         assert caught.value.key == key
         assert f"COLANGPATH={ROOT}" in caught.value.hint
+
+
+def test_nemo_ignores_files_by_the_nearest_railsignore_above_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "configs" / "chat"
+    folder.mkdir(parents=True)
+    write(folder, {"config.yml": IMPORT + FLOWS, "guard.yml": f"custom_data: {{ctd: {{{SECTION}}}}}\n"})
+    check(folder, Engine.LLMRAILS)
+    (tmp_path / ".railsignore").write_text("guard.yml\n")
+    assert "ctd" not in RailsConfig.from_path(str(folder)).custom_data
+    with pytest.raises(ConfigError, match="NeMo does not read this file"):
+        check(folder, Engine.LLMRAILS)
+    (tmp_path / "configs" / ".railsignore").write_text("\n")
+    check(folder, Engine.LLMRAILS)
+
+
+@pytest.mark.parametrize(
+    ("imported", "key"),
+    [
+        ("custom_data: {ctd: {policy: ./theirs}}\n", "custom_data"),
+        ("rails: {input: {flows: []}}\n", "rails.input.flows"),
+    ],
+)
+def test_what_an_imported_folder_overwrites_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imported: str, key: str
+) -> None:
+    (tmp_path / "shared").mkdir()
+    write(tmp_path / "shared", {"config.yml": imported})
+    (tmp_path / "mine").mkdir()
+    folder = write(tmp_path / "mine", {"config.yml": SOUND.replace("[ctd_", f"[{tmp_path}/shared, ctd_")})
+    with pytest.raises(ConfigError, match="imported folder") as caught:
+        check(folder, Engine.LLMRAILS)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("models: [{type: main, engine: openai, model: m, parameters: sk-secret}]\n", "NeMo refuses"),
+        ("prompts: [{task: self_check_output}]\n", "NeMo refuses"),
+    ],
+)
+def test_what_nemo_refuses_is_said_without_values(tmp_path: Path, more: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        check(write(tmp_path, {"config.yml": SOUND + more}), Engine.LLMRAILS)
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_a_flow_that_does_not_parse_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"NeMo refuses.*main\.co"):
+        check(write(tmp_path, {"config.yml": COLANG_2, "main.co": MAIN + "flow (\n"}), Engine.LLMRAILS)

@@ -24,7 +24,7 @@ from ctd_guardrail.policy.spending import budget_beside_audit
 from ctd_guardrail.runtime.runtime import Runtime
 
 KEYS = {"CTD_TEST_KEY": "a secret of the operator"}
-MONITOR = {"state": "state", "save_every_s": 3600}
+MONITOR = {"state": "state"}
 SAFE, THREAT, HARMFUL = "a plain question", "a plain threat", "an odd and harmful wish"
 
 

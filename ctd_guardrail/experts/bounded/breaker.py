@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Final
 
 from ctd_guardrail.errors import BreakerOpenError
 
@@ -15,9 +16,12 @@ __all__ = ["BreakerState", "CircuitBreaker", "Health"]
 
 log = logging.getLogger(__name__)
 
+# Long enough for a restart or a burst of rate limits to pass; short enough that one call at a time costs nothing.
+_OPEN_S: Final = 10.0
+
 
 class BreakerState(StrEnum):
-    """Closed: calls pass. Open: none does. Half-open: as many as ``trials`` at a time do."""
+    """Closed: calls pass. Open: no call passes. Half-open: one call at a time passes."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -35,15 +39,14 @@ class Health(StrEnum):
 class CircuitBreaker:
     """Opens after a run of failures, and closes after one success. Serves any number of threads and event loops.
 
-    Nygard, *Release It!*, 2007, chapter 5. Two things differ from common libraries: at half-open the number of calls
-    is limited, and a call that shows nothing about the expert, such as one whose client left, counts neither as a
+    Nygard, *Release It!*, 2007, chapter 5. Two things differ from common libraries: at half-open one call is
+    made at a time, and a call that shows nothing about the expert, such as one whose client left, counts neither as a
     failure nor as a success.
 
     Args:
         failures: Failures in a row that open it.
-        open_s: Seconds until it may be tried again.
-        trials: Calls that may be under way at half-open.
         health: Returns what an exception shows about the expert; a call without an exception is good.
+        open_s: Seconds until it may be tried again.
         clock: Seconds that never go back.
     """
 
@@ -51,14 +54,12 @@ class CircuitBreaker:
         self,
         *,
         failures: int,
-        open_s: float,
-        trials: int,
         health: Callable[[BaseException], Health],
+        open_s: float = _OPEN_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._failures = failures
         self._open_s = open_s
-        self._trials = trials
         self._health = health
         self._clock = clock
         self._lock = threading.Lock()
@@ -66,7 +67,7 @@ class CircuitBreaker:
         # A call that began in an earlier state does not count in a later one.
         self._era = 0
         self._failed = 0
-        self._running = 0
+        self._is_tried = False
         self._opened_at = 0.0
 
     @property
@@ -93,10 +94,9 @@ class CircuitBreaker:
         with self._lock:
             if self._state is BreakerState.OPEN and self._clock() - self._opened_at >= self._open_s:
                 self._become(BreakerState.HALF_OPEN)
-            if self._state is BreakerState.OPEN or self._running >= self._trials:
+            if self._state is BreakerState.OPEN or self._is_tried:
                 raise BreakerOpenError("the expert failed too often a moment ago, and is not called for a while")
-            if self._state is BreakerState.HALF_OPEN:
-                self._running += 1
+            self._is_tried = self._state is BreakerState.HALF_OPEN
             return self._era
 
     def _leave(self, era: int, health: Health) -> None:
@@ -104,7 +104,7 @@ class CircuitBreaker:
             if era != self._era:
                 return
             is_trial = self._state is BreakerState.HALF_OPEN
-            self._running -= is_trial
+            self._is_tried = False
             if health is Health.GOOD:
                 self._failed = 0
                 if is_trial:
@@ -119,4 +119,5 @@ class CircuitBreaker:
         log.warning("breaker of the expert: %s", state)
         self._state = state
         self._era += 1
-        self._failed = self._running = 0
+        self._failed = 0
+        self._is_tried = False

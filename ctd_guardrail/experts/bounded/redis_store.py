@@ -40,6 +40,9 @@ end
 return 1
 """
 
+# Every delegated input waits for the store: a healthy server answers in a millisecond, and half a second is an outage.
+_TIMEOUT_S: Final = 0.5
+
 
 class RedisStore:
     """Buckets in Redis or Valkey. A server that does not answer in time is an error: the levels are then unknown.
@@ -55,7 +58,9 @@ class RedisStore:
         DependencyError: The extra ``redis`` is not installed.
     """
 
-    def __init__(self, url: SecretStr, *, name: str, timeout_s: float, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self, url: SecretStr, *, name: str, timeout_s: float = _TIMEOUT_S, runtime: Runtime | None = None
+    ) -> None:
         try:
             from redis.asyncio import Redis  # noqa: PLC0415  # an extra
         except ImportError as error:

@@ -46,7 +46,6 @@ class ClassifierReader:
                     hint="Remove it; unsafe_label names the label that means unsafe",
                 )
         self._local = local
-        self._max_tokens = config.max_tokens
         settings = local.model.config
         labels = {int(index): str(name) for index, name in settings.id2label.items()}
         self._unsafe = _unsafe_labels(labels, config.unsafe_label)
@@ -71,9 +70,9 @@ class ClassifierReader:
             OverlongError: It has more tokens than allowed.
         """
         text = without_surrogates(conversation.plain_text())
-        check_length(len(text), self._max_tokens, characters=True)
+        check_length(len(text), characters=True)
         ids = self._local.encoder.text(text)
-        check_length(len(ids), self._max_tokens)
+        check_length(len(ids))
         return [(*self._prefix, *piece, *self._suffix) for piece in overlapping(ids, self._capacity)]
 
     def cost(self, window: Ids) -> int:

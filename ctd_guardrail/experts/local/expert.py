@@ -75,7 +75,7 @@ class LocalExpert:
         """Return P(unsafe) for the conversation: the highest over its windows.
 
         Raises:
-            OverlongError: It has more tokens than ``expert.max_tokens``.
+            OverlongError: It has more tokens than an expert reads.
             ExpertOverloadedError: The queue is full.
             ExpertUnavailableError: The model failed, or the expert is closed.
         """

@@ -61,7 +61,7 @@ class LikelihoodReader:
 
     Args:
         local: A loaded causal language model.
-        config: Completions, instruction and limits.
+        config: Completions and instruction.
 
     Raises:
         ConfigError: One completion begins with the other, the chat template cannot hold the prompt, or a setting for
@@ -76,7 +76,6 @@ class LikelihoodReader:
                 hint="Remove it; completions names the two answers",
             )
         self._local = local
-        self._max_tokens = config.max_tokens
         self._completions = config.completions or _YES_OR_NO
         question = one_word_question(self._completions.unsafe, self._completions.safe)
         self._prompt = JudgePrompt(question, config.instruction or DEFAULT_INSTRUCTION)
@@ -106,9 +105,9 @@ class LikelihoodReader:
         """
         nonce = conversation.digest()[:32]
         body = self._prompt.render(conversation, nonce=nonce).body
-        check_length(len(body), self._max_tokens, characters=True)
+        check_length(len(body), characters=True)
         ids = self._local.encoder.text(body)
-        check_length(len(ids), self._max_tokens)
+        check_length(len(ids))
         head = (*self._prefix, *self._local.encoder.markup(self._before.replace(_NONCE, nonce)))
         tails = self._tails(nonce)
         shared = _first_difference(*tails)

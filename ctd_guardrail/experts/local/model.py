@@ -134,7 +134,7 @@ def load(config: LocalExpertConfig) -> LocalModel:
         model=model.eval().to(pick_device(config.device)),
         tokenizer=tokenizer,
         encoder=encoder,
-        window=_window(config, model, tokenizer),
+        window=_window(model, tokenizer),
         identity=f"{type(model).__name__}:{hash_weights(model)[:16]}:{encoder.sha256[:16]}:{config.dtype}",
     )
 
@@ -153,18 +153,12 @@ def _kind(name: str, settings: Any) -> Literal["classifier", "causal"]:
     )
 
 
-def _window(config: LocalExpertConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+def _window(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     settings = model.config.get_text_config()
     positions = getattr(settings, "max_position_embeddings", None) or _LARGEST_WINDOW
     # RoBERTa counts positions from behind the padding index; its tokenizer knows how many are left.
     positions = min(positions, int(tokenizer.model_max_length))
-    if config.window is not None and config.window > positions:
-        raise ConfigError(
-            f"a window of {config.window} tokens exceeds the {positions} positions of the model",
-            key="expert.window",
-            hint=f"Set window to at most {positions}, or leave it out",
-        )
-    return config.window or min(positions, _LARGEST_WINDOW)
+    return min(positions, _LARGEST_WINDOW)
 
 
 def padded_batches(

@@ -60,7 +60,7 @@ class Hanging(Double):
 
 
 def breaker(failures: int = 2) -> CircuitBreaker:
-    return CircuitBreaker(failures=failures, open_s=3600, trials=1, health=health_of)
+    return CircuitBreaker(failures=failures, open_s=3600, health=health_of)
 
 
 def caps(*limits: Cap, store: Any = None) -> SpendCaps:

@@ -10,11 +10,9 @@ from tests.support.clocks import ManualClock
 HEALTH = {ValueError: Health.BAD, KeyError: Health.GOOD, asyncio.CancelledError: Health.UNKNOWN}
 
 
-def breaker(failures: int = 3, trials: int = 1) -> tuple[CircuitBreaker, ManualClock]:
+def breaker(failures: int = 3) -> tuple[CircuitBreaker, ManualClock]:
     clock = ManualClock()
-    return CircuitBreaker(
-        failures=failures, open_s=10.0, trials=trials, health=lambda error: HEALTH[type(error)], clock=clock
-    ), clock
+    return CircuitBreaker(failures=failures, health=lambda error: HEALTH[type(error)], clock=clock), clock
 
 
 def call(breaker: CircuitBreaker, error: BaseException | None = None) -> None:
@@ -66,21 +64,17 @@ def test_a_failing_trial_opens_it_for_as_long_again() -> None:
     assert guard.state is BreakerState.CLOSED
 
 
-@pytest.mark.parametrize("trials", [1, 3])
-def test_at_half_open_only_as_many_as_stated_are_under_way(trials: int) -> None:
-    guard, clock = breaker(failures=1, trials=trials)
+def test_at_half_open_one_call_is_under_way() -> None:
+    guard, clock = breaker(failures=1)
     call(guard, ValueError())
     clock.now = 10.0
-    running = [guard.call() for _ in range(trials)]
-    for each in running:
-        each.__enter__()
+    running = guard.call()
+    running.__enter__()
     for _ in range(100):
         with pytest.raises(BreakerOpenError):
             call(guard)
-    running[0].__exit__(None, None, None)
+    running.__exit__(None, None, None)
     assert guard.state is BreakerState.CLOSED
-    for each in running[1:]:
-        each.__exit__(None, None, None)
     call(guard)
 
 
@@ -101,8 +95,8 @@ def test_a_call_of_an_earlier_state_has_no_say_in_a_later_one() -> None:
     assert guard.state is BreakerState.CLOSED
 
 
-def test_trials_are_counted_over_threads() -> None:
-    guard, clock = breaker(failures=1, trials=4)
+def test_the_one_call_is_one_over_all_threads() -> None:
+    guard, clock = breaker(failures=1)
     call(guard, ValueError())
     clock.now = 10.0
     admitted, ready, go = [], threading.Barrier(32), threading.Event()
@@ -120,9 +114,9 @@ def test_trials_are_counted_over_threads() -> None:
     threads = [threading.Thread(target=attempt) for _ in range(32)]
     for thread in threads:
         thread.start()
-    for _ in range(28):
+    for _ in range(31):
         assert refused.acquire(timeout=10)
     go.set()
     for thread in threads:
         thread.join(10)
-    assert len(admitted) == 4
+    assert len(admitted) == 1
