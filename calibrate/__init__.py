@@ -58,12 +58,14 @@ def calibrate(config: Path | str, *, ask_refused_again: bool = False, console: C
     """
     from calibrate._extra import needs_extra  # noqa: PLC0415  # importing this package is cheap
     from calibrate.config.file import load_config  # noqa: PLC0415
+    from ctd_guardrail.config.validation import naming  # noqa: PLC0415
 
     settings = load_config(Path(config))
     with needs_extra("calibration"):
         from calibrate.pipeline.run import run  # noqa: PLC0415  # torch and scikit-learn, for valid settings only
         from calibrate.report.documents import write_documents  # noqa: PLC0415
-    result = run(settings, console=console or _quiet(), ask_refused_again=ask_refused_again)
+    with naming(Path(config)):
+        result = run(settings, console=console or _quiet(), ask_refused_again=ask_refused_again)
     write_documents(result, settings, command=["ctd-calibrate", "run", str(config)])
     return result
 
@@ -75,6 +77,7 @@ def study(
     to: Path | str | None = None,
     expert_column: str | None = None,
     expert_config: Path | str | None = None,
+    source_config: Path | str | None = None,
     cache: Path | str = ".ctd-cache",
     device: str = "auto",
     ask_refused_again: bool = False,
@@ -90,6 +93,7 @@ def study(
         expert_column: Field with recorded expert scores. Without it and ``expert_config``, the field of the
             calibration is read.
         expert_config: YAML file with an ``expert`` section: the expert to ask.
+        source_config: YAML file with a ``source`` section, for a policy whose activations come from your own code.
         cache: Folder of saved expert scores.
         device: ``auto``, ``cpu``, or a torch device.
         ask_refused_again: Whether to ask again about rows that the expert refused in an earlier run.
@@ -117,7 +121,7 @@ def study(
         True
     """
     from calibrate._extra import needs_extra  # noqa: PLC0415  # importing this package is cheap
-    from calibrate.config.file import load_expert  # noqa: PLC0415
+    from calibrate.config.file import load_expert, load_source  # noqa: PLC0415
     from ctd_guardrail.errors import ConfigError  # noqa: PLC0415
 
     if expert_column is not None and expert_config is not None:
@@ -134,6 +138,7 @@ def study(
         expert_column=expert_column,
         expert=expert,
         device=device,
+        activations=None if source_config is None else load_source(Path(source_config)),
         ask_refused_again=ask_refused_again,
     )
     if to is not None:

@@ -36,6 +36,9 @@ def evaluate(
     expert_config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML file with an `expert` section: the expert to ask.")
     ] = None,
+    source_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file with a `source` section: code of your own.")
+    ] = None,
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, or a torch device.")] = "auto",
     cache: Annotated[Path, typer.Option(metavar="DIR", help="Folder of saved expert scores.")] = Path(".ctd-cache"),
     ask_refused_again: AskRefusedAgain = False,
@@ -60,6 +63,7 @@ def evaluate(
             to=to,
             expert_column=expert_column,
             expert_config=expert_config,
+            source_config=source_config,
             cache=cache,
             device=device,
             ask_refused_again=ask_refused_again,

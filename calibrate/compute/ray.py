@@ -13,9 +13,11 @@ from calibrate.compute.cluster import map_rows
 from calibrate.compute.wire import from_text, to_error, to_failure, to_text
 from calibrate.compute.workers import RefusedError, Tensors, Work, run_work
 from calibrate.config.cluster import RayConfig
-from ctd_guardrail.activations.base_model import BatchedBaseModel, load_base_model
+from ctd_guardrail.activations.base_model import BatchedBaseModel
+from ctd_guardrail.activations.python import open_base_model
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.errors import ActivationError, CtdError
+from ctd_guardrail.runtime.factory import Factory
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["RayWorkers"]
@@ -30,12 +32,16 @@ class RayWorkers:
         config: The cluster.
         base_model: The base model in this process. The actors must load the same one.
         device: Device of the actors' base models, ``auto`` for the GPU that Ray gives them.
+        source: Python code that computes activations, on every machine; None: there is none.
     """
 
-    def __init__(self, config: RayConfig, base_model: BatchedBaseModel, *, device: str) -> None:
+    def __init__(
+        self, config: RayConfig, base_model: BatchedBaseModel, *, device: str, source: Factory | None = None
+    ) -> None:
         self._config = config
         self._base_model = base_model
         self._device = device
+        self._source = source
 
     def map(self, work: Work, chunks: Sequence[Sequence[Conversation]]) -> Iterator[tuple[int, Tensors]]:
         """Yield the number of each chunk and its tensors, as they arrive, in any order.
@@ -45,7 +51,7 @@ class RayWorkers:
             ActivationError: The base model failed, or an actor has loaded another one.
         """
         rows = [{"chunk": number, "conversations": to_text(chunk)} for number, chunk in enumerate(chunks)]
-        arguments = (self._base_model.spec, self._base_model.fingerprint, self._device, work)
+        arguments = (self._base_model.spec, self._base_model.fingerprint, self._device, self._source, work)
         for row in map_rows(self._config, _Worker, arguments, rows):
             if not row["failure"]:
                 yield row["chunk"], load(row["content"])
@@ -62,11 +68,13 @@ class _Worker:
     Errors are returned, not raised. Ray would retry them, and print errors that it cannot transfer.
     """
 
-    def __init__(self, spec: ActivationSpec, fingerprint: Fingerprint, device: str, work: Work) -> None:
+    def __init__(
+        self, spec: ActivationSpec, fingerprint: Fingerprint, device: str, source: Factory | None, work: Work
+    ) -> None:
         self._work = work
         self._problem: CtdError | None = None
         try:
-            self._base_model = load_base_model(spec, device=device)
+            self._base_model = open_base_model(spec, source, device=device)
         except CtdError as error:
             self._problem = error
             return

@@ -7,9 +7,14 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, StrictFloat, StrictInt
 from pydantic_core import PydanticCustomError
 
-from ctd_guardrail.config.experts import LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
+from ctd_guardrail.config.experts import (
+    LocalExpertConfig,
+    OpenAIExpertConfig,
+    PythonExpertConfig,
+    RailExpertConfig,
+)
 
-__all__ = ["AskedLocalExpert", "AskedOpenAIExpert", "AskedRailExpert", "ExpertSection"]
+__all__ = ["AskedLocalExpert", "AskedOpenAIExpert", "AskedPythonExpert", "AskedRailExpert", "ExpertSection"]
 
 
 def _count_or_share(value: float) -> float:
@@ -46,4 +51,17 @@ class AskedLocalExpert(LocalExpertConfig):
     """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
 
-ExpertSection = Annotated[AskedOpenAIExpert | AskedRailExpert | AskedLocalExpert, Field(discriminator="type")]
+class AskedPythonExpert(PythonExpertConfig):
+    """An expert that Python code of your own makes, with the limit of refused rows.
+
+    Attributes:
+        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
+            them below 1.
+    """
+
+    max_refused_rows: _MaxRefusedRows = 0.01
+
+
+ExpertSection = Annotated[
+    AskedOpenAIExpert | AskedRailExpert | AskedLocalExpert | AskedPythonExpert, Field(discriminator="type")
+]

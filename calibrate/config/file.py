@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from pydantic_core import PydanticCustomError
 
 from calibrate.config.cluster import RayConfig
-from calibrate.config.expert import AskedLocalExpert, AskedRailExpert, ExpertSection
+from calibrate.config.expert import AskedLocalExpert, AskedPythonExpert, AskedRailExpert, ExpertSection
 from calibrate.config.recipe import Recipe
 from calibrate.risk.losses import Metric
 from ctd_guardrail.activations.spec import ActivationSpec, Layers
+from ctd_guardrail.config.source import PythonSourceConfig
 from ctd_guardrail.config.types import Section, Share
 from ctd_guardrail.config.validation import load_yaml, validate
 from ctd_guardrail.text.conversation import Context
@@ -30,6 +31,7 @@ __all__ = [
     "SplitConfig",
     "load_config",
     "load_expert",
+    "load_source",
 ]
 
 
@@ -187,6 +189,9 @@ class CalibrateConfig(Section):
     """Folder of activations and expert scores, from which a later run continues."""
     hidden_states: HiddenStatesConfig | None = None
     """Hidden states of the rows from vLLM; None: the base model reads the rows."""
+    source: PythonSourceConfig | None = None
+    """Python code of your own that computes activations, see docs/write-your-own.md; None: ``base.model`` is a Hugging
+    Face model."""
     run_on: RayConfig | None = None
     """Cluster that computes activations and asks the expert; None: this process."""
 
@@ -197,6 +202,8 @@ class CalibrateConfig(Section):
         layers = self.hidden_states.layers or self.base.layers
         if not set(self.base.layers) <= set(layers):
             problem, hint = "`hidden_states.layers` lack layers of `base.layers`", "Let vLLM write these layers as well"
+        elif self.source is not None:
+            problem, hint = "`hidden_states` and `source` are two places of activations", "Keep one of them"
         elif self.run_on is not None:
             problem, hint = "`hidden_states` leave a cluster nothing to compute", "Leave `run_on` out"
         else:
@@ -242,12 +249,20 @@ def load_config(path: Path) -> CalibrateConfig:
     folder = path.absolute().parent
     config = validate(CalibrateConfig, load_yaml(path), file=path, context={"folder": folder})
     return config.model_copy(
-        update={"base": _resolve(config.base, "model", folder), "expert": _resolve_expert(config.expert, folder)}
+        update={
+            "base": _resolve(config.base, "model", folder),
+            "expert": _resolve_expert(config.expert, folder),
+            "source": None if config.source is None else config.source.in_folder(folder),
+        }
     )
 
 
 class _ExpertFile(Section):
     expert: ExpertSection
+
+
+class _SourceFile(Section):
+    source: PythonSourceConfig
 
 
 def load_expert(path: Path) -> ExpertSection:
@@ -262,12 +277,23 @@ def load_expert(path: Path) -> ExpertSection:
     return section if resolved is None else resolved
 
 
+def load_source(path: Path) -> PythonSourceConfig:
+    """Read a YAML file that holds nothing but a ``source`` section.
+
+    Raises:
+        ConfigError: It is not YAML, or a key is unknown, missing, repeated or of a wrong value.
+    """
+    return validate(_SourceFile, load_yaml(path), file=path).source.in_folder(path.absolute().parent)
+
+
 def _resolve_expert(expert: ExpertSection | None, folder: Path) -> ExpertSection | None:
     match expert:
         case AskedLocalExpert():
             return _resolve(expert, "model", folder)
         case AskedRailExpert(config=Path()):
             return _resolve(expert, "config", folder)
+        case AskedPythonExpert():
+            return expert.in_folder(folder)
         case _:
             return expert
 

@@ -17,7 +17,7 @@ from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.expert_scores.worker_pool import WorkerPool
 from calibrate.rows.data import Dataset
 from ctd_guardrail._typing import IntArray
-from ctd_guardrail.config.experts import OpenAIExpertConfig, RailExpertConfig
+from ctd_guardrail.config.experts import OpenAIExpertConfig, PythonExpertConfig, RailExpertConfig
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.experts.protocol import Expert
 
@@ -58,7 +58,7 @@ def score_with(
     concurrency = _CONCURRENCY
     if isinstance(section, OpenAIExpertConfig):
         concurrency = section.max_concurrency
-    elif isinstance(section, RailExpertConfig):
+    elif isinstance(section, RailExpertConfig | PythonExpertConfig):
         # Not more than the expert takes at once: a wait for a free slot would count towards the deadline.
         concurrency = min(_CONCURRENCY, section.max_concurrency)
     if run_on is not None:

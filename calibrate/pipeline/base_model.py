@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,11 @@ from calibrate.compute.workers import InProcess, Workers
 from calibrate.config.file import CalibrateConfig
 from calibrate.features.hidden_states import HiddenStateFiles, HiddenStatesSource, check_rows, scan_files
 from calibrate.rows.data import Dataset
-from ctd_guardrail.activations.base_model import BatchedBaseModel, load_base_model
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, open_tokenizer
+from ctd_guardrail.activations.python import open_base_model
 from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.runtime.factory import Factory
 
 __all__ = ["open_hidden_states", "open_model", "open_workers"]
 
@@ -48,7 +51,7 @@ def open_hidden_states(
 def open_model(config: CalibrateConfig, spec: ActivationSpec, files: HiddenStateFiles | None) -> BatchedBaseModel:
     """Return the base model; if vLLM has run it, a base model that reads the files."""
     if files is None:
-        return load_base_model(spec, device=config.base.device)
+        return open_base_model(spec, _source(config), device=config.base.device)
     return BatchedBaseModel(HiddenStatesSource(HuggingFaceSource(spec, device=config.base.device), files))
 
 
@@ -56,4 +59,8 @@ def open_workers(config: CalibrateConfig, base_model: BatchedBaseModel) -> Worke
     """Return the workers that run the base model: this process, or actors on a cluster."""
     if config.run_on is None:
         return InProcess(base_model)
-    return RayWorkers(config.run_on, base_model, device=config.base.device)
+    return RayWorkers(config.run_on, base_model, device=config.base.device, source=_source(config))
+
+
+def _source(config: CalibrateConfig) -> Factory | None:
+    return None if config.source is None else config.source.made_in(Path())

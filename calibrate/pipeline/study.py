@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -24,14 +25,17 @@ from calibrate.features.scoring import score_rows
 from calibrate.risk.splits import one_per_cluster
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import begin_with, find_clusters
-from ctd_guardrail._typing import FloatArray, IntArray
-from ctd_guardrail.activations.base_model import load_base_model
+from ctd_guardrail.activations.python import open_base_model
+from ctd_guardrail.config.source import PythonSourceConfig
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.match import RECORDED, check_fingerprint, check_normaliser
 from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.probes.probes import Probes
 
 __all__ = ["Judged", "PolicyStudy", "choose_rows", "study_policy"]
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,7 @@ def study_policy(
     expert_column: str | None = None,
     expert: ExpertSection | None = None,
     device: str = "auto",
+    activations: PythonSourceConfig | None = None,
     ask_refused_again: bool = False,
 ) -> PolicyStudy:
     """Judge a policy on labelled rows, at the certificate in force.
@@ -117,6 +122,7 @@ def study_policy(
         expert_column: Field with recorded expert scores.
         expert: Expert to ask. Without a field and an expert, the field of the calibration is read.
         device: ``auto``, ``cpu``, or a torch device.
+        activations: Python code that computes activations; None: the base model is a Hugging Face model.
         ask_refused_again: Whether to ask again about rows that the expert refused in an earlier run.
 
     Raises:
@@ -135,7 +141,7 @@ def study_policy(
     judged = choose_rows(dataset, clusters, policy)
     chosen = judged.rows
     with progress_bars(console) as progress:
-        p, d = _score(policy, dataset, chosen, device=device, progress=progress)
+        p, d = _score(policy, dataset, chosen, device=device, source=activations, progress=progress)
         identity, scores = _expert_scores(
             dataset, chosen, source, cache=cache, progress=progress, ask_refused_again=ask_refused_again
         )
@@ -199,10 +205,17 @@ def _recorded_column(policy: Policy, column: str | None) -> str:
 
 
 def _score(
-    policy: Policy, dataset: Dataset, rows: IntArray, *, device: str, progress: Progress
-) -> tuple[FloatArray, FloatArray]:
+    policy: Policy,
+    dataset: Dataset,
+    rows: NDArray[np.int64],
+    *,
+    device: str,
+    source: PythonSourceConfig | None,
+    progress: Progress,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return p and d of the rows through the policy's own base model and probes, each of shape [rows]."""
-    engine = load_base_model(policy.manifest.activations, device=device)
+    factory = None if source is None else source.made_in(Path())
+    engine = open_base_model(policy.manifest.activations, factory, device=device)
     check_normaliser(policy.manifest)
     check_fingerprint(policy.manifest, engine.fingerprint)
     return score_rows(Probes(policy.manifest.probe, policy.probe), engine, dataset, rows, progress=progress)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 
 from calibrate.config.file import CalibrateConfig, PriceConfig
+from ctd_guardrail.config.factory import FactoryConfig
 from ctd_guardrail.config.validation import validate
 from ctd_guardrail.policy.manifest import Manifest
 
@@ -34,7 +35,7 @@ def write_reproducibility(
     record = {
         "command": None if command is None else _relative(list(command), folder.resolve()),
         "created_at": manifest.created_at.isoformat(),
-        "configuration": _relative(config.model_dump(), folder.resolve()),
+        "configuration": _relative(_without_code(config.model_dump()), folder.resolve()),
         "seed": manifest.calibration.seed,
         "data": [data.model_dump() for data in manifest.data],
         "fingerprint": manifest.fingerprint.model_dump(),
@@ -62,6 +63,16 @@ def read_prices(folder: Path) -> PriceConfig | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return None if prices is None else validate(PriceConfig, prices, file=path, prefix="configuration.prices")
+
+
+def _without_code(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Leave out which code of the operator ran, and with which options: no artefact names code."""
+    sections = {
+        key: {name: value for name, value in section.items() if name not in FactoryConfig.model_fields}
+        for key in ("expert", "source")
+        if (section := configuration[key]) is not None
+    }
+    return configuration | sections
 
 
 def _host() -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import yaml
 
-from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig
+from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, PythonExpertConfig
 from ctd_guardrail.policy.manifest import Manifest
 
 __all__ = ["Piece", "snippet"]
 
 # `type` is written separately; `max_refused_rows` is a setting of calibration.
 _NOT_THE_RAILS: Final = {"type", "max_refused_rows"}
-_ANY_EXPERT: Final = {"type": "openai", "base_url": "http://127.0.0.1:8000/v1", "model": "judge"}
+_ANY_EXPERT: Final[dict[str, Any]] = {"type": "openai", "base_url": "http://127.0.0.1:8000/v1", "model": "judge"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,15 @@ def snippet(manifest: Manifest, folder: Path, expert: ExpertConfig | None) -> li
     """
     before = "import_paths: [ctd_guardrail/nemo]\ncustom_data:\n  ctd:\n"
     before += f"    policy: {_flow(f'./{folder.resolve().name}')}\n"
-    section = {"type": expert.type, **_settings(expert, folder.resolve().parent)} if expert else _ANY_EXPERT
-    remark = "" if expert else "    # Insert the expert whose recorded scores the policy was calibrated with:\n"
+    section: dict[str, Any] = _ANY_EXPERT
+    remark = ""
+    if expert is None:
+        remark = "    # Put the expert here whose recorded scores the policy was calibrated with:\n"
+    elif isinstance(expert, PythonExpertConfig):
+        # A report names no code that a reader may copy and run.
+        remark = "    # Put the section `expert` of CALIBRATE.yml here:\n"
+    else:
+        section = {"type": expert.type, **_settings(expert, folder.resolve().parent)}
     after = (
         f"{remark}    expert: {_flow(section)}\n"
         "    on_failure: block  # when the guard cannot do its work: block | probe | allow\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nemoguardrails import Guardrails, RailsConfig
 
-from ctd_guardrail.nemo.iorails import install
+from ctd_guardrail.nemo import install
 
 install()  # before a configuration is read
 app = Guardrails(RailsConfig.from_path(str(Path(__file__).parent)), require_iorails=True)

@@ -1,5 +1,5 @@
 """Run by `nemoguardrails server --config .` before it reads any configuration: the rail for the IORails engine."""
 
-from ctd_guardrail.nemo.config import init
+from ctd_guardrail.nemo import init
 
 __all__ = ["init"]

@@ -1,1 +1,1 @@
-"""Activations of the base model: where they are read, how they are computed, and how requests share the device."""
+"""Activations of the base model: their place, their computation, and batches of requests on one device. Internal."""

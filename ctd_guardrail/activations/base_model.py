@@ -22,7 +22,7 @@ from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
 from ctd_guardrail.text.conversation import Conversation
 
-__all__ = ["BatchedBaseModel", "Head", "load_base_model"]
+__all__ = ["BatchedBaseModel", "Head", "load_base_model", "share_base_model"]
 
 Head = Callable[[Ragged], torch.Tensor]
 """Reduces token activations, one segment a window, to one row a window, shape [windows, K].
@@ -195,13 +195,26 @@ def load_base_model(spec: ActivationSpec, *, device: str = "auto", runtime: Runt
         ConfigError: A layer or the site does not exist in this model.
         DependencyError: ``package:NAME`` is not installed.
     """
+    device = pick_device(device)
+    return share_base_model((spec, device), lambda: HuggingFaceSource(spec, device=device), runtime)
+
+
+def share_base_model(
+    key: tuple[ActivationSpec, str], make: Callable[[], ActivationSource], runtime: Runtime | None
+) -> BatchedBaseModel:
+    """Return the base model of a key. Its source is made and warmed up if the runtime does not hold it.
+
+    Args:
+        key: The spec, and the place where the source computes.
+        make: Makes the source.
+        runtime: Shares loaded models; None: the runtime of the process.
+    """
     models: Shared[tuple[ActivationSpec, str], BatchedBaseModel] = (runtime or Runtime.default()).shared("base models")
-    key = (spec, pick_device(device))
-    return models.get(key, lambda: _load(*key))
+    return models.get(key, lambda: _load(make))
 
 
-def _load(spec: ActivationSpec, device: str) -> BatchedBaseModel:
-    model = BatchedBaseModel(HuggingFaceSource(spec, device=device))
-    # The first pass is slow, because libraries choose their kernels. No user should wait for it.
+def _load(make: Callable[[], ActivationSource]) -> BatchedBaseModel:
+    model = BatchedBaseModel(make())
+    # The first pass is slow, because libraries choose their kernels. No user shall wait for it.
     model.tokens_of([Conversation.from_text("warm-up")])
     return model

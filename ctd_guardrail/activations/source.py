@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.text.conversation import Conversation
@@ -17,6 +17,7 @@ Windows = tuple[tuple[int, ...], ...]
 """Token ids of one conversation, cut into forward windows without a gap."""
 
 
+@runtime_checkable
 class ActivationSource(Protocol):
     """Turns conversations into token activations of one base model at one site."""
 

@@ -20,8 +20,10 @@ from ctd_guardrail.assembly.experts import build_experts
 from ctd_guardrail.assembly.folder import RailFolder, read_folder
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.observers import Keys, build_watch
-from ctd_guardrail.config.experts import LocalExpertConfig, RailExpertConfig
+from ctd_guardrail.config.experts import LocalExpertConfig, PythonExpertConfig, RailExpertConfig
 from ctd_guardrail.config.section import CtdConfig
+from ctd_guardrail.config.source import VllmSourceConfig
+from ctd_guardrail.config.validation import naming
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.match import check_fingerprint, check_normaliser
 from ctd_guardrail.policy.plan import Budget, Plan, plan
@@ -101,17 +103,20 @@ class Prepared:
         runtime = runtime or Runtime.default()
         keys = Keys.of(config)
         make_experts = partial(build_experts, config, manifest, folder, rail_collaborators, runtime)
-        # A local expert is a model itself. Its identity is known only after it is loaded.
-        experts = None if isinstance(config.expert, LocalExpertConfig) else make_experts()
+        # A local expert is a model itself, and code of the operator may load one. Its identity is known only then.
+        is_heavy = isinstance(config.expert, LocalExpertConfig | PythonExpertConfig)
+        experts = None if is_heavy else make_experts()
         words = Refusals((*refusals, *config.refusals))
 
         def load() -> Guard:
-            loaded = experts or make_experts()
+            with naming(folder):
+                loaded = experts or make_experts()
             start = perf_counter()
             from ctd_guardrail.probes.probes import Probes  # noqa: PLC0415  # torch
 
             probes = Probes(manifest.probe, self.policy.probe)
-            scorer = _open_scorer(config, manifest, probes, folder, runtime)
+            with naming(folder):
+                scorer = _open_scorer(config, manifest, probes, folder, runtime)
             watch = None
             if in_service:
                 load_s = perf_counter() - start
@@ -135,8 +140,14 @@ class Prepared:
         return load
 
 
-def load_guard(folder: Path, *, in_service: bool = False, runtime: Runtime | None = None) -> Guard:
+def load_guard(folder: Path | str, *, in_service: bool = False, runtime: Runtime | None = None) -> Guard:
     """Read, check and load a configuration folder. Blocks while the base model is loaded.
+
+    Example:
+        .. code-block:: python
+
+            async with load_guard("config", in_service=True) as guard:
+                decision = await guard.check([{"role": "user", "content": "How do I kill a Python process?"}])
 
     Args:
         folder: NeMo Guardrails configuration folder.
@@ -146,7 +157,7 @@ def load_guard(folder: Path, *, in_service: bool = False, runtime: Runtime | Non
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
     """
-    return read(folder).load(in_service=in_service, runtime=runtime)
+    return read(Path(folder)).load(in_service=in_service, runtime=runtime)
 
 
 def read(folder: Path) -> Prepared:
@@ -185,7 +196,7 @@ def prepare(config: CtdConfig, *, folder: Path) -> Prepared:
     """
     policy = read_policy(folder / config.policy)
     check_normaliser(policy.manifest)
-    if config.source is not None:
+    if isinstance(config.source, VllmSourceConfig):
         export = folder / config.source.export
         check_record(read_record(export), policy.manifest, folder=export)
     budget = budget_of(config)
@@ -198,16 +209,17 @@ def _base_model(config: CtdConfig, policy: Policy) -> tuple[object, ...]:
 
 def _open_scorer(config: CtdConfig, manifest: Manifest, probes: Probes, folder: Path, runtime: Runtime) -> Scorer:
     """Return the base model that the policy was calibrated on: in this process, or served."""
-    if config.source is not None:
+    if isinstance(config.source, VllmSourceConfig):
         from ctd_guardrail.serving.vllm import open_scorer  # noqa: PLC0415  # torch
 
         return open_scorer(config.source, manifest, probes, folder=folder, runtime=runtime)
-    from ctd_guardrail.activations.base_model import load_base_model  # noqa: PLC0415  # torch
+    from ctd_guardrail.activations.python import open_base_model  # noqa: PLC0415  # torch
 
     spec = manifest.activations
     if config.base_model is not None:
         spec = spec.model_copy(update={"model": config.base_model, "revision": None})
-    base_model = load_base_model(spec, device=config.device, runtime=runtime)
+    source = None if config.source is None else config.source.made_in(folder)
+    base_model = open_base_model(spec, source, device=config.device, runtime=runtime)
     check_fingerprint(manifest, base_model.fingerprint)
     return base_model
 

@@ -1,1 +1,1 @@
-"""The command `ctd-guardrail`: one file a subcommand."""
+"""The command `ctd-guardrail`: one file a subcommand. Internal."""

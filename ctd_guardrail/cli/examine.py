@@ -17,6 +17,7 @@ from ctd_guardrail.assembly.prepared import prepare_folder
 from ctd_guardrail.assembly.self_test import SelfTestResult, self_test
 from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.config.section import CtdConfig
+from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.decision import Mode, OnFailure
 from ctd_guardrail.errors import CtdError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
@@ -126,7 +127,11 @@ def _base_model(guard: Guard) -> Iterator[Finding]:
     source = guard.config.source
     if source is not None:
         # The inputs below show whether the engine serves it: each waits until the engine has proven itself.
-        yield Finding(Outcome.INFO, "base model", f"{manifest.activations.model}, served as {source.model!r} by vLLM")
+        if isinstance(source, VllmSourceConfig):
+            place = f"served as {source.model!r} by vLLM"
+        else:
+            place = f"computed by {source.factory}"
+        yield Finding(Outcome.INFO, "base model", f"{manifest.activations.model}, {place}")
         return
     yield Finding(
         Outcome.OK,

@@ -1,1 +1,1 @@
-"""The rail's section of a configuration: pydantic models and their checks."""
+"""Settings of a configuration: pydantic models and their checks. Internal."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ctd_guardrail.config.factory import FactoryConfig
 from ctd_guardrail.config.types import BaseUrl, Count, Section, Text, VariableName
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ExpertConfig",
     "LocalExpertConfig",
     "OpenAIExpertConfig",
+    "PythonExpertConfig",
     "RailExpertConfig",
 ]
 
@@ -96,11 +98,22 @@ class LocalExpertConfig(Section):
     """Causal models only: replaces the built-in definition of what is unsafe."""
 
 
+class PythonExpertConfig(FactoryConfig):
+    """An expert that Python code of your own makes, see docs/write-your-own.md."""
+
+    type: Literal["python"]
+    """The kind: Python code of your own."""
+    timeout_s: _CallSeconds = 10.0
+    """Seconds for one call, from waiting for a free slot. Raise it for a slow expert."""
+    max_concurrency: Count = 64
+    """Calls at the same time. Four times as many inputs may wait; the next one fails with ``expert_overloaded``."""
+
+
 ExpertConfig = Annotated[
-    OpenAIExpertConfig | RailExpertConfig | LocalExpertConfig,
+    OpenAIExpertConfig | RailExpertConfig | LocalExpertConfig | PythonExpertConfig,
     Field(discriminator="type"),
 ]
-"""One of the three kinds, told apart by ``type``."""
+"""One of the four kinds, told apart by ``type``."""
 
 
 class ExpertAddress(Section):

@@ -9,12 +9,18 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from ctd_guardrail.config.experts import ExpertAddress, ExpertConfig, LocalExpertConfig, OpenAIExpertConfig
+from ctd_guardrail.config.experts import (
+    ExpertAddress,
+    ExpertConfig,
+    LocalExpertConfig,
+    OpenAIExpertConfig,
+    PythonExpertConfig,
+)
 from ctd_guardrail.config.limits import CapConfig, CapStoreConfig, PrincipalConfig
 from ctd_guardrail.config.observability import AuditLogConfig, MonitorConfig, RolloutConfig
 from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.config.override_bounds import OverrideBoundsConfig
-from ctd_guardrail.config.source import VllmSourceConfig
+from ctd_guardrail.config.source import SourceConfig, VllmSourceConfig
 from ctd_guardrail.config.types import Count, Price, Seconds, Section, Share, Text, VariableName
 from ctd_guardrail.config.validation import validate
 from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, RefusedTurns, Verdict
@@ -136,8 +142,9 @@ class CtdConfig(Section):
     receipt_key_env: VariableName | None = None
     """Name of the environment variable with a secret of 16 to 64 bytes that signs refusals. With it, other processes
     recognise a refusal of this one. Set it if you run replicas."""
-    source: VllmSourceConfig | None = None
-    """Serving engine of the base model, see docs/serving.md. By default the base model runs in this process."""
+    source: SourceConfig | None = None
+    """Place of the activations: an engine that serves the base model (docs/serving.md), or Python code of your own
+    (docs/write-your-own.md). By default a Hugging Face model in this process."""
     base_model: Text | None = None
     """Another place of the policy's base model: a Hugging Face id or a folder. Its fingerprint is checked."""
     device: Text = "auto"
@@ -206,10 +213,10 @@ class CtdConfig(Section):
                 "`deadline_s` must be longer than the expert's `timeout_s`, or the guard gives up before its expert",
                 {"hint": f"Set deadline_s above {longest:g}, or a shorter expert.timeout_s"},
             )
-        if self.expert_attempts > 1 and not isinstance(self.expert, OpenAIExpertConfig):
+        if self.expert_attempts > 1 and not isinstance(self.expert, OpenAIExpertConfig | PythonExpertConfig):
             raise PydanticCustomError(
                 "attempts",
-                "`expert_attempts` is for experts of type openai: a rail's own client tries again by itself",
+                "`expert_attempts` is for experts of type openai and python: a rail's own client tries again by itself",
                 {"hint": "Leave it out, and set the retries of the model that the rail uses"},
             )
         return self
@@ -235,7 +242,7 @@ class CtdConfig(Section):
                 "`base_model` is for a base model in this process, and `source` names an engine",
                 {"hint": "Keep one of them"},
             )
-        if self.source is not None and self.source.timeout_s >= self.deadline_s:
+        if isinstance(self.source, VllmSourceConfig) and self.source.timeout_s >= self.deadline_s:
             raise PydanticCustomError(
                 "deadline",
                 "`deadline_s` must be longer than the source's `timeout_s`, or the guard gives up before its engine",

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ctd_guardrail.config.factory import FactoryConfig
 from ctd_guardrail.config.types import BaseUrl, Section, Text, VariableName
 
-__all__ = ["VllmSourceConfig"]
+__all__ = ["PythonSourceConfig", "SourceConfig", "VllmSourceConfig"]
 
 
 class VllmSourceConfig(Section):
@@ -29,3 +30,14 @@ class VllmSourceConfig(Section):
     timeout_s: Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)] = 5.0
     """Seconds for one conversation, from waiting for a free slot to the last byte, further attempts included. Raise it
     for a slow server or long conversations."""
+
+
+class PythonSourceConfig(FactoryConfig):
+    """A source of activations that Python code of your own makes, see docs/write-your-own.md."""
+
+    type: Literal["python"]
+    """The kind: Python code of your own."""
+
+
+SourceConfig = Annotated[VllmSourceConfig | PythonSourceConfig, Field(discriminator="type")]
+"""One of the two kinds, told apart by ``type``."""

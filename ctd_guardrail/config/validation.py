@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from ctd_guardrail.errors import ConfigError
 
-__all__ = ["config_error", "load_yaml", "validate"]
+__all__ = ["config_error", "load_yaml", "naming", "validate"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -72,6 +73,26 @@ def validate(
     except ValidationError as error:
         # The chain is cut: pydantic's own message quotes the value, which may be a secret.
         raise config_error(error, model, content, file=file, prefix=prefix) from None
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Name a file, or the folder of a configuration, in each error about a key that names none.
+
+    Args:
+        file: Holds the key.
+
+    Raises:
+        ConfigError: As it was raised in the block, with the file.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if error.file is not None or not error.key:
+            raise
+        located = ConfigError(error.problem, file=file, hint=error.hint)
+        located.key = error.key
+        raise located from error
 
 
 def config_error(

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, OpenAIExpertConfig, RailExpertConfig
+from ctd_guardrail.config.experts import (
+    ExpertConfig,
+    LocalExpertConfig,
+    OpenAIExpertConfig,
+    PythonExpertConfig,
+    RailExpertConfig,
+)
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.bounded.bulkhead import Bulkhead
@@ -31,8 +37,8 @@ def build_expert(
 ) -> BoundedExpert:
     """Build the expert of a configuration, with the limits of its own section: concurrency and deadline.
 
-    A local expert is loaded here, which blocks. Each kind is imported only if it is used: one needs torch, another
-    NeMo Guardrails, the third neither.
+    A local expert is loaded here, and code of the operator runs: both block. Each kind is imported only if it is used:
+    one needs torch, another NeMo Guardrails.
 
     Args:
         config: The ``expert`` section.
@@ -67,6 +73,10 @@ def _build(
             return LocalExpert(
                 config.model_copy(update={"model": str(path)}) if path.is_dir() else config, runtime=runtime
             )
+        case PythonExpertConfig():
+            from ctd_guardrail.experts.python import PythonExpert  # noqa: PLC0415  # code of the operator
+
+            return PythonExpert(config, folder)
         case RailExpertConfig():
             return _build_rail(config, rail_collaborators, folder)
 

@@ -1,1 +1,1 @@
-"""Policies: the folder that calibration writes, and the step from a budget to a threshold."""
+"""Policies: the folder that calibration writes, and the step from a budget to a threshold. Internal."""

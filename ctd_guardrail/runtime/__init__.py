@@ -1,1 +1,1 @@
-"""What a process holds once: the I/O thread, HTTP connections, files, locks, the decision cache."""
+"""Objects that a process holds once: the I/O thread, HTTP connections, files, locks, the decision cache. Internal."""

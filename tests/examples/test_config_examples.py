@@ -38,6 +38,8 @@ CONFIGS = sorted(
 )
 WORDS = ("the", "a", "plain", "odd", "question", "about", "cooking", "trains", "music", "gardens", "code", "money")
 ROWS = 300
+# Their expert is a model or code in this process.
+WITHOUT_A_JUDGE = {"quickstart", "python-expert", "python-source"}
 
 
 def write_prompts(path: Path) -> None:
@@ -130,7 +132,9 @@ def calibrate(examples: Path, shared_judge: Any, serve_export: Callable[[Path], 
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
         assert done.returncode == 0, done.stderr
         # Each row once; a call that a busy machine did not answer in time is made again.
-        assert shared_judge.calls == asked if name == "quickstart" else ROWS <= shared_judge.calls - asked < 1.1 * ROWS
+        assert (
+            shared_judge.calls == asked if name in WITHOUT_A_JUDGE else ROWS <= shared_judge.calls - asked < 1.1 * ROWS
+        )
         assert os.environ["JUDGE_API_KEY"] not in done.stdout + done.stderr
         return folder
 
@@ -197,10 +201,8 @@ def test_example_guards(name: str, calibrate: Callable[[str], Path], shared_judg
     assert not any(outcome.failed for outcome in found)
     assert 0 < sum(blocked) < len(found)
     assert shared_judge.answers - answered == len(found) - sum(blocked)
-    if name == "quickstart":
-        assert shared_judge.calls == asked
-    else:
-        assert shared_judge.calls - asked == sum(delegated)
+    assert shared_judge.calls - asked == (0 if name in WITHOUT_A_JUDGE else sum(delegated))
+    if name != "quickstart":  # its expert is a model that was not trained
         assert all(
             block == ("harmful" in text)
             for text, block, is_delegated in zip(texts(), blocked, delegated, strict=True)
