@@ -1,1 +1,1 @@
-"""From a configuration folder to a running guard."""
+"""Assembly of a guard from a configuration folder. Internal."""

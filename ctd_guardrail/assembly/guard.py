@@ -7,7 +7,8 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from ctd_guardrail.assembly.cascades import CascadeFactory
 from ctd_guardrail.assembly.overrides import Overrides, read_overrides
@@ -151,6 +152,16 @@ class Guard:
             await expert.aclose()
         if self.watch is not None:
             await asyncio.to_thread(self.watch.save)
+
+    async def __aenter__(self) -> Self:
+        """Return the guard. It is closed at the end of the block."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the guard."""
+        await self.aclose()
 
     def _refuse(self, reason: Reason, error: BaseException) -> Decision:
         """Block. The failure policy is for a guard that failed, not for a caller that asks for too much."""

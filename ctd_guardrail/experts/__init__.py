@@ -1,1 +1,1 @@
-"""Experts: whatever judges the inputs that the probe should not judge alone."""
+"""Experts: the judges of inputs that the probe should not judge alone. Internal."""

@@ -1,1 +1,1 @@
-"""Guards of the running rail: monitors of its rate, its scores and its misses, and caps on its spend."""
+"""Statistics of the running rail: monitors of its rate, its scores and its misses. Internal."""

@@ -1,1 +1,1 @@
-"""What a running guard tells its operator: metrics, spans and an audit log, one file each, behind one protocol."""
+"""Reports of a running guard to its operator: metrics, spans and an audit log. Internal."""

@@ -1,1 +1,1 @@
-"""Probes: from token activations to the safety score p and the delegation value d."""
+"""Probes: from token activations to the safety score p and the delegation value d. Internal."""

@@ -1,1 +1,1 @@
-"""A base model that a serving engine runs: the checkpoint that it serves, and the client that reads it."""
+"""A base model in a serving engine: the exported checkpoint, and the client that reads it. Internal."""

@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ctd_guardrail import __version__
 from ctd_guardrail._typing import Float32Array
+from ctd_guardrail._version import __version__
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_transformers
 from ctd_guardrail.activations.models import resolve_model
 from ctd_guardrail.activations.spec import ActivationSpec

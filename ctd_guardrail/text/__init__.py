@@ -1,1 +1,1 @@
-"""Text as the guard reads it: conversations, message content, normal form, lookalike characters, refusals."""
+"""Text as the guard reads it: conversations, message content, normal form, lookalike characters, refusals. Internal."""

@@ -1,1 +1,1 @@
-"""Limits around every expert: deadline, concurrency, breaker, spend."""
+"""Limits around every expert: deadline, concurrency, breaker, spend. Internal."""

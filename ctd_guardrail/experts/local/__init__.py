@@ -1,1 +1,1 @@
-"""An expert that runs in this process: a classifier, or a language model's own likelihoods."""
+"""An expert that runs in this process: a classifier, or the likelihoods of a language model. Internal."""

@@ -1,1 +1,1 @@
-"""An expert behind an OpenAI-compatible HTTP API."""
+"""An expert behind an OpenAI-compatible HTTP API. Internal."""

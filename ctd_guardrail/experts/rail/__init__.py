@@ -1,1 +1,1 @@
-"""An input rail of NeMo Guardrails as the expert."""
+"""An input rail of NeMo Guardrails as the expert. Internal."""
