@@ -1,6 +1,7 @@
 import gc
 import logging
 import threading
+import time
 
 import pytest
 
@@ -31,7 +32,8 @@ def test_events_of_many_threads_are_read_one_at_a_time_in_one_order() -> None:
         later.append(event)
         running.release()
 
-    emit = queue.emitter(at_once=[at_once.append], later=[read])
+    # The second sink offers the interpreter to another thread, between the two sides.
+    emit = queue.emitter(at_once=[at_once.append, lambda _: time.sleep(0)], later=[read])
     threads = [
         threading.Thread(target=lambda i=i: [emit(routed(1000 * i + number)) for number in range(500)])
         for i in range(4)
