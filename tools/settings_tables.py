@@ -123,7 +123,10 @@ def _kind(schema: dict[str, Any]) -> str:
             bounds = [f"{word} {_number(schema[bound])}" for bound, word in _BOUNDS.items() if bound in schema]
             return ("whole number" if kind == "integer" else "number") + (f" ({', '.join(bounds)})" if bounds else "")
         case "object":
-            return "section" if "properties" in schema else "sections by name"
+            if "properties" in schema:
+                return "section"
+            of_values = str(schema.get("additionalProperties")).endswith("/JsonValue'}")
+            return "mapping of names to values" if of_values else "sections by name"
     if schema.get("pattern", "").startswith("^[A-Za-z_]"):
         return "name of a variable"
     return "path" if schema.get("format") == "path" else "text"
