@@ -48,10 +48,10 @@ def snippet(manifest: Manifest, folder: Path, expert: ExpertConfig | None) -> li
     section: dict[str, Any] = _ANY_EXPERT
     remark = ""
     if expert is None:
-        remark = "    # Put the expert here whose recorded scores the policy was calibrated with:\n"
+        remark = "    # Insert the expert whose recorded scores the policy was calibrated with:\n"
     elif isinstance(expert, PythonExpertConfig):
         # A report names no code that a reader may copy and run.
-        remark = "    # Put the section `expert` of CALIBRATE.yml here:\n"
+        remark = "    # Insert the section `expert` of CALIBRATE.yml:\n"
     else:
         section = {"type": expert.type, **_settings(expert, folder.resolve().parent)}
     after = (
