@@ -6,18 +6,16 @@ from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.evaluate.methods import Delegation, Methods
 from calibrate.evaluate.rows import ScoredRows
+from ctd_guardrail._typing import BoolArray, FloatArray, IndexArray, IntArray
 from ctd_guardrail.policy.budget import Guarantee, sort_scores
 from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.store import CalibrationScores
 
 __all__ = ["BATCHES", "RANK", "TOP_K", "PaperMethods", "uncertainty_rank"]
 
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 RANK: Final = "uncertainty_rank"
 BATCHES: Final = (32, 64, 128)
@@ -60,7 +58,7 @@ class PaperMethods(Methods):
         ranks = sort_scores(uncertainty_rank(calibration.p, calibration.p))
         self.signals = {**self.signals, RANK: uncertainty_rank(rows.p, calibration.p)}
         self.calibration_signals = {**self.calibration_signals, RANK: ranks}
-        self._ranks: dict[str, NDArray[np.int64]] = {}
+        self._ranks: dict[str, IntArray] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,7 +107,7 @@ def uncertainty_rank(p: FloatArray, reference: FloatArray) -> FloatArray:
     return -np.abs((below + up_to) / (2.0 * ordered.size) - 0.5)
 
 
-def _rank_in_batch(signal: FloatArray, batches: Iterable[NDArray[np.intp]]) -> NDArray[np.int64]:
+def _rank_in_batch(signal: FloatArray, batches: Iterable[IndexArray]) -> IntArray:
     """Return the number of rows of the same batch that go before each row, shape [n]."""
     rank = np.empty(signal.size, dtype=np.int64)
     for batch in batches:

@@ -7,14 +7,14 @@ import math
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
 
 __all__ = ["read_column"]
 
 
-def read_column(path: Path, column: str) -> NDArray[np.float64]:
+def read_column(path: Path, column: str) -> FloatArray:
     """Read one column of numbers from a CSV file whose first line names its columns.
 
     Args:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import bdtr
 from scipy.stats import betabinom
 
@@ -17,12 +16,11 @@ from calibrate.evaluate.grid import Grid
 from calibrate.evaluate.methods import CERTIFIED
 from calibrate.evaluate.table import Record, Table
 from calibrate.risk.splits import one_per_cluster
+from ctd_guardrail._typing import BoolArray, FloatArray, IntArray
 from ctd_guardrail.policy.guarantees import largest_count, max_exceedances
 
 __all__ = ["SPLITS", "composition_table", "sensitivity_table", "splits_table"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 SPLITS: Final = 500
 _CHUNK: Final = 50
@@ -145,7 +143,7 @@ def splits_table(
     )
 
 
-def _random_members(total: int, count: int, splits: int, seed: int) -> NDArray[np.bool_]:
+def _random_members(total: int, count: int, splits: int, seed: int) -> BoolArray:
     """Return the calibration rows of each split, shape [splits, total]."""
     rng = np.random.default_rng(seed)
     member = np.zeros((splits, total), dtype=np.bool_)
@@ -156,7 +154,7 @@ def _random_members(total: int, count: int, splits: int, seed: int) -> NDArray[n
     return member
 
 
-def _rates(falling: FloatArray, member: NDArray[np.bool_], k: int) -> FloatArray:
+def _rates(falling: FloatArray, member: BoolArray, k: int) -> FloatArray:
     """Return the share of the counted rows strictly above the (k + 1)-th largest calibration score, shape [splits].
 
     Args:

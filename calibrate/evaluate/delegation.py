@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from calibrate.evaluate.figures import mean_of
 from calibrate.evaluate.grid import Grid
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.table import Record, Table
+from ctd_guardrail._typing import BoolArray, FloatArray
 from ctd_guardrail.policy.guarantees import largest_count
 
 __all__ = [
@@ -24,8 +24,6 @@ __all__ = [
     "reliability_table",
 ]
 
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 BINS: Final = 10
 """Number of bins of d. They hold equally many rows, except that ties stay together."""

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from ctd_guardrail._typing import BoolArray, FloatArray, IntArray
 from ctd_guardrail.errors import DataError
 
 __all__ = [
@@ -33,9 +33,6 @@ __all__ = [
     "measure",
 ]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 FIGURES: Final = {
     "auroc": "P(an unsafe row scores above a safe one), ties counted half",

@@ -11,11 +11,11 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.evaluate.figures import Figure, mean_of, measure
 from calibrate.evaluate.methods import Methods
 from calibrate.evaluate.rows import ScoredRows
+from ctd_guardrail._typing import BoolArray, FloatArray
 from ctd_guardrail.policy.budget import Guarantee
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import CalibrationScores, Policy
@@ -26,9 +26,6 @@ ALPHAS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Budgets of every record and every table."""
 # Neighbouring budgets often delegate the same rows. Kept figures hold influences, so their number is bounded.
 _KEPT: Final = 64
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.evaluate.rows import ScoredRows
+from ctd_guardrail._typing import BoolArray, FloatArray, IndexArray
 from ctd_guardrail.policy.budget import Certificate, Guarantee, certify, sort_scores
 from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.selection import Criterion, best_threshold
@@ -17,8 +17,6 @@ from ctd_guardrail.policy.store import CalibrationScores
 
 __all__ = ["CERTIFIED", "CHOSEN", "METHODS", "Delegation", "Methods", "select_rows", "uncertainty"]
 
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 METHODS: Final = ("probe", "expert", "random", "uncertainty", "ctd", "oracle")
 """Methods of the record in every policy."""
@@ -162,7 +160,7 @@ def uncertainty(p: FloatArray) -> FloatArray:
     return -np.abs(p - 0.5)
 
 
-def select_rows(indices: NDArray[np.intp], n: int) -> BoolArray:
+def select_rows(indices: IndexArray, n: int) -> BoolArray:
     """Return the mask of some of n rows, shape [n]."""
     chosen = np.zeros(n, dtype=np.bool_)
     chosen[indices] = True

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import BoolArray, FloatArray, IntArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.probes.merge import Merge
 
 __all__ = ["ScoredRows"]
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

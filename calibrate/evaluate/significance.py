@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from calibrate.evaluate.curves import Cells
 from calibrate.evaluate.figures import FIGURES
 from calibrate.evaluate.table import Record, Table
+from ctd_guardrail._typing import FloatArray
 
 __all__ = ["RIVALS", "compare_methods", "holm"]
 
-FloatArray = NDArray[np.float64]
 
 RIVALS: Final = ("uncertainty", "random", "probe")
 """Methods that CTD is compared with."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from calibrate.evaluate.budget import SPLITS, composition_table, sensitivity_table, splits_table
@@ -20,6 +19,7 @@ from calibrate.evaluate.methods import CERTIFIED, uncertainty
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.significance import compare_methods
 from calibrate.evaluate.table import Table
+from ctd_guardrail._typing import FloatArray, IntArray
 
 __all__ = ["BUDGETS", "Study", "measure_study"]
 
@@ -136,7 +136,7 @@ def measure_study(
     )
 
 
-def _pool(grid: Grid, *, with_calibration: bool) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
+def _pool(grid: Grid, *, with_calibration: bool) -> tuple[dict[str, FloatArray], IntArray]:
     """Return the signals that can be split into calibration and counted rows, and the clusters of their rows."""
     signals = {name: grid.methods.signals[name] for name in CERTIFIED}
     clusters = np.unique(grid.rows.clusters, return_inverse=True)[1].astype(np.int64)

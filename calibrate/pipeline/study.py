@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -25,6 +24,7 @@ from calibrate.features.scoring import score_rows
 from calibrate.risk.splits import one_per_cluster
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import begin_with, find_clusters
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.activations.python import open_base_model
 from ctd_guardrail.config.source import PythonSourceConfig
 from ctd_guardrail.errors import ConfigError, DataError
@@ -33,9 +33,6 @@ from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.probes.probes import Probes
 
 __all__ = ["Judged", "PolicyStudy", "choose_rows", "study_policy"]
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +204,12 @@ def _recorded_column(policy: Policy, column: str | None) -> str:
 def _score(
     policy: Policy,
     dataset: Dataset,
-    rows: NDArray[np.int64],
+    rows: IntArray,
     *,
     device: str,
     source: PythonSourceConfig | None,
     progress: Progress,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[FloatArray, FloatArray]:
     """Return p and d of the rows through the policy's own base model and probes, each of shape [rows]."""
     factory = None if source is None else source.made_in(Path())
     engine = open_base_model(policy.manifest.activations, factory, device=device)

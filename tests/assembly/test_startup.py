@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from nemoguardrails import RailsConfig
 
+from ctd_guardrail.assembly.budget import budget_of
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.prepared import load_guard
 from ctd_guardrail.errors import PolicyError
 from ctd_guardrail.nemo.guards import guard_for
+from ctd_guardrail.policy.plan import plan
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.sidecar.service import Service
@@ -106,6 +108,7 @@ def test_a_policy_that_is_replaced_before_any_file_access_leaves_one_lambda(
                 return None
             running = cascade_of(guard).settings.rule.threshold
             assert guard.plan.rule.threshold == guard.watch.facts.threshold == running
+            assert plan(guard.policy, budget_of(guard.config)).rule.threshold == running, "of one policy"
             assert guard.watch.facts.expected_rate == guard.plan.expected_rate
             if stats is not None:
                 assert stats["expected_rate"] == guard.plan.expected_rate

@@ -120,7 +120,8 @@ def test_a_lost_actor_costs_the_questions_that_it_had_under_way(
     def kill_one() -> None:
         row_judge.wait_for(15)
         listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)  # noqa: S607
-        pids = [int(line.split()[0]) for line in listed.stdout.splitlines() if "MapWorker(MapBatches(_Asker))" in line]
+        actor = "MapWorker(MapBatches(_ScoringActor))"
+        pids = [int(line.split()[0]) for line in listed.stdout.splitlines() if actor in line]
         killed.append(pids[0])
         os.kill(pids[0], signal.SIGKILL)
 
