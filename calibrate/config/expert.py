@@ -52,14 +52,10 @@ class AskedLocalExpert(LocalExpertConfig):
 
 
 class AskedPythonExpert(PythonExpertConfig):
-    """An expert that Python code of your own makes, with the limit of refused rows.
-
-    Attributes:
-        max_refused_rows: Rows that the expert may refuse before the run ends: a whole number of rows, or a share of
-            them below 1.
-    """
+    """An expert that Python code of your own makes, and how many rows it may refuse."""
 
     max_refused_rows: _MaxRefusedRows = 0.01
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
 
 ExpertSection = Annotated[

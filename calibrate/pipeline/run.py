@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from ctd_guardrail._version import __version__
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
@@ -42,6 +41,7 @@ from calibrate.rows.splits import PARTS, Split, find_clusters, row_digests, spli
 from calibrate.train import TrainedProbes, train_probes
 from calibrate.train.crossfit import check_classes
 from calibrate.train.train import layer_columns
+from ctd_guardrail._version import __version__
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows

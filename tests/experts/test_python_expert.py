@@ -169,7 +169,7 @@ async def test_something_else_than_a_score_is_no_verdict(build: Make) -> None:
 
 async def test_only_a_fault_of_the_connection_counts_as_an_outage(build: Make) -> None:
     async def opens(error: str) -> bool:
-        breaker = CircuitBreaker(failures=2, open_s=60, trials=1, health=health_of)
+        breaker = CircuitBreaker(failures=2, health=health_of)
         expert = build(f"def make(): return Judge(answer={error})").with_limits(
             is_enabled=True, breaker=breaker, caps=None, attempts=1
         )
