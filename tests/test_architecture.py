@@ -137,16 +137,6 @@ def test_a_private_part_of_the_product_is_touched_from_one_test_file_at_most() -
     )
 
 
-# Folders that still name their own array types. Delete an entry when its files import those of _typing.py.
-OWN_ARRAYS = (
-    "benchmarks/",
-    "calibrate/pipeline/",
-    "calibrate/risk/",
-    "calibrate/train/",
-    "ctd_guardrail/monitors/",
-)
-
-
 def test_array_types_have_one_name_each() -> None:
     defined = {
         path.as_posix()
@@ -154,8 +144,7 @@ def test_array_types_have_one_name_each() -> None:
         for node in tree(path).body
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value and "NDArray[np." in ast.unparse(node.value)
     }
-    assert {path for path in defined if not path.startswith(OWN_ARRAYS)} == {"ctd_guardrail/_typing.py"}
-    assert {folder for folder in OWN_ARRAYS if any(path.startswith(folder) for path in defined)} == set(OWN_ARRAYS)
+    assert defined == {"ctd_guardrail/_typing.py"}
 
 
 def test_one_object_of_the_process_can_change() -> None:

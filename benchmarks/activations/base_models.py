@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.models import resolve_model
 from ctd_guardrail.activations.spec import ActivationSpec
@@ -47,14 +47,14 @@ class BaseModel:
         spec = ActivationSpec.model_validate({"model": self.path, "layers": layers, "site": "residual"} | options)
         return HuggingFaceSource(spec, device=self.device)
 
-    def conversations(self, lengths: NDArray[np.int64], seed: int = 0) -> list[Conversation]:
+    def conversations(self, lengths: IntArray, seed: int = 0) -> list[Conversation]:
         """Return conversations with these numbers of words. Equal seeds give equal conversations."""
         rng = np.random.default_rng(seed)
         separator = "" if len(self.words[0]) == 1 else " "
         return [Conversation.from_text(separator.join(rng.choice(self.words, length))) for length in lengths]
 
 
-def lognormal_lengths(count: int) -> NDArray[np.int64]:
+def lognormal_lengths(count: int) -> IntArray:
     """Return the lengths of prompts in tokens: lognormal, mean 88, in a fixed random order."""
     rng = np.random.default_rng(7)
     lengths = rng.lognormal(np.log(_MEAN) - _SIGMA**2 / 2, _SIGMA, count)

@@ -20,13 +20,13 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.activations.base_models import BaseModel, lognormal_lengths, minilm, random_llama
 from benchmarks.activations.gpu import measure_gpu
 from benchmarks.activations.rivals import bare, naive, sentence_transformer, sorted_and_padded
 from benchmarks.activations.stopwatch import Stopwatch
 from benchmarks.table import Table, add_csv_option
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.batcher import MicroBatcher
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, quiet_transformers
@@ -285,14 +285,14 @@ def _last(ragged: Ragged) -> torch.Tensor:
     return torch.stack([part[-1] for part in ragged.values.float().split(ragged.lengths)])
 
 
-def _scores(pooled: torch.Tensor) -> NDArray[np.float64]:
+def _scores(pooled: torch.Tensor) -> FloatArray:
     """Return 200 random linear scores of each window."""
     directions = np.random.default_rng(1).normal(size=(pooled.shape[1], 200))
-    scores: NDArray[np.float64] = pooled.double().cpu().numpy() @ directions
+    scores: FloatArray = pooled.double().cpu().numpy() @ directions
     return scores
 
 
-def _drift(changed: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+def _drift(changed: FloatArray, reference: FloatArray) -> float:
     return float(np.sqrt(np.mean((changed - reference) ** 2)) / reference.std(axis=0).mean())
 
 

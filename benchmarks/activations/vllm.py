@@ -26,8 +26,8 @@ from typing import Final
 import httpx
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.activations.scorer import Scorer
 from ctd_guardrail.config.source import VllmSourceConfig
@@ -45,8 +45,6 @@ CONCURRENCIES: Final = (1, 8, 64, 256)
 _NAME: Final = "ctd"
 _START_S: Final = 900.0
 _WORDS: Final = ("the", "capital", "of", "a", "river", "python", "process", "kill", "money", "letter", "how", "do", "I")
-
-FloatArray = NDArray[np.float64]
 
 
 def conversations(count: int, *, seed: int = 0) -> list[Conversation]:
@@ -147,7 +145,7 @@ def measure(policy: Policy, options: argparse.Namespace, address: str) -> None:
     """Compare both sides and print the tables."""
     manifest, probes = policy.manifest, Probes(policy.manifest.probe, policy.probe)
     section = {"type": "vllm", "base_url": address, "model": _NAME, "export": options.export.absolute()}
-    section |= {"timeout_s": 120, "max_concurrency": max(CONCURRENCIES)}
+    section["timeout_s"] = 120
     served = open_scorer(VllmSourceConfig.model_validate(section), manifest, probes, folder=Path())
     local = load_base_model(manifest.activations, device=options.device)
     check_fingerprint(manifest, local.fingerprint)

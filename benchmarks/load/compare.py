@@ -11,11 +11,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.load import simulate
 from benchmarks.load.serving import BATCH_TOKENS, EXPERT_SLOTS, Bench, Served, expert_seconds, texts
 from benchmarks.table import Table, add_csv_option
+from ctd_guardrail._typing import BoolArray, FloatArray
 from ctd_guardrail.decision import Route
 from ctd_guardrail.text.conversation import Conversation
 
@@ -106,7 +106,7 @@ def compare(
     return table
 
 
-Replayed = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], tuple[float, float]]
+Replayed = tuple[BoolArray, FloatArray, FloatArray, tuple[float, float]]
 
 
 def replay(bench: Bench, served: Sequence[Served], costs: simulate.Costs) -> Replayed:
@@ -126,7 +126,7 @@ def replay(bench: Bench, served: Sequence[Served], costs: simulate.Costs) -> Rep
     return delegated, measured, got.latency, (float((at + measured).max()), got.end)
 
 
-def _percentiles(measured: NDArray[np.float64], simulated: NDArray[np.float64], share: float) -> list[str]:
+def _percentiles(measured: FloatArray, simulated: FloatArray, share: float) -> list[str]:
     return [f"{1e3 * float(np.percentile(values, share)):.1f}" for values in (measured, simulated)]
 
 

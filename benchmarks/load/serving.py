@@ -25,10 +25,10 @@ from unittest import mock
 import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
 
 from benchmarks.load import servers, traffic
 from benchmarks.table import Cell, Table, add_csv_option
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.activations import base_model as engines
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.source import Windows
@@ -232,7 +232,7 @@ class Bench:
         await asyncio.gather(*(client() for _ in range(clients)))
         return served
 
-    async def open(self, requests: Sequence[str], at: NDArray[np.float64]) -> list[Served]:
+    async def open(self, requests: Sequence[str], at: FloatArray) -> list[Served]:
         """Send the texts at these times, without waiting for earlier verdicts."""
         start = time.perf_counter()
         tasks = []

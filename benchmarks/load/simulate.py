@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import BoolArray, FloatArray, IntArray
 from ctd_guardrail.activations.fair_queue import FairQueue
 
 __all__ = ["Costs", "Outcome", "Requests", "poisson", "simulate"]
 
-FloatArray = NDArray[np.float64]
 
 _ARRIVED, _QUEUED, _FORWARDED, _SCREENED, _ANSWERED = range(5)
 _SIZES: Final = (4.16, 0.8)  # mean and spread of the logarithm of a request's tokens: mean 88 tokens
@@ -59,8 +58,8 @@ class Requests:
     """
 
     at: FloatArray
-    tokens: NDArray[np.int64]
-    delegated: NDArray[np.bool_]
+    tokens: IntArray
+    delegated: BoolArray
     expert_s: FloatArray
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ctd_guardrail._typing import FloatArray
 
 __all__ = ["FIGURES", "Cube", "standard_error"]
 
-FloatArray = NDArray[np.float64]
 
 FIGURES: Final = ("auroc", "accuracy", "brier", "missed_harm", "rate")
 _LESS_IS_BETTER: Final = ("brier", "missed_harm")

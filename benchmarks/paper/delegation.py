@@ -9,15 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from calibrate.train.logistic import fit_logistic
+from ctd_guardrail._typing import Float32Array, FloatArray, IntArray
 
 __all__ = ["fit_binary_value", "fit_ridge_value"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 # Activations are neither standardised nor is the penalty cross-validated.
 _RIDGE_PENALTY: Final = 1.0
@@ -27,7 +25,7 @@ _FEWEST_ROWS: Final = 10
 _TAU: Final = 0.5
 
 
-def fit_ridge_value(means: NDArray[np.float32], labels: FloatArray, p: FloatArray, merged: FloatArray) -> Ridge:
+def fit_ridge_value(means: Float32Array, labels: FloatArray, p: FloatArray, merged: FloatArray) -> Ridge:
     """Return the ridge regression of v on mean activations.
 
     Args:
@@ -40,13 +38,13 @@ def fit_ridge_value(means: NDArray[np.float32], labels: FloatArray, p: FloatArra
 
 
 def fit_binary_value(
-    means: NDArray[np.float32],
+    means: Float32Array,
     labels: FloatArray,
     p: FloatArray,
     merged: FloatArray,
     *,
     clusters: IntArray,
-    fresh: NDArray[np.float32],
+    fresh: Float32Array,
     seed: int,
 ) -> FloatArray | None:
     """Return P(probe wrong and expert right) of other rows, as a logit, shape [m].

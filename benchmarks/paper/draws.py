@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.risk.splits import one_per_cluster
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.errors import DataError
 
 __all__ = ["Counts", "Draw", "draw_rows"]
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

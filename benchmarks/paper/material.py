@@ -17,6 +17,7 @@ from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import find_clusters
 from calibrate.train import SafetyRows
 from calibrate.train.train import layer_columns
+from ctd_guardrail._typing import Float32Array, FloatArray, IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.errors import DataError
@@ -25,8 +26,6 @@ from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["Material", "load_material"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 _EXPERT_CONCURRENCY = 64
 
@@ -51,7 +50,7 @@ class Material:
     pooled: PooledRows
     tokens: list[Ragged] | None
     layers: tuple[int, ...]
-    means: NDArray[np.float32]
+    means: Float32Array
     labels: FloatArray
     experts: dict[str, FloatArray]
     clusters: IntArray
@@ -148,11 +147,11 @@ def _columns(tokens: list[Ragged] | None, keep: IntArray) -> list[Ragged] | None
     return None if tokens is None else [Ragged(row.values[:, keep], row.lengths) for row in tokens]
 
 
-def _row_means(pooled: PooledRows, plan: Plan) -> NDArray[np.float32]:
+def _row_means(pooled: PooledRows, plan: Plan) -> Float32Array:
     starts = np.cumsum(pooled.windows) - pooled.windows
     lengths = pooled.lengths.astype(np.float32)
-    sums: NDArray[np.float32] = np.add.reduceat(pooled.values * lengths[:, None], starts)
-    means: NDArray[np.float32] = np.divide(sums, np.add.reduceat(lengths, starts)[:, None])
+    sums: Float32Array = np.add.reduceat(pooled.values * lengths[:, None], starts)
+    means: Float32Array = np.divide(sums, np.add.reduceat(lengths, starts)[:, None])
     by_layer = means.reshape(len(means), len(plan.base.layers), -1)
     return by_layer[:, plan.ridge_layers].reshape(len(means), -1)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from calibrate.config.file import BaseModelConfig
 from calibrate.config.recipe import Recipe
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.spec import Layers
 from ctd_guardrail.config.experts import ExpertConfig
 from ctd_guardrail.config.validation import load_yaml, validate
@@ -146,7 +146,7 @@ class Plan(_Section):
         return self
 
     @property
-    def ridge_layers(self) -> NDArray[np.int64]:
+    def ridge_layers(self) -> IntArray:
         """Places in ``base.layers`` that the paper's ridge reads: those of the first recipe, if it names layers."""
         named = next(iter(self.recipes.values())).layers
         return np.flatnonzero(np.isin(self.base.layers, named[0] if named else self.base.layers))

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.paper.cube import FIGURES
 from benchmarks.paper.methods import BATCHES, PaperMethods, uncertainty_rank
@@ -23,6 +22,7 @@ from calibrate.evaluate.methods import uncertainty
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.risk.rows import Rows
 from calibrate.risk.splits import random_split
+from ctd_guardrail._typing import BoolArray, FloatArray, IndexArray
 from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.store import CalibrationScores
 
@@ -37,8 +37,6 @@ __all__ = [
     "paper_protocol",
 ]
 
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 _TAU: Final = 0.5
 
@@ -139,7 +137,7 @@ def _methods(calibration: ScoredRows, test: ScoredRows, *, delta: float, seed: i
     return PaperMethods(test, scores, delta=delta, tau=_TAU, seed=seed)
 
 
-def _take(rows: ScoredRows, index: NDArray[np.intp]) -> ScoredRows:
+def _take(rows: ScoredRows, index: IndexArray) -> ScoredRows:
     return ScoredRows(rows.p[index], rows.d[index], rows.expert[index], rows.label[index], merge=rows.merge)
 
 

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.paper.cube import Cube
 from benchmarks.paper.protocols import OWN_METHODS, PAPER_ALPHAS, PAPER_METHODS, TARGETS
 from benchmarks.paper.trial import SPLITS, Outcome
 from calibrate.evaluate.grid import ALPHAS
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.runtime.files import write_whole
 
 __all__ = ["Index", "Result", "read_results", "write_results"]
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

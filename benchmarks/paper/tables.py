@@ -7,16 +7,15 @@ from itertools import chain, product
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.paper.cube import FIGURES, Cube, standard_error
 from benchmarks.paper.results import Index, Result
 from benchmarks.table import Cell, Table
 from calibrate.evaluate.grid import ALPHAS
+from ctd_guardrail._typing import FloatArray
 
 __all__ = ["TABLES", "targets"]
 
-FloatArray = NDArray[np.float64]
 
 _WITHOUT_BUDGET: Final = ("probe", "expert")
 _JUDGED: Final = ("auroc", "accuracy", "brier")

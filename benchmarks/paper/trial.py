@@ -7,7 +7,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import spearmanr
 
@@ -22,12 +21,11 @@ from calibrate.evaluate.rows import ScoredRows
 from calibrate.train import SafetyRows, TokenRows, TrainedProbes, train_probes
 from calibrate.train.logistic import fit_logistic
 from calibrate.train.train import layer_columns
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["SPLITS", "Outcome", "Scores", "draw", "evaluate_scores", "train_and_score"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 SPLITS: Final = 25
 """Number of random calibration splits of each seed, in which realised rates are counted."""

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -40,15 +39,13 @@ from calibrate.features.pooled_rows import PooledRows
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import find_clusters
 from calibrate.train import TrainedProbes, train_probes
+from ctd_guardrail._typing import Float32Array, FloatArray, IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel, load_base_model
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.probes.ragged import segment_mean
 from ctd_guardrail.text.conversation import Conversation, Message
 from ctd_guardrail.text.normalise import normalise
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 TRAIN, CALIBRATION, TEST, EXPERT, DISGUISED = 3000, 1000, 2000, 3000, 300
 TAU: Final = 0.5
@@ -74,7 +71,7 @@ class Pool:
 
     def __init__(self, engine: BatchedBaseModel) -> None:
         self._engine = engine
-        self._known: dict[str, NDArray[np.float32]] = {}
+        self._known: dict[str, Float32Array] = {}
 
     def __call__(self, texts: Sequence[str]) -> PooledRows:
         """Return the activations of texts without normalisation."""

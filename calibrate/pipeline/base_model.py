@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.compute.ray import RayWorkers
@@ -14,6 +12,7 @@ from calibrate.compute.workers import InProcess, Workers
 from calibrate.config.file import CalibrateConfig
 from calibrate.features.hidden_states import HiddenStateFiles, HiddenStatesSource, check_rows, scan_files
 from calibrate.rows.data import Dataset
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.huggingface import HuggingFaceSource, open_tokenizer
 from ctd_guardrail.activations.python import open_base_model
@@ -21,8 +20,6 @@ from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.runtime.factory import Factory
 
 __all__ = ["open_hidden_states", "open_model", "open_workers"]
-
-IntArray = NDArray[np.int64]
 
 
 def open_hidden_states(

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, sort_scores
 from ctd_guardrail.policy.manifest import RecalibrationRecord
@@ -50,7 +48,7 @@ class Recalibration:
 
 def recalibrate_policy(
     folder: Path,
-    scores: NDArray[np.float64],
+    scores: FloatArray,
     *,
     source: Path,
     alpha: float | None = None,
@@ -78,7 +76,7 @@ def recalibrate_policy(
 
 
 def _recalibrate(
-    folder: Path, scores: NDArray[np.float64], source: Path, alpha: float | None, delta: float | None
+    folder: Path, scores: FloatArray, source: Path, alpha: float | None, delta: float | None
 ) -> Recalibration:
     policy = read_policy(folder)
     manifest = policy.manifest

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -41,6 +40,7 @@ from calibrate.rows.splits import PARTS, Split, find_clusters, row_digests, spli
 from calibrate.train import TrainedProbes, train_probes
 from calibrate.train.crossfit import check_classes
 from calibrate.train.train import layer_columns
+from ctd_guardrail._typing import BoolArray, FloatArray, IntArray
 from ctd_guardrail._version import __version__
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
@@ -51,9 +51,6 @@ from ctd_guardrail.runtime.lock import writing
 
 __all__ = ["PipelineResult", "run"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 _PACKAGES: Final = ("torch", "transformers", "numpy", "scipy", "scikit-learn")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from calibrate.compute.workers import Workers
@@ -19,6 +18,7 @@ from calibrate.train import PaddedRows, SafetyRows, TokenRows
 from calibrate.train.crossfit import assign_folds
 from calibrate.train.rows import TrainingRows
 from calibrate.train.selection import SELECTION_ROWS, sample_rows
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.probes.ragged import Ragged
 
@@ -26,9 +26,6 @@ __all__ = ["TrainingInputs"]
 
 # Training rows whose token activations are kept in the cache: a gigabyte at width 768 in bfloat16.
 _TOKEN_ROWS: Final = 8000
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calibrate.risk.certify import certify_settings
 from calibrate.risk.losses import Risk
 from calibrate.risk.outcome import BUDGET
 from calibrate.risk.rows import Rows, Setting
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import InfeasibleBudgetError
 from ctd_guardrail.policy.budget import Status, min_alpha, min_rows
 from ctd_guardrail.policy.manifest import PerformanceRecord, RiskBound
@@ -27,7 +25,7 @@ def certify_performance(
     delta: float,
     taus: Sequence[float],
     bands: Sequence[float],
-    refused: NDArray[np.float64],
+    refused: FloatArray,
 ) -> Setting:
     """Return the best certified setting.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.risk.losses import Metric, Risk, risk_value
 from calibrate.risk.outcome import (
@@ -28,12 +27,11 @@ from calibrate.risk.pvalues import binomial_p, smallest_level
 from calibrate.risk.rows import Rows
 from calibrate.risk.splits import Split, random_split
 from calibrate.risk.testing import fixed_sequence
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.budget import Status, certify, sort_scores
 
 __all__ = ["certify_settings"]
-
-FloatArray = NDArray[np.float64]
 
 
 def certify_settings(

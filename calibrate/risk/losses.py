@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from calibrate.risk.pvalues import betting_p, binomial_p, hoeffding_bentkus_p, smallest_level
 from calibrate.risk.rows import Rows, Setting
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.selection import auroc_error
 
@@ -37,8 +38,6 @@ __all__ = ["LOG_LOSS_CAP", "Metric", "Risk", "losses", "risk_value"]
 
 LOG_LOSS_CAP: Final = 7.0
 """Cut of the log loss, at P = .0009. An unbounded loss has no finite-sample guarantee."""
-
-FloatArray = NDArray[np.float64]
 
 
 class Metric(StrEnum):

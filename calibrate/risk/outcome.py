@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.risk.losses import Metric, Risk, risk_value
 from calibrate.risk.rows import Rows, Setting
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.policy.budget import Status
 
 __all__ = [
@@ -29,8 +29,6 @@ __all__ = [
 
 BUDGET: Final = "budget"
 """Name of the delegation budget among the risks."""
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

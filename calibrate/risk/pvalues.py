@@ -10,14 +10,12 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import bdtr, rel_entr
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
 
 __all__ = ["betting_p", "binomial_p", "hoeffding_bentkus_p", "kl_p", "smallest_level"]
-
-FloatArray = NDArray[np.float64]
 
 
 def binomial_p(count: int, n: int, level: float) -> float:

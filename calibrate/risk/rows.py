@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import BoolArray, FloatArray, IndexArray
 from ctd_guardrail.errors import DataError
 
 __all__ = ["Rows", "Setting"]
-
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +66,7 @@ class Rows:
         """Return n."""
         return int(self.d.size)
 
-    def take(self, index: IntArray) -> Rows:
+    def take(self, index: IndexArray) -> Rows:
         """Return the rows at the given indices."""
         return Rows(self.d[index], self.probe[index], self.expert[index], self.label[index])
 

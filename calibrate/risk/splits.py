@@ -10,14 +10,12 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import IndexArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.policy.guarantees import check_share
 
 __all__ = ["Split", "one_per_cluster", "random_split", "require_disjoint"]
-
-IntArray = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +30,8 @@ class Split:
         DataError: A row is in both, or one part is empty.
     """
 
-    optimisation: IntArray
-    testing: IntArray
+    optimisation: IndexArray
+    testing: IndexArray
 
     def __post_init__(self) -> None:
         """Check that the parts are disjoint and not empty."""
@@ -59,7 +57,7 @@ def random_split(n: int, *, share: float = 0.3, seed: int = 0) -> Split:
     return Split(order[:cut], order[cut:])
 
 
-def one_per_cluster(clusters: Sequence[Hashable], *, seed: int = 0) -> IntArray:
+def one_per_cluster(clusters: Sequence[Hashable], *, seed: int = 0) -> IndexArray:
     """Return the indices of one random row from each cluster, ascending.
 
     Scores of turns of one conversation, and of near-duplicates, are dependent. Counted as independent rows, they give

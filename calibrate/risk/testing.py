@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from ctd_guardrail._typing import BoolArray, FloatArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.policy.guarantees import check_share
 
 __all__ = ["fixed_sequence"]
-
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
 
 
 def fixed_sequence(p_values: ArrayLike, delta: float, order: Sequence[int] | None = None) -> BoolArray:

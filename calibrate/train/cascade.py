@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from calibrate.train.learner import Fit, Learner, mean_values
@@ -18,13 +17,12 @@ from calibrate.train.probe import SafetyProbe
 from calibrate.train.quality import cascade_quality
 from calibrate.train.rows import TrainingRows
 from calibrate.train.targets import expert_targets
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.probes import Probes, scores
 from ctd_guardrail.probes.spec import OUTPUTS
 
 __all__ = ["Cascade", "assemble", "fit_expert_heads"]
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

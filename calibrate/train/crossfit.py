@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.errors import DataError
 
 __all__ = ["FOLDS", "assign_folds", "check_classes"]
@@ -18,9 +18,6 @@ __all__ = ["FOLDS", "assign_folds", "check_classes"]
 FOLDS: Final = 5
 # With fewer rows of a class, a fold may hold none of them, and a regression on that class alone is noise.
 _FEWEST_ROWS: Final = 10
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 def check_classes(labels: FloatArray, *, purpose: str) -> None:

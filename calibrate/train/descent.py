@@ -13,14 +13,12 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from calibrate.train.targets import Target
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["SCHEDULE", "Schedule", "batches", "descend"]
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

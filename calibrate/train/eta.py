@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logit
 
 from calibrate.train.learner import Fit, Learner
@@ -21,10 +20,9 @@ from calibrate.train.merging import Scale, fit_probe_scale
 from calibrate.train.parts import Part
 from calibrate.train.rows import TrainingRows
 from calibrate.train.targets import label_target, share_target
+from ctd_guardrail._typing import FloatArray
 
 __all__ = ["fit_eta"]
-
-FloatArray = NDArray[np.float64]
 
 
 def fit_eta(learner: Learner, source: Learner) -> Sequence[Fit]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.train.linear import fit_linear
 from calibrate.train.parts import Part
@@ -15,12 +14,10 @@ from calibrate.train.rows import TrainingRows
 from calibrate.train.targets import Target
 from calibrate.train.tokens import fit_tokens
 from calibrate.train.windows import choose_windows
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.probes.spec import Reduction
 
 __all__ = ["Fit", "Learner", "mean_values"]
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 class Fit(Protocol):

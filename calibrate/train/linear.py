@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.train.logistic import fit_logistic
 from calibrate.train.parts import Part
@@ -15,12 +14,10 @@ from calibrate.train.ridge import PENALTIES, Ridge, fit_ridge
 from calibrate.train.rows import TrainingRows, over_rows
 from calibrate.train.standardise import Standardiser
 from calibrate.train.targets import Target
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.probes.spec import Component, Output
 
 __all__ = ["LinearFit", "LinearHead", "fit_linear"]
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

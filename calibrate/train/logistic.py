@@ -6,22 +6,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from calibrate.train.crossfit import FOLDS, assign_folds
 from calibrate.train.standardise import Standardiser
+from ctd_guardrail._typing import FloatArray, IntArray
 
 __all__ = ["LogisticHead", "fit_logistic"]
 
 # From nearly constant to nearly unpenalised, for a few hundred to a few thousand standardised features.
 _STRENGTHS: Final = tuple(float(strength) for strength in np.logspace(-5, 1, 7))
 _ITERATIONS: Final = 2000
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

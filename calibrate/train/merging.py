@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.train.platt import fit_scaling
 from calibrate.train.quality import cascade_quality
+from ctd_guardrail._typing import FloatArray, IndexArray
 from ctd_guardrail.probes.merge import Merge, log_odds
 
 __all__ = [
@@ -26,8 +26,6 @@ __all__ = [
     "fit_probe_scale",
 ]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.intp]
 MergeKind = Literal["replace", "average", "stacking"]
 Scale = tuple[float, float]
 
@@ -78,7 +76,7 @@ def fit_merge(
             return Merge(kind=kind, intercept=scaling.bias, probe=probe, expert=expert_slope, expert_scale=expert_scale)
 
 
-def delegated_half(d: FloatArray) -> IntArray:
+def delegated_half(d: FloatArray) -> IndexArray:
     """Return the half of the rows with the largest d. The merge is learnt on them."""
     return np.argsort(-d, kind="stable")[: (d.size + 1) // 2]
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.spec import OUTPUTS, Component, Output, ProbeSpec
 
 __all__ = ["Part", "join_parts"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 # The query of an attention head sets the weights of its sum. It stays the same when the sum is scaled.
 _QUERY: Final = "query"

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-__all__ = ["Scaling", "fit_scaling"]
+from ctd_guardrail._typing import FloatArray
 
-FloatArray = NDArray[np.float64]
+__all__ = ["Scaling", "fit_scaling"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,18 +11,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calibrate.train.learner import Fit, Learner, mean_values
 from calibrate.train.parts import Part
 from calibrate.train.rows import TrainingRows
 from calibrate.train.targets import label_target
+from ctd_guardrail._typing import FloatArray, IntArray
 
 __all__ = ["SafetyProbe", "fit_probe"]
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

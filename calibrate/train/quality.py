@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
+
+from ctd_guardrail._typing import FloatArray
 
 __all__ = ["BUDGETS", "cascade_quality"]
 
 BUDGETS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Shares of the rows that go to the expert."""
-
-FloatArray = NDArray[np.float64]
 
 
 def cascade_quality(labels: FloatArray, p: FloatArray, d: FloatArray, merged: FloatArray) -> dict[str, float]:

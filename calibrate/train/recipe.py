@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calibrate.config.recipe import Recipe
 from calibrate.train.cascade import Cascade, assemble, fit_expert_heads
 from calibrate.train.eta import fit_eta
@@ -19,13 +16,13 @@ from calibrate.train.learner import Fit, Learner
 from calibrate.train.merging import compare_merges
 from calibrate.train.probe import fit_probe
 from calibrate.train.rows import TrainingRows
+from ctd_guardrail._typing import IntArray
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.spec import Reduction
 
 __all__ = ["TrainedCandidate", "train_candidate"]
 
-IntArray = NDArray[np.int64]
 
 _SCALED: Final = {"none": (False,), "platt": (True,), "auto": (False, True)}
 

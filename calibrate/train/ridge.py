@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ctd_guardrail._typing import FloatArray, IntArray
 
 __all__ = ["PENALTIES", "Ridge", "fit_ridge"]
 
@@ -19,9 +20,6 @@ __all__ = ["PENALTIES", "Ridge", "fit_ridge"]
 PENALTIES: Final = tuple(float(penalty) for penalty in np.logspace(-3, 2, 11))
 # Directions with a smaller share of the largest variance are rounding errors.
 _RANK_TOLERANCE: Final = 1e-10
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.train.crossfit import check_classes
+from ctd_guardrail._typing import Float32Array, FloatArray, IntArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["SafetyRows", "TrainingRows", "as_pooled", "check_rows", "over_rows"]
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,7 @@ class SafetyRows:
         tokens: Token activations of each row's windows; None if no kind of probe reads them.
     """
 
-    pooled: PooledRows | NDArray[np.float32]
+    pooled: PooledRows | Float32Array
     labels: FloatArray
     clusters: IntArray
     tokens: list[Ragged] | None = None
@@ -79,7 +76,7 @@ class TrainingRows:
         return TrainingRows(self.pooled.columns(keep), self.labels, self.clusters, self.expert, tokens)
 
 
-def as_pooled(features: PooledRows | NDArray[np.float32]) -> PooledRows:
+def as_pooled(features: PooledRows | Float32Array) -> PooledRows:
     """Wrap vectors of rows of one window. Their lengths are not known and set to one token."""
     if isinstance(features, PooledRows):
         return features

@@ -17,17 +17,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.train.crossfit import FOLDS, assign_folds
 from calibrate.train.quality import cascade_quality
 from calibrate.train.rows import TrainingRows
+from ctd_guardrail._typing import BoolArray, FloatArray, IntArray
 from ctd_guardrail.probes.spec import Reduction
 
 __all__ = ["SELECTION_ROWS", "Candidate", "PaddedRows", "Scorer", "Trainer", "sample_rows", "select"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 SELECTION_ROWS: Final = 3000
 """Largest number of rows that candidates are compared on. More rows would only take more time."""
@@ -146,7 +144,7 @@ class _Scores:
         self._rows = rows
         self._columns = np.zeros((3, len(rows)))
 
-    def fill(self, scorer: Scorer, members: NDArray[np.bool_]) -> None:
+    def fill(self, scorer: Scorer, members: BoolArray) -> None:
         chosen = np.flatnonzero(members)
         if chosen.size:
             self._columns[:, chosen] = scorer(self._rows.take(chosen))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ctd_guardrail._typing import FloatArray
 
 __all__ = ["Standardiser"]
 
-FloatArray = NDArray[np.float64]
 
 _CONSTANT: Final = 1e-12
 

@@ -8,7 +8,6 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from calibrate.train.crossfit import FOLDS, assign_folds
 from calibrate.train.descent import SCHEDULE, Schedule, batches, descend
@@ -16,6 +15,7 @@ from calibrate.train.parts import Part
 from calibrate.train.rows import TrainingRows, over_rows
 from calibrate.train.standardise import Standardiser
 from calibrate.train.targets import Target
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.probes import reductions
 from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.probes.segments import Segments
@@ -23,8 +23,6 @@ from ctd_guardrail.probes.spec import Component, Output, Reduction
 
 __all__ = ["TokenFit", "fit_tokens"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 # Heads of each attention and multimax probe.
 _HEADS: Final = 8

@@ -8,22 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from calibrate.config.recipe import Recipe
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.train.recipe import TrainedCandidate, train_candidate
 from calibrate.train.rows import SafetyRows, TrainingRows, as_pooled, check_rows
 from calibrate.train.selection import Candidate, PaddedRows, Scorer, Trainer, sample_rows, select
+from ctd_guardrail._typing import Float32Array, FloatArray, IntArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.ragged import Ragged
 
 __all__ = ["TokenRows", "TrainedProbes", "layer_columns", "train_probes"]
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class TrainedProbes:
     layers: tuple[int, ...]
     record: dict[str, Any]
 
-    def score(self, pooled: PooledRows | NDArray[np.float32]) -> FloatArray:
+    def score(self, pooled: PooledRows | Float32Array) -> FloatArray:
         """Return (p, d) of each row, shape [rows, 2], from the mean activations of the layers that the probes read.
 
         Args:
@@ -69,7 +66,7 @@ class TrainedProbes:
 
 
 def train_probes(
-    activations: PooledRows | NDArray[np.float32],
+    activations: PooledRows | Float32Array,
     labels: FloatArray,
     expert_scores: FloatArray,
     clusters: IntArray | None = None,

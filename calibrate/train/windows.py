@@ -10,21 +10,18 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.train.logistic import fit_logistic
 from calibrate.train.standardise import Standardiser
+from ctd_guardrail._typing import FloatArray, IntArray
 
 __all__ = ["choose_windows"]
 
 # The choice does not change after that many rounds.
 _ROUNDS: Final = 3
 _ITERATIONS: Final = 2000
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 def choose_windows(pooled: PooledRows, labels: FloatArray, clusters: IntArray, *, seed: int) -> IntArray:

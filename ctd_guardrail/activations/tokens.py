@@ -127,7 +127,7 @@ class ConversationTokenizer:
     def _overlong(self) -> OverlongError:
         return OverlongError(
             f"the conversation has more than {self._max_tokens} tokens",
-            hint="Raise base.max_tokens and calibrate again, or shorten the input; on_failure decides about it",
+            hint="Raise base.max_tokens and calibrate again, or shorten the input; on_overlong decides about it",
         )
 
     def _special_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logsumexp, xlog1py
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.monitors.state import SavedState, State
 from ctd_guardrail.policy.guarantees import check_share
 
@@ -93,7 +93,7 @@ class AuditFloor:
         high = least - 1 + bisect_left(possible, 1, key=lambda n: self._excludes(n, _FALLS))
         return min(low, most) / self.inputs, max(high, least) / self.inputs
 
-    def _excludes(self, misses: int, z: NDArray[np.float64]) -> bool:
+    def _excludes(self, misses: int, z: FloatArray) -> bool:
         """Whether the bets z refute that there were this many misses, found and unfound."""
         capital = logsumexp(xlog1py(self.misses, z) - misses * np.log1p(self.share * z), b=1.0 / z.size)
         return bool(capital >= math.log(2.0 / self.delta))

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.monitors.state import SavedState, State, fingerprint
 from ctd_guardrail.policy.budget import sort_scores
@@ -59,7 +59,7 @@ class ConformalPValues:
         DataError: There are no scores, or one is NaN or infinite; its row is named.
     """
 
-    def __init__(self, scores: NDArray[np.float64], *, seed: int) -> None:
+    def __init__(self, scores: FloatArray, *, seed: int) -> None:
         reference = sort_scores(scores)
         if reference.size > MAX_REFERENCE:
             subset = np.random.default_rng([seed, 0])
@@ -102,7 +102,7 @@ class ConformalPValues:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], scores: NDArray[np.float64]) -> Self:
+    def from_state(cls, state: Mapping[str, Any], scores: FloatArray) -> Self:
         """Return the object that ``state`` was taken from.
 
         Args:

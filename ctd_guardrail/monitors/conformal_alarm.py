@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import BoolArray, FloatArray
 from ctd_guardrail.monitors.conformal import ConformalPValues, finite_score
 from ctd_guardrail.monitors.e_detector import RATIOS, Alarm, advance, factors, idle, started
 from ctd_guardrail.monitors.state import SavedState, State
 
 __all__ = ["JUMP", "SLOPES", "TAILS", "ConformalAlarm", "jump", "tail_events"]
 
-FloatArray = NDArray[np.float64]
 
 SLOPES: Final = np.array([-1.0, 0.0, 1.0])
 JUMP: Final = 0.01
@@ -41,7 +40,7 @@ def jump(capital: FloatArray, p: float | FloatArray, t: int) -> FloatArray:
     return capital * (1.0 + SLOPES * (np.asarray(p)[..., None] - 0.5))
 
 
-def tail_events(p: float | FloatArray) -> NDArray[np.bool_]:
+def tail_events(p: float | FloatArray) -> BoolArray:
     """Return whether each score lies in each of the upper and the lower tails, shape [2, ..., 11].
 
     Args:

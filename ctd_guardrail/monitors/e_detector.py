@@ -27,14 +27,14 @@ import math
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.monitors.state import SavedState, State
 from ctd_guardrail.policy.guarantees import check_share
 
 __all__ = ["RATIOS", "Alarm", "Factors", "advance", "factors", "idle", "started"]
 
-FloatArray = NDArray[np.float64]
 
 RATIOS: Final = (1.1, 1.25, 1.5, 2.0, 3.0)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betainccinv
 
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.monitors.conformal import finite_score
 from ctd_guardrail.monitors.conformal_alarm import TAILS
 from ctd_guardrail.monitors.e_detector import RATIOS, Alarm, advance, factors, idle
@@ -17,10 +17,8 @@ from ctd_guardrail.policy.budget import sort_scores
 
 __all__ = ["ExceedanceAlarm", "rate_bounds", "tail_ranks"]
 
-FloatArray = NDArray[np.float64]
 
-
-def tail_ranks(n: int) -> NDArray[np.int64]:
+def tail_ranks(n: int) -> IntArray:
     """Return the ranks K of the reference order statistics, counted from either end: .01 to .5 of n, 11 at most."""
     return np.unique(np.maximum(1, np.rint(TAILS * n).astype(np.int64)))
 

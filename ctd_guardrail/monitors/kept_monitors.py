@@ -13,10 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.monitors.monitors import Monitors, MonitorSettings
 from ctd_guardrail.monitors.state import fingerprint, read_state, write_state
@@ -61,7 +60,7 @@ class KeptMonitors:
     def __init__(
         self,
         settings: MonitorSettings,
-        scores: NDArray[np.float64],
+        scores: FloatArray,
         *,
         folder: Path | None = None,
         save_every_s: float = _SAVE_EVERY_S,
@@ -175,7 +174,7 @@ class KeptMonitors:
                 log.warning("alarm %s: raised at input %d since the monitors began", name, raised_at)
 
 
-def _key(settings: MonitorSettings, scores: NDArray[np.float64]) -> str:
+def _key(settings: MonitorSettings, scores: FloatArray) -> str:
     identity = {**asdict(settings), "scores": fingerprint(scores)}
     del identity["keep_scores"]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.monitors.audit_floor import AuditFloor
 from ctd_guardrail.monitors.rate_alarm import RateAlarm
@@ -60,7 +58,7 @@ class Monitors:
         DataError: There are no scores, or one is NaN or infinite.
     """
 
-    def __init__(self, settings: MonitorSettings, scores: NDArray[np.float64]) -> None:
+    def __init__(self, settings: MonitorSettings, scores: FloatArray) -> None:
         self._settings = settings
         self.count = DelegationCount()
         self.rate = RateAlarm(settings.alpha, delta=settings.delta)
@@ -130,7 +128,7 @@ class Monitors:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], settings: MonitorSettings, scores: NDArray[np.float64]) -> Self:
+    def from_state(cls, state: Mapping[str, Any], settings: MonitorSettings, scores: FloatArray) -> Self:
         """Return the monitors that ``state`` was taken from.
 
         Args:

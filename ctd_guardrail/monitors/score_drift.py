@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.monitors.conformal_alarm import ConformalAlarm
 from ctd_guardrail.monitors.exceedance_alarm import ExceedanceAlarm
 from ctd_guardrail.monitors.state import SavedState, State
@@ -35,7 +33,7 @@ class ScoreDriftAlarm:
         DataError: There are no scores, or one is NaN or infinite; its row is named.
     """
 
-    def __init__(self, scores: NDArray[np.float64], *, delta: float = 0.05, seed: int) -> None:
+    def __init__(self, scores: FloatArray, *, delta: float = 0.05, seed: int) -> None:
         self.conformal = ConformalAlarm(scores, delta=delta / 2, seed=seed)
         self.exceedance = ExceedanceAlarm(scores, delta=delta / 2)
 
@@ -60,7 +58,7 @@ class ScoreDriftAlarm:
         return {"conformal": self.conformal.state(), "exceedance": self.exceedance.state()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], scores: NDArray[np.float64]) -> Self:
+    def from_state(cls, state: Mapping[str, Any], scores: FloatArray) -> Self:
         """Return the monitor that ``state`` was taken from.
 
         Args:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.runtime.files import write_whole
 
@@ -20,7 +20,7 @@ __all__ = ["SavedState", "State", "fingerprint", "read_state", "write_state"]
 State = dict[str, Any]
 
 
-def fingerprint(scores: NDArray[np.float64]) -> int:
+def fingerprint(scores: FloatArray) -> int:
     """Return a checksum that tells the calibration scores of one policy from those of another."""
     return zlib.crc32(scores.tobytes())
 
@@ -72,7 +72,7 @@ class SavedState:
             raise self._error(f"has {value!r} for {name!r}, not a number between 0 and 1")
         return value
 
-    def numbers(self, name: str, shape: tuple[int, ...] | None = None) -> NDArray[np.float64]:
+    def numbers(self, name: str, shape: tuple[int, ...] | None = None) -> FloatArray:
         """Return an array of finite numbers, of the given shape or else one column."""
         try:
             values = np.array(self._state[name], dtype=np.float64)

@@ -84,9 +84,7 @@ class EngineClient:
                 return await self._attempts(client, path, body, limit), started
         except TimeoutError:
             if client is None:
-                raise OverloadedError(
-                    "no slot of the engine came free in time", hint="Add replicas, or raise source.max_concurrency"
-                ) from None
+                raise OverloadedError("no slot of the engine came free in time", hint="Add replicas") from None
             raise ActivationUnavailableError(
                 "the engine did not answer in time", hint="Raise source.timeout_s or add replicas"
             ) from None
@@ -140,7 +138,7 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
 def _refusal(status: int) -> ActivationError:
     problem, hint = f"the engine answered with HTTP {status}", _HINTS.get(status, "")
     if status == httpx.codes.TOO_MANY_REQUESTS:
-        return OverloadedError(problem, hint="Add replicas, or lower source.max_concurrency")
+        return OverloadedError(problem, hint="Add replicas")
     if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.REQUEST_TIMEOUT:
         return ActivationUnavailableError(problem, hint=hint)
     return ActivationError(problem, hint=hint)

@@ -28,6 +28,7 @@ from nemoguardrails.server import api
 from nemoguardrails.types import LLMResponseChunk
 
 from ctd_guardrail.assembly.guard import Guard
+from ctd_guardrail.runtime.runtime import Runtime
 from tests.nemo.doors.stage import RecordingLLM
 from tests.nemo.words import ANSWER, REFUSED
 from tests.support.waiting import wait_until
@@ -112,6 +113,14 @@ class Gateway:
         ):
             connection.sendall(head.encode())
             yield connection.recv(4096).partition(b"\r\n")[0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def runtime() -> Iterator[Runtime]:
+    """One runtime for all tests of this file: they share a server, which keeps its guards."""
+    with Runtime().as_default() as lasting:
+        yield lasting
+    lasting.close()
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +215,10 @@ def gateway(example: tuple[Path, int, int], server: None) -> Iterator[Gateway]:
 
 
 @pytest.fixture(autouse=True)
-def _nobody_before(principals: list[object]) -> None:
+def _nobody_before(principals: list[object], runtime: Runtime) -> None:
     principals.clear()
+    runtime.decisions.clear()
+    runtime.answers.clear()
 
 
 def body(text: str, **more: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctd_guardrail.errors import ConfigError, OverlongError
-from ctd_guardrail.experts.local.windows import check_length, overlapping
+from ctd_guardrail.experts.local.windows import MAX_TOKENS, check_length, overlapping
 
 
 @given(st.integers(0, 3000), st.integers(1, 500))
@@ -25,14 +25,14 @@ def test_what_fits_is_one_window() -> None:
 
 
 def test_a_window_without_room_for_text_is_refused() -> None:
-    with pytest.raises(ConfigError, match="window"):
+    with pytest.raises(ConfigError, match="no room for the conversation"):
         overlapping((1,), 0)
 
 
 def test_the_limit_is_the_last_length_that_passes() -> None:
-    check_length(100, 100)
-    check_length(1600, 100, characters=True)
+    check_length(MAX_TOKENS)
+    check_length(16 * MAX_TOKENS, characters=True)
     with pytest.raises(OverlongError):
-        check_length(101, 100)
+        check_length(MAX_TOKENS + 1)
     with pytest.raises(OverlongError):
-        check_length(1601, 100, characters=True)
+        check_length(16 * MAX_TOKENS + 1, characters=True)

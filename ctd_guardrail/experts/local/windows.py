@@ -45,5 +45,5 @@ def check_length(length: int, *, characters: bool = False) -> None:
     if length > MAX_TOKENS * (_CHARACTERS_PER_TOKEN if characters else 1):
         raise OverlongError(
             f"the conversation has more than the {MAX_TOKENS} tokens that the expert reads",
-            hint="Shorten the input; on_failure decides about it",
+            hint="Shorten the input",
         )

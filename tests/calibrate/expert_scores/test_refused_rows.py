@@ -30,6 +30,7 @@ from calibrate.expert_scores.score_log import ScoreLog
 from calibrate.rows.data import Dataset, read_dataset
 from ctd_guardrail.errors import ConfigError, DataError, ExpertUnavailableError
 from ctd_guardrail.experts.build import build_expert
+from ctd_guardrail.experts.local.windows import MAX_TOKENS
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.store import read_policy
 from tests.support.loopback_judge import RowJudge
@@ -109,18 +110,15 @@ def test_what_a_local_expert_cannot_read_is_left_out_too(
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "classifier")
     classifier.save_pretrained(tmp_path / "classifier")
     rows = rows[:20]
-    # Its tokens are characters: this row is longer than the limit.
-    rows[7]["text"] *= 10
+    rows[7]["text"] = "a " * (16 * MAX_TOKENS)  # more characters than it reads
     dataset = read_dataset([write_rows(rows)])
-    expert = AskedLocalExpert(
-        type="local", model=str(tmp_path / "classifier"), device="cpu", max_tokens=200, max_refused_rows=1
-    )
+    expert = AskedLocalExpert(type="local", model=str(tmp_path / "classifier"), device="cpu", max_refused_rows=1)
     with progress_bars(Console(quiet=True)) as progress:
         for asked in (20, 0):
             _, scores = score_with(expert, dataset, np.arange(20), cache=tmp_path, progress=progress)
             assert [(str(each), scores.asked) for each in scores.refused] == [("rows.jsonl, row 8", asked)]
             assert np.flatnonzero(np.isnan(scores.p)).tolist() == [7]
-    assert "max_tokens" in scores.refused[0].refusal.hint
+    assert "Shorten" in scores.refused[0].refusal.hint
 
 
 def test_another_expert_is_asked_about_refused_rows(dataset: Dataset, row_judge: RowJudge, tmp_path: Path) -> None:
