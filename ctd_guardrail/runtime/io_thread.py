@@ -38,6 +38,7 @@ class IoThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._clients: weakref.WeakSet[AsyncClosable] = weakref.WeakSet()
+        self._closing: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._is_closed = False
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -76,14 +77,33 @@ class IoThread:
             clients = list(self._clients)
         if loop is None or thread is None:
             return
-        asyncio.run_coroutine_threadsafe(_close_all(clients), loop).result()
+        asyncio.run_coroutine_threadsafe(self._close_all(clients), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
     def _close_client(self, client: AsyncClosable) -> None:
         with contextlib.suppress(RuntimeError):  # the thread is closed, and its clients with it
-            self.submit(client.aclose())
+            self.submit(self._close_one(client))
+
+    async def _close_one(self, client: AsyncClosable) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._closing.add(task)
+        await client.aclose()
+
+    async def _close_all(self, clients: list[AsyncClosable]) -> None:
+        """Cancel what still runs on the loop, then close the clients."""
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        # A cancelled `aclose` would leave sockets open, and a second one does nothing.
+        for task in running - set(self._closing):
+            task.cancel()
+        pending = running | {asyncio.ensure_future(client.aclose()) for client in clients}
+        if pending:
+            done, _ = await asyncio.wait(pending, timeout=_CLOSE_S)
+            for task in done:
+                if not task.cancelled():
+                    task.exception()  # of no interest any more
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -94,16 +114,3 @@ class IoThread:
                 self._thread = threading.Thread(target=self._loop.run_forever, name="ctd-io", daemon=True)
                 self._thread.start()
             return self._loop
-
-
-async def _close_all(clients: list[AsyncClosable]) -> None:
-    """Cancel what still runs on the loop, then close the clients."""
-    pending = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in pending:
-        task.cancel()
-    pending |= {asyncio.ensure_future(client.aclose()) for client in clients}
-    if pending:
-        done, _ = await asyncio.wait(pending, timeout=_CLOSE_S)
-        for task in done:
-            if not task.cancelled():
-                task.exception()  # of no interest any more
