@@ -28,6 +28,7 @@ from nemoguardrails.actions.rail_outcome import RailOutcome
 
 from benchmarks.table import Table, add_csv_option
 from ctd_guardrail.activations import base_model as engines
+from ctd_guardrail.activations import python as sources
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.nemo import iorails
@@ -139,7 +140,7 @@ def apps(model: str, layer: int, folder: Path, rails: Sequence[str]) -> list[App
         free = engines.BatchedBaseModel(FreeSource(spec, real.fingerprint))
         engine = real if rail == "forward" else free
         with (
-            mock.patch.object(engines, "load_base_model", return_value=engine),
+            mock.patch.object(sources, "load_base_model", return_value=engine),
             mock.patch.object(probe_module, "Probes", FreeProbes if rail == "rail" else Probes),
             mock.patch.object(iorails, ACTION_NAME, nothing if rail == "nothing" else iorails.ctd_check_input),
         ):
