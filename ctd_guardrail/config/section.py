@@ -105,7 +105,8 @@ class CtdConfig(Section):
     expert_enabled: bool = True
     """Kill switch: with ``false``, no expert is called, and delegated inputs fail with ``expert_disabled``."""
     expert_attempts: Annotated[int, Field(ge=1, le=5)] = 1
-    """Calls for one input if the fault is transient (type ``openai``). Every attempt counts under the caps."""
+    """Calls for one input if the fault is transient (types ``openai`` and ``python``). Every attempt counts under the
+    caps."""
     breaker: Annotated[Count | None, BeforeValidator(_refuse_a_section)] = 5
     """Timeouts and transient faults in a row after which the expert is not called for 10 seconds; inputs then fail with
     ``breaker_open``. ``null`` switches the breaker off."""

@@ -1,27 +1,33 @@
 """Cause by cause: which failure policy holds, and that nothing overrides it."""
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
 
+from ctd_guardrail import errors
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.cascade.on_failure import _REASONS, reason_of
 from ctd_guardrail.config.on_failure import OnFailureByCause, on_failure_for
 from ctd_guardrail.config.section import CtdConfig, parse_section
 from ctd_guardrail.decision import OnFailure, Reason, Verdict
 from ctd_guardrail.errors import (
+    ActivationError,
     ActivationUnavailableError,
     BreakerOpenError,
     CapStoreError,
     ConfigError,
     ExpertCapError,
     ExpertDisabledError,
+    ExpertError,
     ExpertOverloadedError,
     ExpertTimeoutError,
     ExpertUnavailableError,
     ExpertVerdictError,
+    InputError,
+    NonTextError,
     OverloadedError,
 )
 from ctd_guardrail.experts.protocol import ExpertScore
@@ -48,6 +54,8 @@ MODEL_CAUSES = {
 }
 CAUSES = [*EXPERT_CAUSES, *MODEL_CAUSES, Reason.DEADLINE]
 NEVER = [Reason.NON_TEXT, Reason.OVERLONG, Reason.BAD_OVERRIDE, Reason.NOT_READY]
+# These share the reason of the line of their base.
+REASON_OF_THE_BASE: Final = {ExpertUnavailableError: Reason.EXPERT_UNAVAILABLE, NonTextError: Reason.NON_TEXT}
 UNSURE = [{"role": "user", "content": "hello"}]
 
 
@@ -229,3 +237,25 @@ def test_a_mistake_around_failures_and_spend_is_named_with_key_and_hint(
         parsed(**changes)
     assert caught.value.key == ".".join(["custom_data.ctd", *([key] if key else [])])
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["openai", "python"])
+def test_another_attempt_is_for_the_kinds_of_expert_that_the_description_names(kind: str) -> None:
+    python = {"expert": {"type": "python", "factory": "my_expert:make"}}
+    assert parsed(expert_attempts=2, **(python if kind == "python" else {})).expert_attempts == 2
+    assert f"`{kind}`" in (CtdConfig.model_fields["expert_attempts"].description or "")
+
+
+def _leaves(kind: type[BaseException]) -> list[type[BaseException]]:
+    """Return the classes of errors.py below a class that are no base of another."""
+    below = [each for each in kind.__subclasses__() if each.__module__ == errors.__name__]
+    return [leaf for each in below for leaf in _leaves(each)] if below else [kind]
+
+
+def test_every_kind_of_error_has_a_reason_of_its_own_or_the_listed_one_of_its_base() -> None:
+    leaves = [leaf for base in (ExpertError, ActivationError, InputError) for leaf in _leaves(base)]
+    assert len(leaves) > 10
+    own = dict(_REASONS)
+    assert {leaf for leaf in leaves if leaf not in own} == set(REASON_OF_THE_BASE)
+    for leaf in leaves:
+        assert reason_of(leaf("a problem")) is (own.get(leaf) or REASON_OF_THE_BASE[leaf])
