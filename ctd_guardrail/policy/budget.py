@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import assert_never
 
 import numpy as np
 
@@ -110,7 +111,6 @@ def certify(
     *,
     guarantee: Guarantee = Guarantee.EXACT,
     horizon: int | None = None,
-    eta: float | None = None,
 ) -> Certificate:
     """Return the smallest threshold whose delegation rate is certified to be at most alpha.
 
@@ -125,15 +125,13 @@ def certify(
         delta: Error probability in (0, 1).
         guarantee: The meaning of alpha.
         horizon: For ``next``, the number of inputs that the statement covers.
-        eta: For ``simultaneous``, :func:`ctd_guardrail.policy.envelope.critical_eta` of these n and delta where it
-            is stored; otherwise it is computed, once per process.
 
     Raises:
         ConfigError: alpha or delta lies outside (0, 1), alpha outside the range of ``simultaneous``, or ``horizon``
             and ``guarantee`` do not belong together.
     """
     check_share("delta", delta)
-    rule = _rule(guarantee, delta, horizon, eta)
+    rule = _rule(guarantee, delta, horizon)
     n = int(sorted_scores.size)
     k = rule.exceedances(n, alpha)
     feasible = k >= 0
@@ -152,7 +150,7 @@ def certify(
     )
 
 
-def _rule(guarantee: Guarantee, delta: float, horizon: int | None, eta: float | None) -> Rule:
+def _rule(guarantee: Guarantee, delta: float, horizon: int | None) -> Rule:
     if guarantee is Guarantee.NEXT:
         if horizon is None or horizon < 1:
             raise ConfigError(
@@ -167,8 +165,10 @@ def _rule(guarantee: Guarantee, delta: float, horizon: int | None, eta: float | 
         )
     match guarantee:
         case Guarantee.SIMULTANEOUS:
-            return Simultaneous(delta, eta)
+            return Simultaneous(delta)
         case Guarantee.EXPECTED:
             return Expected()
-        case _:
+        case Guarantee.EXACT:
             return Exact(delta)
+        case _:
+            assert_never(guarantee)

@@ -56,12 +56,9 @@ class Simultaneous:
 
     Attributes:
         delta: Error probability over the calibration draw, for all alpha together.
-        eta: Error probability of each rank by itself, from :func:`critical_eta`; None computes it when needed
-            (from milliseconds at n = 100 to seconds at n = 1e6; once per process).
     """
 
     delta: float
-    eta: float | None = None
 
     def exceedances(self, n: int, alpha: float) -> int:
         """Return K - 1 for the largest rank K in use with b_K <= alpha, or -1.
@@ -70,12 +67,12 @@ class Simultaneous:
             ConfigError: alpha lies outside [.01, .55].
         """
         _check_range(alpha)
-        return _rank_below(n, max_exceedances(n, alpha, self._eta(n)) + 1) - 1
+        return _rank_below(n, max_exceedances(n, alpha, critical_eta(n, self.delta)) + 1) - 1
 
     def rows(self, n: int, alpha: float) -> int:
         """Return the n that certifies alpha: at the eta of n where that is enough, else at the eta of the answer."""
         _check_range(alpha)
-        needed = min_rows(alpha, self._eta(n))
+        needed = min_rows(alpha, critical_eta(n, self.delta))
         if needed <= n:
             return needed
         # eta falls with n and the rows needed rise as it falls: the iteration climbs to the fixed point.
@@ -85,18 +82,16 @@ class Simultaneous:
 
     def budget(self, n: int) -> float:
         """Return the smallest alpha in [.01, .55] that n scores can certify, or 1 if there is none."""
-        smallest = max(ALPHA_LOW, min_alpha(n, self._eta(n)))
+        smallest = max(ALPHA_LOW, min_alpha(n, critical_eta(n, self.delta)))
         return smallest if smallest <= ALPHA_HIGH else 1.0
-
-    def _eta(self, n: int) -> float:
-        return critical_eta(n, self.delta) if self.eta is None else self.eta
 
 
 @lru_cache(maxsize=256)
 def critical_eta(n: int, delta: float) -> float:
     """Return the largest eta whose envelope covers all ranks together with probability 1 - delta.
 
-    Found to one part in a thousand and never above the true value. A policy may store it beside its scores.
+    Found to one part in a thousand and never above the true value, in milliseconds at n = 100 and seconds at n = 1e6.
+    A process computes it once for each n and delta.
 
     Args:
         n: Number of calibration scores, at least 1.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -169,3 +170,8 @@ def test_only_next_has_a_horizon(guarantee: Guarantee) -> None:
     for horizon in (None, 0, -1):
         with pytest.raises(ConfigError, match="horizon"):
             certify(np.arange(100.0), 0.1, 0.05, guarantee=Guarantee.NEXT, horizon=horizon)
+
+
+def test_a_guarantee_without_a_rule_is_refused() -> None:
+    with pytest.raises(AssertionError, match="later"):
+        certify(np.arange(100.0), 0.1, 0.05, guarantee=cast("Guarantee", "later"))
