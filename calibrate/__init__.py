@@ -162,3 +162,7 @@ def __getattr__(name: str) -> Any:
         from calibrate.train import train_probes  # noqa: PLC0415
 
     return train_probes
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -47,6 +47,16 @@ def test_a_door_exports_exactly_the_held_names(door: str) -> None:
     assert all(hasattr(module, name) for name in held)
 
 
+def test_the_main_door_lists_its_names_and_nothing_else() -> None:
+    assert dir(importlib.import_module("ctd_guardrail")) == sorted(DOORS["ctd_guardrail"].split())
+
+
+def test_the_door_of_the_host_lists_its_names_before_they_are_loaded() -> None:
+    module = importlib.import_module(HOST)
+    assert dir(module) == ["init", "install"]
+    assert all(callable(getattr(module, name)) for name in dir(module))
+
+
 def test_every_error_of_the_one_tree_is_exported() -> None:
     errors = importlib.import_module("ctd_guardrail.errors")
     assert set(errors.__all__) <= set(DOORS["ctd_guardrail"].split())

@@ -26,3 +26,7 @@ def __getattr__(name: str) -> Any:
     from ctd_guardrail.nemo import setup  # noqa: PLC0415  # see above
 
     return getattr(setup, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -50,6 +50,7 @@ def test_the_example_in_the_docstring_runs(name: str, workspace: Path, monkeypat
 
 def test_the_doors_are_all_there_is() -> None:
     assert set(calibrate.__all__) == {"calibrate", "study", "train_probes"}
+    assert dir(calibrate) == sorted(calibrate.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         calibrate.nothing  # noqa: B018
 
