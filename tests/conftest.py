@@ -43,11 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def runtime() -> Iterator[Runtime]:
     """A fresh runtime for each test: what one test has decided must not answer for another."""
     from ctd_guardrail.runtime.runtime import Runtime
+    from tests.support.runtimes import as_default
 
     for earlier in Runtime.all():  # those of fixtures with a wider scope
         earlier.decisions.clear()
         earlier.answers.clear()
-    with Runtime().as_default() as fresh:
+    with as_default(Runtime()) as fresh:
         yield fresh
     fresh.close()
 

@@ -24,6 +24,7 @@ __all__ = ["SPLITS", "composition_table", "sensitivity_table", "splits_table"]
 
 SPLITS: Final = 500
 _CHUNK: Final = 50
+_STEPS: Final = 40  # from no row above the threshold to all rows
 
 
 def composition_table(grid: Grid, alphas: Sequence[float]) -> Table:
@@ -59,11 +60,11 @@ def composition_table(grid: Grid, alphas: Sequence[float]) -> Table:
     )
 
 
-def sensitivity_table(grid: Grid, *, steps: int = 40) -> Table:
+def sensitivity_table(grid: Grid) -> Table:
     """Return the cascade's figures at thresholds over the whole range of d."""
     rows = grid.rows
     records: list[Record] = []
-    for share in np.linspace(0.0, 1.0, steps + 1).tolist():
+    for share in np.linspace(0.0, 1.0, _STEPS + 1).tolist():
         threshold = float(np.quantile(rows.d, 1.0 - share))
         delegated = rows.d > threshold
         figures = measure(rows.label, rows.cascade_score(delegated), rows.clusters, tau=grid.tau)

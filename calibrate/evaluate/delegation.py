@@ -28,6 +28,7 @@ __all__ = [
 BINS: Final = 10
 """Number of bins of d. They hold equally many rows, except that ties stay together."""
 
+_TAIL: Final = 0.025  # on each side of a 95% interval
 _SHARES: Final = (0.02, *(i / 20 for i in range(1, 21)))
 _BY_GROUP: Final = {"group": "group of the rows; `all` if they have none"}
 _BY_BIN: Final = {"bin": "bin of d, from the lowest"}
@@ -143,11 +144,10 @@ def fixes_table(grid: Grid) -> Table:
     )
 
 
-def proportion_interval(count: int, total: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Return the exact confidence interval of a proportion (Clopper and Pearson 1934)."""
-    tail = (1.0 - level) / 2.0
-    low = float(betaincinv(count, total - count + 1, tail)) if count else 0.0
-    high = float(betaincinv(count + 1, total - count, 1.0 - tail)) if count < total else 1.0
+def proportion_interval(count: int, total: int) -> tuple[float, float]:
+    """Return the exact 95% confidence interval of a proportion (Clopper and Pearson 1934)."""
+    low = float(betaincinv(count, total - count + 1, _TAIL)) if count else 0.0
+    high = float(betaincinv(count + 1, total - count, 1.0 - _TAIL)) if count < total else 1.0
     return low, high
 
 

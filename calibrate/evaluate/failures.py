@@ -12,10 +12,10 @@ from calibrate.evaluate.table import Record, Table
 
 __all__ = ["failures_table"]
 
-_MOST: Final = 20
+_MOST: Final = 20  # rows of each case
 
 
-def failures_table(grid: Grid, alpha: float, *, most: int = _MOST) -> Table:
+def failures_table(grid: Grid, alpha: float) -> Table:
     """Return the worst rows of each case at one budget.
 
     ``uncertainty_wasted`` and ``ctd_wasted``: the expert spoils the right verdict of the probe on a delegated row.
@@ -25,7 +25,6 @@ def failures_table(grid: Grid, alpha: float, *, most: int = _MOST) -> Table:
     Args:
         grid: Rows and methods.
         alpha: Budget.
-        most: Largest number of rows of each case.
     """
     rows = grid.rows
     unsafe = rows.label == 1
@@ -40,7 +39,7 @@ def failures_table(grid: Grid, alpha: float, *, most: int = _MOST) -> Table:
         }
         for case, (members, order) in cases.items():
             found = np.flatnonzero(members)
-            for row in found[np.argsort(order[found], kind="stable")[:most]].tolist():
+            for row in found[np.argsort(order[found], kind="stable")[:_MOST]].tolist():
                 records.append(  # noqa: PERF401 - a comprehension of this size reads worse
                     {
                         "case": case,
@@ -58,7 +57,7 @@ def failures_table(grid: Grid, alpha: float, *, most: int = _MOST) -> Table:
                 )
     return Table(
         "failures",
-        f"Rows on which delegation goes wrong at alpha = {alpha:g}, the worst {most} of each case",
+        f"Rows on which delegation goes wrong at alpha = {alpha:g}, the worst {_MOST} of each case",
         {"case": "what went wrong", "row": "FILE:LINE of the row"},
         {
             "cases": "number of rows of this case, shown or not",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 from scipy.special import bdtr, rel_entr
@@ -15,7 +16,9 @@ from scipy.special import bdtr, rel_entr
 from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
 
-__all__ = ["betting_p", "binomial_p", "hoeffding_bentkus_p", "kl_p", "smallest_level"]
+__all__ = ["betting_p", "binomial_p", "hoeffding_bentkus_p", "kl_p", "smallest_level", "wealth_p"]
+
+_SHUFFLE_SEED: Final = 0  # chosen without looking at the losses
 
 
 def binomial_p(count: int, n: int, level: float) -> float:
@@ -60,8 +63,8 @@ def hoeffding_bentkus_p(total: float, n: int, level: float) -> float:
     return min(kl_p(total, n, level), math.e * float(bdtr(math.ceil(total), n, level)))
 
 
-def betting_p(losses: FloatArray, level: float, *, delta: float, seed: int = 0) -> float:
-    """Return 1 / max_t K_t for the Waudby-Smith and Ramdas betting martingale, at most 1.
+def betting_p(losses: FloatArray, level: float, *, delta: float) -> float:
+    """Return the p-value of the Waudby-Smith and Ramdas betting martingale for losses in any order.
 
     K_t = prod_{i <= t} (1 - nu_i (L_i - level)) is a non-negative supermartingale where the mean loss is at least the
     level, so Ville's inequality bounds its maximum. nu_i = min(.75 / (1 - level), sqrt(2 ln(1/delta) / (n s2_{i-1})))
@@ -69,13 +72,13 @@ def betting_p(losses: FloatArray, level: float, *, delta: float, seed: int = 0) 
     (arXiv 2010.09686, section 4.3; Learn-then-Test, appendix B). It adapts to the variance: for losses such as
     the Brier score it is far tighter than bounds that use the mean alone.
 
-    The losses are shuffled first. In an order that depends on the scores K_t is no martingale, and the test is invalid.
+    The losses are shuffled first, the same way for each n. In an order that depends on the scores K_t is no martingale,
+    and the test is invalid.
 
     Args:
         losses: Losses in [0, 1], shape [n].
         level: Level in (0, 1).
         delta: Error probability that the bets are tuned for. The p-value is valid at any other.
-        seed: Seed of the shuffle, chosen without looking at the losses.
 
     Raises:
         DataError: A loss is NaN or outside [0, 1].
@@ -85,7 +88,7 @@ def betting_p(losses: FloatArray, level: float, *, delta: float, seed: int = 0) 
         raise DataError(f"loss is {losses[bad[0]]}, not in [0, 1]", row=int(bad[0]) + 1)
     if losses.size == 0:
         return 1.0
-    return _wealth_p(np.random.default_rng(seed).permutation(losses), level, delta)
+    return wealth_p(np.random.default_rng(_SHUFFLE_SEED).permutation(losses), level, delta)
 
 
 def smallest_level(p_at: Callable[[float], float], delta: float) -> float:
@@ -105,7 +108,14 @@ def smallest_level(p_at: Callable[[float], float], delta: float) -> float:
     return high
 
 
-def _wealth_p(losses: FloatArray, level: float, delta: float) -> float:
+def wealth_p(losses: FloatArray, level: float, delta: float) -> float:
+    """Return 1 / max_t K_t of :func:`betting_p`, at most 1, for losses in the order given. It must be random.
+
+    Args:
+        losses: Losses in [0, 1], shape [n], n > 0.
+        level: Level in (0, 1).
+        delta: Error probability that the bets are tuned for.
+    """
     n = losses.size
     count = np.arange(2, n + 2)
     mean = (0.5 + np.cumsum(losses)) / count

@@ -49,14 +49,9 @@ _STATUSES: Final = (400, 401, 404, 405, 408, 413, 422, 500, 503)
 """The statuses whose counters exist at 0 from the start, so that the first refusal is an increase."""
 
 
-def show_service(service: ObservedService, *, runtime: Runtime | None = None) -> None:
-    """Export the metrics of a service until it is garbage-collected. A process usually has one.
-
-    Args:
-        service: The service.
-        runtime: Holds the services; None: the runtime of the process.
-    """
-    _services_of(runtime or Runtime.default()).add(service)
+def show_service(service: ObservedService) -> None:
+    """Export the metrics of a service until it is garbage-collected. A process usually has one."""
+    _services_of(Runtime.default()).add(service)
     register(default_meter())
 
 

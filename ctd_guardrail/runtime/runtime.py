@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
@@ -55,17 +54,6 @@ class Runtime:
         """Return the open runtimes of this process, for metrics that describe the process."""
         with _PROCESS.lock:
             return [runtime for runtime in _PROCESS.runtimes if not runtime.is_closed]
-
-    @contextmanager
-    def as_default(self) -> Iterator[Runtime]:
-        """Be the default runtime until the block ends, in all threads."""
-        with _PROCESS.default_lock:
-            before, _PROCESS.default = _PROCESS.default, self
-        try:
-            yield self
-        finally:
-            with _PROCESS.default_lock:
-                _PROCESS.default = before
 
     @property
     def is_closed(self) -> bool:

@@ -31,6 +31,7 @@ from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.runtime.runtime import Runtime
 from tests.nemo.doors.stage import RecordingLLM
 from tests.nemo.words import ANSWER, REFUSED
+from tests.support.runtimes import as_default
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +119,7 @@ class Gateway:
 @pytest.fixture(autouse=True, scope="module")
 def runtime() -> Iterator[Runtime]:
     """One runtime for all tests of this file: they share a server, which keeps its guards."""
-    with Runtime().as_default() as lasting:
+    with as_default(Runtime()) as lasting:
         yield lasting
     lasting.close()
 

@@ -16,6 +16,7 @@ from ctd_guardrail.decision import Reason, Verdict
 from ctd_guardrail.runtime.lru import LruCache
 from ctd_guardrail.runtime.runtime import Runtime
 from tests.support.internals import scorer_of
+from tests.support.runtimes import as_default
 from tests.support.waiting import wait_until
 
 FILES = Path("/proc/self/fd")
@@ -117,7 +118,7 @@ async def test_runtimes_remember_and_load_apart(make_rail_folder: Callable[..., 
 def test_the_default_runtime_is_made_again_after_it_was_closed() -> None:
     first = Runtime.default()
     assert Runtime.default() is first
-    with Runtime().as_default() as other:
+    with as_default(Runtime()) as other:
         assert Runtime.default() is other
         other.close()
         assert Runtime.default() is not other
