@@ -13,21 +13,16 @@ from calibrate.cli.recalibrate import recalibrate
 from calibrate.cli.run import run
 from calibrate.cli.schema import schema
 from calibrate.cli.threshold import threshold
+from ctd_guardrail.cli.help_text import add_commands
 
 __all__ = ["app"]
 
 app: Final = typer.Typer(
+    name="ctd-calibrate",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,  # locals contain users' texts
-    help="Calibrate policies for ctd-guardrail.\n\nSee it work: [bold]ctd-calibrate demo[/bold]. "
-    "Then your own: [bold]ctd-calibrate run CALIBRATE.yml[/bold]",
+    help="Calibrate policies for ctd-guardrail.\n\nTry the demonstration first: [bold]ctd-calibrate demo[/bold]. "
+    "Then calibrate on your own data: [bold]ctd-calibrate run CALIBRATE.yml[/bold]",
 )
-app.command()(demo)
-app.command()(run)
-app.command()(evaluate)
-app.command()(threshold)
-app.command()(recalibrate)
-app.command()(prompts)
-app.command()(schema)
+add_commands(app, demo, run, evaluate, threshold, recalibrate, prompts, schema)

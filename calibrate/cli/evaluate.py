@@ -47,8 +47,8 @@ def evaluate(
 ) -> None:
     """Measure a policy on rows that it was not made from, and draw every figure.
 
-    Rows that the policy was trained or calibrated on are left out, and so are rows that depend on them. On the files of
-    the calibration, the test rows remain.
+    Rows that the policy was trained or calibrated on are left out, and so are rows that depend on them. Given the
+    calibration's own files, it measures the test rows.
 
     Writes study.json, a CSV file for each table, an SVG file for each plot, and report.html.
 

@@ -23,10 +23,12 @@ def prompts(
     config: Annotated[Path, typer.Argument(metavar="CALIBRATE.yml", help="Settings of the calibration.")],
     to: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines to write.")],
 ) -> None:
-    """Write every window of every row as a request to vLLM's /v1/completions: token ids, one new token.
+    """Let vLLM compute the activations of the rows: write them as requests.
 
-    vLLM with the method extract_hidden_states writes the hidden states of each request to its shared_storage_path.
-    Name that folder in CALIBRATE.yml, and `ctd-calibrate run` reads them instead of running the base model:
+    Each line of FILE is a request to vLLM's /v1/completions, for one window of one row: token ids, one new token. Send
+    all of them. vLLM with the method extract_hidden_states writes the hidden states of each to its shared_storage_path.
+
+    Name that folder in CALIBRATE.yml. `ctd-calibrate run` then reads it instead of running the base model:
 
     [dim]hidden_states: {path: /shared/hidden}[/]
 

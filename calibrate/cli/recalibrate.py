@@ -18,17 +18,27 @@ __all__ = ["recalibrate"]
 
 
 def recalibrate(
-    policy: Annotated[Path, typer.Option(help="Policy folder; the old policy is kept in its folder history/.")],
-    scores: Annotated[Path, typer.Option(help="CSV file of traffic; its first line names the columns.")],
+    policy: Annotated[Path, typer.Option(help="Policy folder; it is rewritten in place.")],
+    scores: Annotated[Path, typer.Option(help="CSV file of scores of new traffic; its first line names the columns.")],
     column: Annotated[str, typer.Option(help="Column of the delegation values.")] = "dv",
     alpha: Annotated[float | None, typer.Option(help="Budget; by default the policy's.")] = None,
     delta: Annotated[
-        float | None, typer.Option(help="Error probability of all recalibrations together; by default the policy's.")
+        float | None,
+        typer.Option(help="Largest probability that any of the recalibrations fails; by default the policy's."),
     ] = None,
 ) -> None:
-    """Certify the budget on new traffic and print the new certificate beside the old one as one JSON object.
+    """Replace the policy's calibration scores by those of new traffic.
 
-    The i-th recalibration of a policy uses 6 delta / (pi^2 i^2), so that all of them together keep delta.
+    The old policy goes to history/ in the policy folder. Prints both certificates, the new and the old one, as one JSON
+    object.
+
+    The scores are the delegation values of all inputs, or of a random share. They need no labels. The monitors' file of
+    recent scores, scores-KEY.csv, is such a file.
+
+    Each further recalibration spends a smaller part of delta: the i-th one 6 delta / (pi^2 i^2). All of them together
+    keep delta.
+
+    [bold]$ ctd-calibrate recalibrate --policy policy --scores traffic.csv[/bold]
 
     Exit status: 0 certified, 3 infeasible (the policy is unchanged), 2 bad input.
     """

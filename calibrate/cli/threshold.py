@@ -18,12 +18,17 @@ __all__ = ["certificate_json", "threshold"]
 def threshold(
     scores: Annotated[Path, typer.Option(help="CSV file; its first line names the columns.")],
     alpha: Annotated[float, typer.Option(help="Budget: largest share of the inputs that goes to the expert.")],
-    delta: Annotated[float, typer.Option(help="Probability that the guarantee fails.")],
+    delta: Annotated[float, typer.Option(help="Largest probability that the guarantee fails.")],
     column: Annotated[str, typer.Option(help="Column of the delegation values.")] = "dv",
     guarantee: Annotated[Guarantee, typer.Option(help="What alpha bounds.")] = Guarantee.EXACT,
     horizon: Annotated[int | None, typer.Option(help="For `next`: number of inputs that are covered.")] = None,
 ) -> None:
     """Print the delegation threshold and its certificate as one JSON object.
+
+    Each score is the delegation value of one input. The rail sends an input to the expert if its score is above the
+    threshold.
+
+    [bold]$ ctd-calibrate threshold --scores scores.csv --alpha 0.1 --delta 0.05[/bold]
 
     Exit status: 0 certified, 3 infeasible, 2 bad input.
     """

@@ -9,6 +9,7 @@ import typer
 from ctd_guardrail.cli.check import check
 from ctd_guardrail.cli.doctor import doctor
 from ctd_guardrail.cli.export import export
+from ctd_guardrail.cli.help_text import add_commands, join_lines
 from ctd_guardrail.cli.schema import schema
 from ctd_guardrail.cli.serve import serve
 from ctd_guardrail.cli.validate import validate
@@ -17,7 +18,7 @@ __all__ = ["app"]
 
 app: Final = typer.Typer(
     name="ctd-guardrail",
-    help="""Screen chat inputs within an expert budget.
+    help=join_lines("""Screen chat inputs within an expert budget.
 
     A configuration is a NeMo Guardrails folder whose config.yml has the section [bold]custom_data.ctd[/]. Its policy is
     the folder that [bold]ctd-calibrate run[/] wrote.
@@ -26,14 +27,9 @@ app: Final = typer.Typer(
     [dim]ctd-guardrail doctor --config config[/]
     [dim]echo "How do I kill a Python process?" | ctd-guardrail check --config config[/]
     [dim]ctd-guardrail serve --config config[/]
-    """,
+    """),
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,  # locals may hold users' texts
 )
-app.command()(validate)
-app.command()(check)
-app.command()(doctor)
-app.command()(serve)
-app.command()(export)
-app.command()(schema)
+add_commands(app, validate, check, doctor, serve, export, schema)

@@ -22,13 +22,16 @@ def export(
     base_model: Annotated[
         str | None, typer.Option(help="Another place of the policy's base model: id or folder.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Torch device for the known columns, or auto.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="Device that computes the check values, by which the guard recognises the export."),
+    ] = "auto",
 ) -> None:
     """Write the base model of a policy, cut off at its layer and with its probes, for vLLM to serve.
 
     The export is a sequence classifier with tokenizer and chat template, in the policy's dtype. It holds only the
-    layers that the policy reads. With its ctd_export.json, the guard checks at its start that an engine serves this
-    export.
+    layers that the policy reads. Its ctd_export.json holds check values: with them, the guard makes sure at its start
+    that an engine serves this export.
 
     [dim]ctd-guardrail export --policy policy --to served[/]
 

@@ -64,7 +64,9 @@ def serve(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more; never texts, scores or secrets.")] = False,
 ) -> None:
-    """Serve the rail over HTTP: a detector for NeMo's own `hf classifier` rail, and plain JSON.
+    """Run the guard as an HTTP service.
+
+    It answers in plain JSON, and as a detector for NeMo's own `hf classifier` rail.
 
     POST /v1/check: takes {"messages": [...]} or {"text": "..."}, answers with verdict, route and reason
 
