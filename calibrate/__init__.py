@@ -125,7 +125,9 @@ def study(
     from ctd_guardrail.errors import ConfigError  # noqa: PLC0415
 
     if expert_column is not None and expert_config is not None:
-        raise ConfigError("there is more than one source of expert scores", hint="Give one of the two options")
+        raise ConfigError(
+            "there is more than one source of expert scores", hint="Give one of expert_column and expert_config"
+        )
     expert = None if expert_config is None else load_expert(Path(expert_config))
     with needs_extra("an evaluation"):
         from calibrate.pipeline.study import study_policy  # noqa: PLC0415  # torch and scikit-learn

@@ -42,9 +42,9 @@ def read_column(path: Path, column: str) -> FloatArray:
             index = header.index(column)
             values = [_number(fields, index, path, lines.line_num) for fields in lines if fields]
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", file=path) from error
+        raise DataError(f"cannot be read ({error.strerror})", file=path, hint="Name a readable CSV file") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError("is not a CSV file in UTF-8", file=path) from error
+        raise DataError("is not a CSV file in UTF-8", file=path, hint="Save the file as CSV in UTF-8") from error
     if not values:
         raise DataError("has no rows", file=path, hint="A budget needs calibration rows")
     return np.array(values)
@@ -52,12 +52,19 @@ def read_column(path: Path, column: str) -> FloatArray:
 
 def _number(fields: list[str], index: int, path: Path, line: int) -> float:
     if index >= len(fields):
-        raise DataError(f"has {len(fields)} fields, and the column is number {index + 1}", file=path, row=line)
+        raise DataError(
+            f"has {len(fields)} fields, but the column of the scores is number {index + 1}",
+            file=path,
+            row=line,
+            hint="Give every line as many fields as the first",
+        )
     try:
         value = float(fields[index])
     except ValueError:
         # The value is not quoted: a wrong column may contain users' text.
-        raise DataError("the score is not a number", file=path, row=line) from None
+        raise DataError(
+            "the score is not a number", file=path, row=line, hint="Name the column that holds the scores"
+        ) from None
     if not math.isfinite(value):
         raise DataError(f"the score is {value}", file=path, row=line, hint="Scores must be finite numbers")
     return value

@@ -106,5 +106,5 @@ def _check_size(config: RayConfig) -> None:
             raise ConfigError(
                 f"{config.actors} actors of {each:g} {resource} do not fit: the cluster has {there.get(resource, 0):g}",
                 key="run_on.actors",
-                hint="Ask for fewer actors or less for each, or add machines",
+                hint="Set fewer actors or fewer resources for each, or add machines",
             )

@@ -141,7 +141,7 @@ class BudgetConfig(Section):
         if not self.risk and (self.taus[1:] or self.bands != (0.0,)):
             raise PydanticCustomError(
                 "risk",
-                "`taus` and `bands` are chosen for a risk, and there is none",
+                "`taus` and `bands` need a risk, but `risk` is missing",
                 {"hint": "Add `risk: {metric: fnr, max: 0.1}`, or leave them out"},
             )
         return self
@@ -230,7 +230,7 @@ class CalibrateConfig(Section):
             if not set(layers) <= set(self.base.layers):
                 raise PydanticCustomError(
                     "layers",
-                    "probes.layers names {layers}, and base.layers has {available}",
+                    "probes.layers names {layers}, but base.layers has {available}",
                     {
                         "layers": str(list(layers)),
                         "available": str(list(self.base.layers)),

@@ -16,7 +16,7 @@ __all__ = ["Recipe"]
 
 def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
     if len(set(values)) != len(values):
-        raise PydanticCustomError("distinct", "an entry stands there twice", {"hint": "Write each once"})
+        raise PydanticCustomError("distinct", "an entry occurs twice", {"hint": "Write each entry once"})
     return values
 
 

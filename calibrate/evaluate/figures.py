@@ -163,7 +163,7 @@ def _auroc(unsafe: BoolArray, score: FloatArray, clusters: IntArray) -> Figure:
     negatives = unsafe.size - positives
     if positives == 0 or negatives == 0:
         raise DataError(
-            f"AUROC needs rows of both labels, and these are {positives} unsafe and {negatives} safe",
+            f"AUROC needs rows of both labels, but these are {positives} unsafe and {negatives} safe",
             hint="Give a larger share of the rows to the test split, or add rows of the other label",
         )
     rank = rankdata(score)

@@ -136,5 +136,5 @@ def too_many(dataset: Dataset, refused: Sequence[RefusedRow], *, allowed: int, r
         f"the expert gives no score for this row ({first.refusal.problem}){more}. At most {allowed} of {rows} rows may "
         "be left out",
         hint=f"{first.refusal.hint + '. ' if first.refusal.hint else ''}Remove or change these rows, or raise "
-        "expert.max_refused_rows. After a change of the endpoint, --ask-refused-again asks about them again",
+        "expert.max_refused_rows. After a change of the endpoint, --ask-refused-again requests their scores again",
     )

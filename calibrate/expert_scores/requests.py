@@ -119,5 +119,5 @@ class ScoreRequests:
         saved = len(log.known(self.digests))
         return type(error)(
             f"{error.problem}; {saved} of {len(self.first)} expert scores are saved in {log.path}",
-            hint=f"{error.hint + '. ' if error.hint else ''}Run the command again to go on from there",
+            hint=f"{error.hint + '. ' if error.hint else ''}Run the command again to continue from there",
         )

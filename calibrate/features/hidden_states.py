@@ -66,7 +66,7 @@ class HiddenStateFiles:
             raise _damaged(file, error) from error
         if values.dtype is not getattr(torch, spec.dtype):
             raise DataError(
-                f"holds {values.dtype}, and base.dtype is {spec.dtype}",
+                f"holds {values.dtype}, but base.dtype is {spec.dtype}",
                 file=file,
                 hint="Serve in the dtype that the rail uses, or set base.dtype",
             )
@@ -98,12 +98,14 @@ def scan_files(folder: Path, layers: tuple[int, ...], *, progress: Progress) -> 
         except (OSError, SafetensorError) as error:
             raise _damaged(path, error) from error
         if shape[:-2] != [*tokens.shape] or tokens.ndim != 1 or tokens.is_floating_point():
-            raise DataError("does not hold one hidden state a token", file=path)
+            raise DataError(
+                "does not hold one hidden state a token", file=path, hint="Remove it and send the prompt to vLLM again"
+            )
         if shape[1] != len(layers):
             raise DataError(
                 f"holds {shape[1]} layers, not {len(layers)}",
                 file=path,
-                hint="Write the eagle_aux_hidden_state_layer_ids under hidden_states.layers",
+                hint="Write vLLM's eagle_aux_hidden_state_layer_ids under hidden_states.layers",
             )
         files[_digest(tokens.tolist())] = path
     return HiddenStateFiles(files, layers)
@@ -205,7 +207,7 @@ def _digest(tokens: Sequence[int]) -> bytes:
 
 def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(
-        f"is no file of hidden states ({type(error).__name__})",
+        f"is not a file of hidden states ({type(error).__name__})",
         file=file,
         hint="Wait until vLLM has written it, or remove it and send the prompt again",
     )

@@ -67,7 +67,7 @@ def recalibrate_policy(
     Raises:
         ConfigError: alpha or delta lies outside (0, 1), or delta differs from the one that earlier recalibrations
             spent parts of.
-        DataError: A score is NaN or infinite, or these scores are in force already.
+        DataError: A score is NaN or infinite, or the policy already uses these scores.
         PolicyError: The folder is not a policy, or another process writes it.
     """
     read_policy(folder)  # no lock is written into a folder that is not a policy
@@ -86,13 +86,13 @@ def _recalibrate(
     delta = agreed if delta is None else delta
     if past and delta != agreed:
         raise ConfigError(
-            f"{delta!r} is not the {agreed!r} that earlier recalibrations of this policy spent parts of",
+            f"{delta!r} differs from {agreed!r}, the total delta of the recalibrations of this policy",
             key="delta",
             hint="Leave it out, or calibrate a new policy",
         )
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     if past and past[-1].sha256 == digest:
-        raise DataError("these scores are in force already", file=source, hint="Recalibrate with newer traffic")
+        raise DataError("the policy already uses these scores", file=source, hint="Recalibrate with newer traffic")
 
     look = len(past) + 1
     traffic = sort_scores(scores)

@@ -176,7 +176,7 @@ def choose_rows(dataset: Dataset, clusters: IntArray, policy: Policy) -> Judged:
     """
     if policy.used_rows is None:
         raise DataError(
-            "the policy does not say which rows it was made from, so some of these may be among them",
+            "the policy does not record its own rows, so some of these rows may be among them",
             hint="Calibrate again with this version",
         )
     used = begin_with(dataset.conversations, policy.used_rows)
@@ -184,8 +184,8 @@ def choose_rows(dataset: Dataset, clusters: IntArray, policy: Policy) -> Judged:
     rows = free[one_per_cluster(clusters[free].tolist(), seed=policy.manifest.calibration.seed)]
     if np.unique(dataset.labels[rows]).size != 2:  # noqa: PLR2004 - safe and unsafe
         raise DataError(
-            f"{rows.size} of {len(dataset)} rows are left to judge the policy on, and not of both labels; "
-            f"{len(dataset) - free.size} are, or depend on, rows that it was made from",
+            f"{rows.size} of {len(dataset)} rows are left to test the policy, and they do not have both labels; "
+            f"{len(dataset) - free.size} belong to the policy's own rows or depend on them",
             hint="Give rows that its training and calibration did not use",
         )
     return Judged(rows, used=len(dataset) - free.size, dependent=free.size - rows.size)

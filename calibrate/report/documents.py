@@ -34,8 +34,8 @@ def write_documents(result: PipelineResult, config: CalibrateConfig, *, command:
         there = read_policy(folder).manifest
         if (there.tensors_sha256, there.pins_sha256) != (policy.manifest.tensors_sha256, policy.manifest.pins_sha256):
             raise PolicyIntegrityError(
-                f"{folder / MANIFEST_FILE} was replaced by another process: a report would not be about it",
-                hint="Calibrate again, which continues from the saved results; or write to another folder",
+                f"{folder / MANIFEST_FILE} was replaced by another process, so the report would not match it",
+                hint="Run the calibration again, which continues from the saved results, or write to another folder",
             )
         write_card(folder, policy, rows, explorer)
         write_reproducibility(folder, policy.manifest, config, command=command)

@@ -68,7 +68,7 @@ def certify_settings(
         DataError: There are too few rows to split.
     """
     if not risks:
-        raise ConfigError("there is no risk to bound", key="risk", hint="Name one, or certify the budget alone")
+        raise ConfigError("there is no risk to bound", key="risk", hint="Name a risk, or certify the budget alone")
     half = delta / 2
     sorted_scores = sort_scores(rows.d if refused is None else np.concatenate([rows.d, refused]))
     budget = certify(sorted_scores, alpha, half)

@@ -76,6 +76,7 @@ class Risk:
             raise ConfigError(
                 f"{self.metric.value} of at most {self.max!r} is not a bound between 0 and {self.scale:g}",
                 key="risk.max",
+                hint="Choose a bound between them",
             )
 
     @property
@@ -156,5 +157,5 @@ def losses(metric: Metric, rows: Rows, setting: Setting) -> FloatArray:
             value = np.minimum(-np.log(np.maximum(given, math.exp(-2 * LOG_LOSS_CAP))), LOG_LOSS_CAP)
             counted = everything
         case Metric.AUROC_ERROR:
-            raise ConfigError("AUROC has no loss of one row", key="risk.metric")
+            raise ConfigError("AUROC has no loss of one row", key="risk.metric", hint="Name another metric")
     return np.asarray(value[counted], dtype=np.float64)

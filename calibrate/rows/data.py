@@ -112,7 +112,10 @@ def read_dataset(
                 raise DataError(error.problem, file=file, row=line, hint=error.hint) from None
             if row.id is not None and ids.setdefault(row.id, line) != line:
                 raise DataError(
-                    f"its id is also that of row {ids[row.id]}", file=file, row=line, hint="Make ids unique in the file"
+                    f"the id is also the id of row {ids[row.id]}",
+                    file=file,
+                    row=line,
+                    hint="Make ids unique in the file",
                 )
             rows.append(row)
             origin.append((number, line))
@@ -138,7 +141,7 @@ def read_dataset(
             raise DataError(
                 f"no row has label {label:.0f} ({name})",
                 file=files[0] if len(files) == 1 else None,
-                hint="Probes are trained on rows of both labels",
+                hint="Add rows of this label: probes need both",
             )
     return dataset
 
@@ -231,7 +234,7 @@ def _name(fields: Mapping[str, Any], key: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{key} is not a string", hint="Strings and whole numbers will do")
+        raise InputError(f"{key} is not a string", hint="Use a string or a whole number")
     return str(value)
 
 

@@ -34,7 +34,7 @@ def check_classes(labels: FloatArray, *, purpose: str) -> None:
         count = int(np.count_nonzero(labels == label))
         if count < _FEWEST_ROWS:
             raise DataError(
-                f"the rows for {purpose} hold {count} with label {label} ({name}), and {_FEWEST_ROWS} are needed",
+                f"the rows for {purpose} hold {count} with label {label} ({name}), but {_FEWEST_ROWS} are needed",
                 hint="Add labelled rows of that class, or give a larger share of the rows to training",
             )
 

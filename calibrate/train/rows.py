@@ -110,7 +110,7 @@ def check_rows(rows: TrainingRows, *, purpose: str) -> None:
     if not np.isin(labels, (0.0, 1.0)).all():
         raise DataError(f"a label of the rows for {purpose} is neither 0 nor 1")
     if rows.expert.shape != labels.shape or not ((rows.expert >= 0.0) & (rows.expert <= 1.0)).all():
-        raise DataError(f"expert scores are not {labels.size} numbers in [0, 1]", hint="They are P(unsafe), one a row")
+        raise DataError(f"expert scores are not {labels.size} numbers in [0, 1]", hint="Give P(unsafe), one a row")
     if not np.isfinite(values).all():
         raise DataError(
             f"the activations of the rows for {purpose} are not all finite",

@@ -173,7 +173,7 @@ def _source(safety: SafetyRows) -> TrainingRows:
 
 def _with_tokens(rows: TrainingRows, tokens: TokenRows | None) -> TrainingRows:
     if tokens is None:
-        raise DataError("a kind of probe reads tokens, and there are only mean activations", hint="Set kinds: [mean]")
+        raise DataError("a kind of probe reads tokens, but only mean activations are given", hint="Set kinds: [mean]")
     part = rows.take(tokens.rows)
     return TrainingRows(part.pooled, part.labels, part.clusters, part.expert, list(tokens.tokens))
 

@@ -63,16 +63,16 @@ class PythonSource:
         made = factory(spec, section="source")
         if not isinstance(made, ActivationSource):
             raise ConfigError(
-                f"{factory.name} returned a {type(made).__name__}, which is no activation source",
+                f"{factory.name} returned a {type(made).__name__}, which is not an activation source",
                 key=_KEY,
                 hint="Return an object with spec, fingerprint, tokenize and activations, "
                 "see ctd_guardrail.ActivationSource",
             )
         if made.spec != spec:
             raise ConfigError(
-                f"the source that {factory.name} returned is of another spec than it was asked for",
+                f"the source that {factory.name} returned has another spec than the one requested",
                 key=_KEY,
-                hint="Let its spec be the argument of the factory",
+                hint="Use the argument of the factory as its spec",
             )
         if not isinstance(made.fingerprint, Fingerprint):
             raise ConfigError(
@@ -108,7 +108,10 @@ class PythonSource:
         except Exception as error:  # noqa: BLE001  # code of others may raise anything
             raise _failure(error) from None
         if not windows or not all(windows) or not all(isinstance(token, int) for token in chain.from_iterable(windows)):
-            raise ActivationError("the source cut a conversation into windows that are not lists of token ids")
+            raise ActivationError(
+                "the source cut a conversation into windows that are not lists of token ids",
+                hint="Return at least one window from `tokenize`, each a list of whole numbers",
+            )
         if sum(map(len, windows)) > self.spec.max_tokens:
             raise OverlongError(
                 f"the conversation has more than {self.spec.max_tokens} tokens",

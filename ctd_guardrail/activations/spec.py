@@ -20,7 +20,9 @@ def _as_tuple(layers: object) -> object:
 
 def _check_ascending(layers: Sequence[int]) -> Sequence[int]:
     if any(low >= high for low, high in pairwise(layers)):
-        raise PydanticCustomError("layers", "layers ascend, each once", {"hint": f"Write {sorted(set(layers))}"})
+        raise PydanticCustomError(
+            "layers", "layers must be ascending and distinct", {"hint": f"Write {sorted(set(layers))}"}
+        )
     return layers
 
 

@@ -217,7 +217,7 @@ def _load(path: str, spec: ActivationSpec, options: dict[str, Any]) -> nn.Module
         missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise ActivationError(
             f"the files of base model {spec.model!r} lack {len(missing)} weights, for example {missing[0]}",
-            hint="The download is incomplete, or it is not a base model checkpoint",
+            hint="Download the model again, or name the checkpoint of a base model",
         )
     module: nn.Module = model.eval()
     return module

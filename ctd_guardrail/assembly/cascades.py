@@ -136,7 +136,7 @@ class CascadeFactory:
             widest = plan(self.policy, replace(self.budget, alpha=bounds.alpha, delta=bounds.delta))
             if found.certificate.k > widest.certificate.k:
                 raise OverrideError(
-                    "guarantee and horizon delegate more than alpha and delta at their bounds",
+                    "guarantee and horizon would delegate more than alpha and delta may at their bounds",
                     hint="Ask for a smaller alpha, or name a wider bound in override_bounds.alpha",
                 )
         return found.rule

@@ -106,7 +106,7 @@ def refuse_doubles(files: Files, key: str) -> None:
     holders = [file for file, content in files if key in content]
     if len(holders) > 1:
         raise ConfigError(
-            f"{key} stands in {', '.join(map(str, holders[1:]))} as well, and NeMo keeps only one of them",
+            f"{key} is also in {', '.join(map(str, holders[1:]))}, but NeMo keeps only one of them",
             file=holders[0],
             key=key,
             hint=f"Move everything under {key} into one file",

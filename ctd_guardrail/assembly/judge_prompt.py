@@ -44,13 +44,13 @@ def with_judge_prompt(
         raise ConfigError("is not a text", file=file, key=_KEY, hint="Write content: what counts as unsafe")
     if "{{" in instruction or "{%" in instruction:
         raise ConfigError(
-            "has variables, and is never rendered",
+            "has template variables, but the guard does not render this prompt",
             file=file,
             key=_KEY,
-            hint="Write what counts as unsafe; the conversation is added behind it, safely",
+            hint="Write what counts as unsafe; the guard adds the conversation behind it",
         )
     if not isinstance(config.expert, OpenAIExpertConfig):
-        raise ConfigError("no expert of type openai would use it", file=file, key=_KEY, hint="Remove the prompt")
+        raise ConfigError("no expert of type openai uses this prompt", file=file, key=_KEY, hint="Remove the prompt")
     if config.expert.instruction is not None:
-        raise ConfigError("stands beside expert.instruction", file=file, key=_KEY, hint="Keep one of them")
+        raise ConfigError("is set together with expert.instruction", file=file, key=_KEY, hint="Keep one of them")
     return config.model_copy(update={"expert": config.expert.model_copy(update={"instruction": instruction})})

@@ -60,7 +60,7 @@ def read_overrides(raw: object, config: CtdConfig, bounds: Bounds) -> Overrides:
         OverrideError: It is not a mapping, or a key is unknown, not allowed, of a wrong value, or beyond its bound.
     """
     if not isinstance(raw, Mapping):
-        raise OverrideError("overrides are a mapping of settings to values")
+        raise OverrideError("overrides must be a mapping of settings to values")
     for name in Overrides.model_fields:
         if name in raw and name not in config.allow_overrides:
             raise OverrideError(f"{name} may not be overridden", hint="Name it in allow_overrides")

@@ -85,7 +85,7 @@ _STATUS_HINTS: Final = {
     403: "Check the key in the variable that expert.api_key_env names",
     404: "Check expert.base_url (it ends with the version, as in /v1) and expert.model",
     429: "The endpoint limits the rate: lower alpha or max_concurrency, or raise its limit",
-    500: "Look into the endpoint's log. Where the model takes no system message, set system_role: fold",
+    500: "Look into the endpoint's log. If the model takes no system message, set system_role: fold",
 }
 
 
@@ -145,7 +145,7 @@ class Complaint:
     def _form_hint(self, scoring: str) -> str:
         named = f"It names {', '.join(sorted(self.parts))}. " if self.parts else ""
         if scoring == "logprobs":
-            return f"{named}Where the model gives no log-probabilities, set scoring: json"
+            return f"{named}If the model gives no log-probabilities, set scoring: json"
         if scoring == "json":
             return f"{named}Check that the endpoint takes chat completions of this model"
         return f"{named}Check the model's parameters in the NeMo configuration"

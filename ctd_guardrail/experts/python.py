@@ -63,7 +63,7 @@ class PythonExpert:
             # The sender of a text may provoke an exception, so only a fault of the connection counts as an outage.
             raise ExpertUnavailableError(
                 f"the expert raised {type(error).__name__} at {place_of(error)}",
-                hint="Let the expert raise the errors that docs/write-your-own.md names",
+                hint="Raise the errors that docs/write-your-own.md names",
                 is_transient=isinstance(error, OSError),
             ) from None
 
@@ -126,11 +126,16 @@ def _check_identity(identity: object, factory: str) -> str:
 
 def _check_score(score: object) -> ExpertScore:
     if not isinstance(score, ExpertScore):
-        raise ExpertVerdictError(f"the expert returned a {type(score).__name__}, not an ExpertScore")
+        raise ExpertVerdictError(
+            f"the expert returned a {type(score).__name__}, not an ExpertScore",
+            hint="Return a ctd_guardrail.ExpertScore",
+        )
     p_unsafe, attempts, tokens = score.p_unsafe, score.attempts, score.tokens
     if not isinstance(p_unsafe, Real) or not 0.0 <= float(p_unsafe) <= 1.0:
-        raise ExpertVerdictError("the expert's score is not a probability")
+        raise ExpertVerdictError("the expert's score is not a probability", hint="Return a number in [0, 1]")
     # A negative number would give calls and tokens back to a cap.
     if not isinstance(attempts, int) or attempts < 1 or not isinstance(tokens or 0, int) or (tokens or 0) < 0:
-        raise ExpertVerdictError("the expert's attempts or tokens are not a count")
+        raise ExpertVerdictError(
+            "the expert's attempts or tokens are not a count", hint="Return whole numbers of at least 0"
+        )
     return ExpertScore(float(p_unsafe), attempts, tokens)

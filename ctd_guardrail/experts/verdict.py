@@ -120,7 +120,10 @@ def _read_alternative(entry: object) -> tuple[str, float] | None:
             return None
         if isinstance(token, str) and _is_number(logprob) and logprob <= _LARGEST_LOGPROB:
             return token, math.exp(max(logprob, _SMALLEST_LOGPROB))
-    raise ExpertVerdictError("the expert's log-probabilities are not a list of tokens with their logprob")
+    raise ExpertVerdictError(
+        "the expert's log-probabilities are not a list of tokens with their logprob",
+        hint="Use an OpenAI-compatible endpoint, or set scoring: json",
+    )
 
 
 def p_unsafe_from_json(completion: object) -> float:

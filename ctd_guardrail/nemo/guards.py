@@ -112,7 +112,7 @@ def config_folder(config: RailsConfig) -> Path:
             f"{len(holders)} of the {len(paths)} configurations that a request joins hold the section",
             file=config.config_path,
             key=SECTION,
-            hint="Let exactly one of them hold it: its folder is where `policy` is looked for",
+            hint="Keep it in exactly one of them; `policy` is relative to that folder",
         )
     (path,) = holders
     return path if path.is_dir() else path.parent

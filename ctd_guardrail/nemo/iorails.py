@@ -87,7 +87,7 @@ def _prepare(config: RailsConfig) -> None:
         section = section_of(config)
         if section.principal is not None:
             raise ConfigError(
-                "the IORails engine hands a rail neither variables nor headers, so all principals would be one",
+                "the IORails engine passes no variables or headers to a rail, so it cannot tell principals apart",
                 file=config.config_path,
                 key=f"{SECTION}.principal",
                 hint="Use LLMRails, or the sidecar",

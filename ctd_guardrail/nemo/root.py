@@ -38,7 +38,7 @@ def guarded_configurations(root: Path) -> list[Path]:
             guarded.append(path)
         elif not says_unguarded(path):
             raise ConfigError(
-                "a client may name this configuration, and it has no rail",
+                "a client can select this configuration, but it has no rail",
                 file=path,
                 key=SECTION,
                 hint=f"Add the section, or write `custom_data: {{ctd: {UNGUARDED}}}` to serve it without the rail",

@@ -91,7 +91,10 @@ def sort_scores(scores: FloatArray) -> FloatArray:
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 1:
-        raise DataError(f"delegation values form an array of shape {scores.shape}, not one column")
+        raise DataError(
+            f"delegation values form an array of shape {scores.shape}, not one column",
+            hint="Give one number for each input",
+        )
     if scores.size == 0:
         raise DataError("there are no delegation values", hint="A budget needs calibration rows")
     bad = np.flatnonzero(~np.isfinite(scores))
@@ -154,7 +157,7 @@ def _rule(guarantee: Guarantee, delta: float, horizon: int | None) -> Rule:
     if guarantee is Guarantee.NEXT:
         if horizon is None or horizon < 1:
             raise ConfigError(
-                f"guarantee 'next' speaks of the next T inputs, and T is {horizon}",
+                f"guarantee 'next' covers the next T inputs, but T is {horizon}",
                 key="horizon",
                 hint="Set horizon to a number of inputs, for example 1000",
             )

@@ -162,7 +162,7 @@ def _open(path: Path, largest: int) -> FileIO:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_size > largest:
         file.close()
-        raise PolicyFormatError(f"{path} is larger than {largest >> 20} MiB")
+        raise PolicyFormatError(f"{path} is larger than {largest >> 20} MiB", hint="Copy the policy again")
     return file
 
 
@@ -170,7 +170,9 @@ def _read_whole(file: FileIO, path: Path) -> bytes:
     size = os.fstat(file.fileno()).st_size
     content = file.read(size + 1)
     if len(content) != size:
-        raise PolicyFormatError(f"{path} changed while it was read")
+        raise PolicyFormatError(
+            f"{path} changed while it was read", hint="Wait until the process that writes it has ended"
+        )
     return content
 
 

@@ -60,6 +60,6 @@ def check_expert(manifest: Manifest, identity: str) -> None:
     if manifest.expert.startswith(RECORDED) or manifest.expert == identity:
         return
     raise PolicyMismatchError(
-        f"the policy was calibrated with expert {manifest.expert!r}, and this is {identity!r}",
+        f"the policy was calibrated with expert {manifest.expert!r}, but the configured expert is {identity!r}",
         hint="Configure that expert, or calibrate again with this one",
     )

@@ -141,9 +141,9 @@ def _rule(budget: Budget, policy: Policy, certificate: Certificate) -> tuple[Del
     if budget.tie_key is not None:
         if budget.criterion is not Criterion.BUDGET:
             raise ConfigError(
-                "ties are drawn at the budget's own threshold",
+                "the tie key works only at the budget's own threshold",
                 key=budget.key("tie_key_env"),
-                hint="Use it with criterion: budget",
+                hint="Set criterion: budget, or leave the key out",
             )
         return TieBreakingRule.from_policy(policy, certificate, budget.tie_key), certificate.mean_rate
     if budget.criterion is Criterion.BUDGET:
@@ -158,7 +158,7 @@ def _performance_threshold(budget: Budget, performance: PerformanceRecord) -> fl
     for name, key in _FIXED_BY_PERFORMANCE.items():
         if getattr(budget, name) != defaults[name]:
             raise ConfigError(
-                "the policy's certificate holds risks at the alpha, delta and threshold that it was made with",
+                "the policy certifies its risks only at its own alpha, delta and threshold",
                 key=budget.key(key),
                 hint=f"Leave {key} out, or calibrate again with other values",
             )
@@ -169,7 +169,7 @@ def _choose(budget: Budget, policy: Policy, certificate: Certificate) -> Choice:
     rows = policy.calibration.scored
     if rows.expert is None or rows.label is None or not rows.label.size:
         raise ConfigError(
-            f"criterion {budget.criterion.value!r} needs labelled calibration rows, and this policy has none",
+            f"criterion {budget.criterion.value!r} needs labelled calibration rows, but this policy has none",
             key=budget.key("criterion"),
             hint="Set criterion: budget, or calibrate on labelled rows",
         )

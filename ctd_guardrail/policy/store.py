@@ -180,7 +180,10 @@ def read_policy(folder: Path) -> Policy:
         name.removeprefix(_CALIBRATION): array for name, array in tensors.items() if name.startswith(_CALIBRATION)
     }
     if len(probe) + len(columns) != len(tensors):
-        raise PolicyFormatError(f"{folder / TENSORS_FILE} holds tensors that do not belong to a policy")
+        raise PolicyFormatError(
+            f"{folder / TENSORS_FILE} holds tensors that do not belong to a policy",
+            hint="Copy both files of the policy again",
+        )
     _check_probe(folder, manifest, probe)
     _check_traffic(folder, manifest, traffic)
     if used_rows is not None and (used_rows.ndim != 1 or used_rows.dtype != np.uint64):
@@ -201,12 +204,12 @@ def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
     if manifest.hash_pins() != manifest.pins_sha256:
         if manifest.is_of_an_earlier_version:
             raise PolicyIntegrityError(
-                f"{folder / MANIFEST_FILE} was written by an earlier version, whose hash leaves out a part of what "
-                "decisions depend on",
-                hint="Run `ctd-calibrate run` again: it goes on from what was saved and asks no expert score twice",
+                f"{folder / MANIFEST_FILE} was written by an earlier version, whose hash does not cover "
+                "every field that decisions depend on",
+                hint="Run `ctd-calibrate run` again: it continues from the saved results and expert scores",
             )
         raise PolicyIntegrityError(
-            f"{folder / MANIFEST_FILE} was changed in something that decisions depend on: only "
+            f"{folder / MANIFEST_FILE} was edited in a field that decisions depend on: only "
             f"{', '.join(sorted(DESCRIBES))} may be edited",
             hint="Copy the policy again, or calibrate one with these settings",
         )

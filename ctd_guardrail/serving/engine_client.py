@@ -74,7 +74,7 @@ class EngineClient:
             ActivationError: The engine does not take the request.
         """
         if self._under_way >= self._most:
-            raise OverloadedError(f"{_MAX_WAITING} readings are already waiting for the engine", hint="Add replicas")
+            raise OverloadedError(f"{_MAX_WAITING} requests are already waiting for the engine", hint="Add replicas")
         client: httpx.AsyncClient | None = None
         self._under_way += 1
         try:
@@ -84,7 +84,7 @@ class EngineClient:
                 return await self._attempts(client, path, body, limit), started
         except TimeoutError:
             if client is None:
-                raise OverloadedError("no slot of the engine came free in time", hint="Add replicas") from None
+                raise OverloadedError("the engine had no free slot in time", hint="Add replicas") from None
             raise ActivationUnavailableError(
                 "the engine did not answer in time", hint="Raise source.timeout_s or add replicas"
             ) from None

@@ -78,21 +78,21 @@ def check_exportable(manifest: Manifest) -> None:
         )
     if spec.quantization is not None:
         raise ConfigError(
-            f"a base model in {spec.quantization} cannot be exported: an engine quantises otherwise",
+            f"a base model in {spec.quantization} cannot be exported: an engine quantises in another way",
             file=MANIFEST_FILE,
             key="activations.quantization",
             hint="Calibrate without base.quantization, or read activations in process",
         )
     if spec.site != "input_norm":
         raise ConfigError(
-            f"site {spec.site} cannot be exported: an engine applies a norm to what leaves the last block",
+            f"site {spec.site} cannot be exported: an engine applies a norm to the output of the last block",
             file=MANIFEST_FILE,
             key="activations.site",
             hint="Calibrate with base.site: input_norm, or read activations in process",
         )
     if len(spec.layers) > 1:
         raise ConfigError(
-            f"layers {list(spec.layers)} cannot be exported: an engine gives out what leaves the last block alone",
+            f"layers {list(spec.layers)} cannot be exported: an engine returns only the output of the last block",
             file=MANIFEST_FILE,
             key="activations.layers",
             hint="Calibrate with one layer, or read activations in process",
@@ -196,7 +196,7 @@ def _check_folder(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / RECORD_FILE).is_file()):
-        raise ConfigError(f"{out} exists and is no export", key="--to", hint="Name a folder that does not exist")
+        raise ConfigError(f"{out} exists and is not an export", key="--to", hint="Name a folder that does not exist")
 
 
 def _put_in_place(temporary: Path, out: Path) -> None:

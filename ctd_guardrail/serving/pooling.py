@@ -58,12 +58,12 @@ def read_answer(body: bytes, tokens: int, columns: int) -> Float32Array:
         # A longer answer is not read to its end.
         found = f"{len(body)} bytes" if len(body) < size else f"more than {size} bytes"
         raise ActivationError(
-            f"the engine gave {found} for {tokens} tokens of {columns} columns, not {size}",
-            hint="It must serve what `ctd-guardrail export` wrote, with --pooler-config.task token_classify",
+            f"the engine returned {found} for {tokens} tokens of {columns} columns, not {size}",
+            hint="Serve the folder that `ctd-guardrail export` wrote, with --pooler-config.task token_classify",
         )
     wire = np.frombuffer(body, dtype=_WIRE)
     values: Float32Array = wire.astype(np.float32).reshape(tokens, columns)
     if not np.isfinite(values).all():
         # Every comparison with NaN is false: it would pass for safe.
-        raise ActivationError("the engine gave numbers that are not finite", hint="Use a wider dtype")
+        raise ActivationError("the engine returned numbers that are not finite", hint="Use a wider dtype")
     return values

@@ -105,12 +105,12 @@ def read_record(folder: Path) -> ExportRecord:
     file = folder / RECORD_FILE
     try:
         if file.stat().st_size > _LARGEST_FILE:
-            raise PolicyFormatError(f"{file} is larger than {_LARGEST_FILE >> 20} MiB")
+            raise PolicyFormatError(f"{file} is larger than {_LARGEST_FILE >> 20} MiB", hint="Export the policy again")
         record = ExportRecord.model_validate_json(file.read_bytes())
     except OSError as error:
         raise PolicyFormatError(
             f"{file} cannot be read ({error.strerror})",
-            hint="Point `source.export` at what `ctd-guardrail export` wrote; the weights themselves may be elsewhere",
+            hint="Set `source.export` to the folder that `ctd-guardrail export` wrote; the weights may be elsewhere",
         ) from error
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
@@ -179,5 +179,5 @@ def serve_command(record: ExportRecord, export: Path, *, name: str) -> list[str]
 def _mismatch(folder: Path, what: str) -> PolicyMismatchError:
     return PolicyMismatchError(
         f"{folder / RECORD_FILE} was exported from a policy with another {what}",
-        hint="Run `ctd-guardrail export` on this policy, and serve what it writes",
+        hint="Run `ctd-guardrail export` on this policy, and serve that export",
     )

@@ -43,7 +43,7 @@ def check_models(body: bytes, *, model: str, window: int) -> None:
         cards: list[dict[str, Any]] = json.loads(body)["data"]
         lengths = {str(card["id"]): card.get("max_model_len") for card in cards}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ActivationError("the engine gave no list of models", hint="Check source.base_url") from None
+        raise ActivationError("the engine returned no list of models", hint="Check source.base_url") from None
     if model not in lengths:
         raise PolicyMismatchError(
             f"the engine serves no model {model!r}", hint="Set source.model to its --served-model-name"
@@ -51,7 +51,7 @@ def check_models(body: bytes, *, model: str, window: int) -> None:
     length = lengths[model]
     if isinstance(length, int) and length < window:
         raise PolicyMismatchError(
-            f"the engine takes {length} tokens, and the policy's windows have {window}",
+            f"the engine takes {length} tokens, but the policy's windows have {window}",
             hint=f"Serve with --max-model-len {window} or more",
         )
 
@@ -74,5 +74,5 @@ def check_columns(served: Sequence[Float32Array], expected: Sequence[Float32Arra
         raise PolicyMismatchError(
             f"the engine's numbers deviate by {deviation:.2g} of their spread from those of the export, "
             f"more than {limit:g}",
-            hint="It serves another export, or in another dtype or quantisation",
+            hint="Serve this export with the dtype of its record, without further quantisation",
         )

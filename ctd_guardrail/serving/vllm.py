@@ -165,7 +165,9 @@ class VllmReader:
             async with asyncio.timeout_at(deadline):
                 await self._be_sure()
         except TimeoutError:
-            raise ActivationUnavailableError("the engine did not prove itself in time") from None
+            raise ActivationUnavailableError(
+                "the engine was not verified in time", hint="Raise source.timeout_s or add replicas"
+            ) from None
         try:
             return await self._columns(windows, deadline)
         except ActivationUnavailableError as error:

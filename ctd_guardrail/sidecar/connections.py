@@ -91,7 +91,7 @@ def fit_to_descriptors(limits: Limits) -> Limits:
     if limits.connections is not None:
         if descriptors is not None and limits.connections > descriptors - _LEAST_RESERVE:
             raise ConfigError(
-                f"{limits.connections} connections leave too few of {descriptors} descriptors for the expert and files",
+                f"{limits.connections} connections leave too few of the {descriptors} file descriptors for the expert",
                 key="--max-connections",
                 hint=f"Raise the limit of open files (ulimit -n), or give at most {descriptors - _LEAST_RESERVE}",
             )

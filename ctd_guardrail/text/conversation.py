@@ -150,7 +150,10 @@ class Conversation:
         turns: list[Message] = []
         for number, message in enumerate(messages, start=1):
             if not isinstance(message, Mapping):
-                raise InputError(f"message {number} is a {type(message).__name__}, not a mapping with role and content")
+                raise InputError(
+                    f"message {number} is a {type(message).__name__}, not a mapping with role and content",
+                    hint="Write {'role': 'user', 'content': ...}",
+                )
             name = message.get("role")
             if not isinstance(name, str) or name not in _ROLES:
                 raise InputError(
@@ -187,7 +190,7 @@ class Conversation:
         """
         listed = [texts] if isinstance(texts, str) else list(texts)
         if not all(isinstance(text, str) for text in listed):
-            raise InputError("a text beside the conversation is not a text", hint="Pass strings")
+            raise InputError("a text outside the conversation is not a string", hint="Pass strings")
 
         def read() -> tuple[Conversation, ...]:
             return tuple(map(cls.from_text, listed))

@@ -73,7 +73,7 @@ def test_guards_of_one_section_share_one_source(make: Make, tmp_path: Path) -> N
     [
         ("def make(spec): return None", "returned a NoneType"),
         ("def make(): return None", "does not take these options"),
-        ("def make(spec): return Source(spec.model_copy(update={'layers': (7,)}))", "of another spec"),
+        ("def make(spec): return Source(spec.model_copy(update={'layers': (7,)}))", "another spec than"),
         ("def make(spec):\n    s = Source(spec)\n    s.fingerprint = 'me'\n    return s", "fingerprint .* is a str"),
     ],
 )

@@ -74,7 +74,7 @@ def test_an_expert_with_another_identity_than_the_policys_refuses_to_start(
     make_rail_folder: Callable[..., Path], policy: str, fake: dict[str, Any]
 ) -> None:
     folder = make_rail_folder(policy=policy, expert=fake | {"options": {"identity": "another"}})
-    with pytest.raises(PolicyMismatchError, match="and this is 'another'"):
+    with pytest.raises(PolicyMismatchError, match="but the configured expert is 'another'"):
         load_guard(folder)
 
 

@@ -192,7 +192,7 @@ def test_validate_finds_the_configurations_of_a_root_that_have_no_rail(make_rail
     (root / "bare" / "config.yml").write_text("models: []")
     refused = CliRunner().invoke(command, ["validate", str(root)])
     assert refused.exit_code == 2
-    assert "a client may name this configuration, and it has no rail" in " ".join(refused.stderr.split())
+    assert "a client can select this configuration, but it has no rail" in " ".join(refused.stderr.split())
 
     (root / "bare" / "config.yml").write_text("custom_data: {ctd: unguarded}")
     sound = CliRunner().invoke(command, ["validate", str(root)])

@@ -53,8 +53,8 @@ async def test_it_is_part_of_what_the_policy_was_calibrated_with(
 @pytest.mark.parametrize(
     ("config", "changes", "problem"),
     [
-        (with_prompt("Judge {{ user_input }}"), {}, "never rendered"),
-        (with_prompt("{% if x %}"), {}, "never rendered"),
+        (with_prompt("Judge {{ user_input }}"), {}, "does not render this prompt"),
+        (with_prompt("{% if x %}"), {}, "does not render this prompt"),
         (with_prompt(" "), {}, "not a text"),
         ({"prompts": [{"task": "ctd_judge", "messages": [{"type": "system", "content": "x"}]}]}, {}, "not a text"),
         ({"prompts": with_prompt("a")["prompts"] * 2}, {}, "several prompts"),
@@ -62,7 +62,7 @@ async def test_it_is_part_of_what_the_policy_was_calibrated_with(
         (
             with_prompt("a"),
             {"expert": {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m", "instruction": "b"}},
-            "beside expert.instruction",
+            "together with expert.instruction",
         ),
     ],
 )

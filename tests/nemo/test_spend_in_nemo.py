@@ -49,6 +49,6 @@ async def test_a_cause_has_its_own_policy(make_rail_folder: Callable[..., Path],
 
 def test_iorails_shows_no_context_and_so_no_principal(make_rail_folder: Callable[..., Path]) -> None:
     rail = read_folder(make_rail_folder(**EACH))
-    with pytest.raises(ConfigError, match="all principals would be one") as caught:
+    with pytest.raises(ConfigError, match="cannot tell principals apart") as caught:
         check_wiring(rail, engine=Engine.IORAILS)
     assert caught.value.key == "custom_data.ctd.principal"

@@ -169,7 +169,7 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(
     (out / RECORD_FILE).unlink()
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 2
-    assert "is no export" in refused.output
+    assert "is not an export" in refused.output
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -203,7 +203,7 @@ class BoundedExpert:
 
     async def _call(self, question: _Question) -> ExpertScore:
         if not question.take():
-            raise ExpertCapError("the request's own calls of the expert are used up", hint="Raise max_expert_calls")
+            raise ExpertCapError("the request has used up its calls of the expert", hint="Raise max_expert_calls")
         estimate = question.tokens
         if self._caps is not None:
             await self._caps.take(question.principal, tokens=estimate)

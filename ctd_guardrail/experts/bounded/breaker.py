@@ -95,7 +95,10 @@ class CircuitBreaker:
             if self._state is BreakerState.OPEN and self._clock() - self._opened_at >= self._open_s:
                 self._become(BreakerState.HALF_OPEN)
             if self._state is BreakerState.OPEN or self._is_tried:
-                raise BreakerOpenError("the expert failed too often a moment ago, and is not called for a while")
+                raise BreakerOpenError(
+                    "the expert failed too often, and the circuit breaker stops calls for a while",
+                    hint="Repair the expert; the breaker tries it again by itself",
+                )
             self._is_tried = self._state is BreakerState.HALF_OPEN
             return self._era
 

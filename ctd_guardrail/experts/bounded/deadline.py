@@ -66,8 +66,10 @@ async def within(call: Awaitable[T], deadline: Deadline | None) -> T:
                 f"the expert did not answer within {deadline.timeout_s:g} s",
                 hint="Raise expert.timeout_s or use a faster expert",
             ) from None
-        raise ExpertUnavailableError("the connection to the expert timed out") from None
+        raise ExpertUnavailableError(
+            "the connection to the expert timed out", hint="Check that the server of the expert is up"
+        ) from None
     except asyncio.CancelledError:
         if task and task.cancelling() > cancellations:
             raise
-        raise ExpertUnavailableError("the call to the expert was cancelled from inside") from None
+        raise ExpertUnavailableError("the expert cancelled its own call") from None

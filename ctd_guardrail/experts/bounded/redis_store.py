@@ -65,8 +65,8 @@ class RedisStore:
             from redis.asyncio import Redis  # noqa: PLC0415  # an extra
         except ImportError as error:
             raise DependencyError(
-                "the caps are to be kept in Redis, and its client is not installed",
-                hint="pip install 'ctd-guardrail[redis]'",
+                "cap_store needs the Redis client, which is not installed",
+                hint="Run: pip install 'ctd-guardrail[redis]'",
             ) from error
         try:
             client = Redis.from_url(
@@ -78,7 +78,7 @@ class RedisStore:
         except ValueError:
             # The chain is cut: the client's message may quote the address, which may hold a password.
             raise ConfigError(
-                "the variable does not hold an address of Redis",
+                "the environment variable does not hold a Redis address",
                 key="custom_data.ctd.cap_store.url_env",
                 hint="Write redis://HOST:PORT/0 or rediss://...",
             ) from None
@@ -118,5 +118,5 @@ class RedisStore:
         except Exception as error:  # noqa: BLE001  # its message may hold the address
             raise CapStoreError(
                 f"the store of the caps did not answer ({type(error).__name__})",
-                hint="See whether the server that cap_store names is up",
+                hint="Check that the server of cap_store is up",
             ) from None

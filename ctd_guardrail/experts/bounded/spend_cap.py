@@ -86,7 +86,7 @@ class SpendCaps:
         """
         if not await self._store.take(self._demands(principal, calls=1, tokens=tokens)):
             raise ExpertCapError(
-                "a cap on the spend of the expert is used up", hint="Raise `cap`, or find out why so much is delegated"
+                "a cap on the spend of the expert is used up", hint="Raise `cap`, or find the caller that uses it up"
             )
 
     async def settle(self, principal: str | None, *, calls: int, tokens: int) -> None:

@@ -96,7 +96,10 @@ class LocalExpert:
                 hint="Lower alpha, use a faster device, or add replicas",
             ) from None
         except Exception as error:  # noqa: BLE001  # a forward pass may raise anything, for example out of memory
-            raise ExpertUnavailableError(f"the local expert failed ({type(error).__name__})") from None
+            raise ExpertUnavailableError(
+                f"the local expert failed ({type(error).__name__})",
+                hint="If the device is out of memory, use a larger device or a smaller model",
+            ) from None
         return ExpertScore(p_unsafe, tokens=item.tokens)
 
     async def aclose(self) -> None:

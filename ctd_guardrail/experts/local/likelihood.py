@@ -85,7 +85,7 @@ class LikelihoodReader:
         unsafe, safe = self._tails(_NONCE)
         if _first_difference(unsafe, safe) == min(len(unsafe), len(safe)):
             raise ConfigError(
-                "one completion is the beginning of the other",
+                "one completion begins with the other",
                 key="expert.completions",
                 hint="Choose two answers that differ, such as Yes and No",
             )

@@ -126,7 +126,7 @@ def load(config: LocalExpertConfig) -> LocalModel:
         raise ConfigError(
             f"the files of expert {config.model!r} lack {len(missing)} weights, for example {missing[0]}",
             key="expert.model",
-            hint="The download is incomplete, or the checkpoint has no trained head",
+            hint="Download the model again, or use a checkpoint with a trained head",
         )
     encoder = TextEncoder(tokenizer)
     return LocalModel(

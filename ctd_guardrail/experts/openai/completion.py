@@ -28,7 +28,8 @@ def read_completion(answer: object, scoring: Literal["logprobs", "json"]) -> Exp
     choice = _first(_get(answer, "choices"))
     if not isinstance(choice, dict):
         raise ExpertVerdictError(
-            "the expert's answer is not a chat completion", hint="expert.base_url must be OpenAI-compatible"
+            "the expert's answer is not a chat completion",
+            hint="Point expert.base_url at an OpenAI-compatible endpoint",
         )
     _check_whole(choice, scoring)
     try:

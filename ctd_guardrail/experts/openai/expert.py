@@ -224,7 +224,9 @@ async def _read_body(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > _MAX_RESPONSE_BYTES:
-            raise ExpertVerdictError(f"the expert's answer exceeds {_MAX_RESPONSE_BYTES} bytes")
+            raise ExpertVerdictError(
+                f"the expert's answer exceeds {_MAX_RESPONSE_BYTES} bytes", hint="Check expert.base_url"
+            )
     return bytes(body)
 
 

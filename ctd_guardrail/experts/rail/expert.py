@@ -83,7 +83,7 @@ class RailExpert:
             raise ConfigError(str(error), key="expert.flow") from error
         if rail.transform_target is not None:
             raise ConfigError(
-                f"{config.flow!r} rewrites the message, it gives no verdict",
+                f"{config.flow!r} rewrites the message instead of judging it",
                 key="expert.flow",
                 hint="Use a rail that blocks, such as content safety check input",
             )
@@ -156,9 +156,12 @@ class RailExpert:
                 hint="Check the rail's prompt and its output_parser, and the forms of verdicts in docs/experts.md",
             )
         if outcome.failed:
-            raise ExpertUnavailableError(f"{self._name} failed")
+            raise ExpertUnavailableError(f"{self._name} failed", hint="Look into the log of NeMo Guardrails")
         if outcome.is_transform:
-            raise ExpertVerdictError(f"{self._name} rewrote the message instead of judging it")
+            raise ExpertVerdictError(
+                f"{self._name} rewrote the message instead of judging it",
+                hint="Use a rail that blocks, such as content safety check input",
+            )
         return ExpertScore(
             p_unsafe=1.0 if outcome.is_blocked else 0.0,
             attempts=sum(not call.from_cache for call in calls) if calls else 1,

@@ -136,14 +136,14 @@ def test_rows_that_the_policy_was_made_from_are_refused(world: World, tmp_path: 
     (tmp_path / "used.jsonl").write_text("\n".join(used))
     result = _invoke(world.run.output, "--data", tmp_path / "used.jsonl", "--to", tmp_path / "out")
     assert result.exit_code == 2
-    assert f"0 of {len(used)} rows are left to judge the policy on" in result.stderr
+    assert f"0 of {len(used)} rows are left to test the policy" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_a_policy_that_keeps_no_digests_is_refused(world: World, rail_policy: Path, tmp_path: Path) -> None:
     result = _invoke(rail_policy, "--data", world.data, "--to", tmp_path / "out")
     assert result.exit_code == 2
-    assert "does not say which rows it was made from" in result.stderr
+    assert "does not record its own rows" in result.stderr
 
 
 def test_other_data_and_another_expert(

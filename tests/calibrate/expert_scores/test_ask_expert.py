@@ -119,7 +119,7 @@ async def test_a_failure_saves_what_was_under_way_and_the_next_run_goes_on(datas
     # All that were asked, but for the one that failed.
     assert len(saved) == len(failing.asked) - 1 < 50 + CONCURRENCY
     assert f"refused (401); {len(saved)} of {COUNT} expert scores are saved in {journal}" in str(caught.value)
-    assert caught.value.hint == "Start it. Run the command again to go on from there"
+    assert caught.value.hint == "Start it. Run the command again to continue from there"
     healthy = RecordingExpert()
     await _ask(dataset, healthy, journal)
     assert len(healthy.asked) == COUNT - len(saved)

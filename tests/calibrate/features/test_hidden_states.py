@@ -114,12 +114,12 @@ def change(**changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda file: file.write_bytes(file.read_bytes()[:-8]), "is no file of hidden states"),
-        (lambda file: save_file({"values": torch.zeros(3)}, file), "is no file of hidden states"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-8]), "is not a file of hidden states"),
+        (lambda file: save_file({"values": torch.zeros(3)}, file), "is not a file of hidden states"),
         (change(hidden_states=lambda x: x[:-1].clone()), "one hidden state a token"),
         (change(hidden_states=lambda x: x[:, 0].clone()), "one hidden state a token"),
         (change(hidden_states=lambda x: x[:, :1].clone()), r"holds 1 layers, not 2.*hidden_states\.layers"),
-        (change(hidden_states=lambda x: x.bfloat16()), "holds torch.bfloat16, and base.dtype is float32"),
+        (change(hidden_states=lambda x: x.bfloat16()), "holds torch.bfloat16, but base.dtype is float32"),
         (change(hidden_states=lambda x: x * float("nan")), "not finite"),
         (change(hidden_states=lambda x: x[..., :16].clone()), "16 wide, and those of"),
     ],

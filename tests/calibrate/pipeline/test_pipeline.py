@@ -165,7 +165,7 @@ def test_too_few_calibration_rows_are_refused_before_anything_is_written(
         (lambda rows: rows[200].update(label=3), "row 201: label is neither 0 nor 1"),
         (lambda rows: rows[399].pop("expert"), "row 400: expert score 'expert' is missing"),
         (lambda rows: [row.update(label=int(i < 12)) for i, row in enumerate(rows)], "rows for training hold"),
-        (lambda rows: rows.__setitem__(slice(20, None), []), "and 10 are needed"),
+        (lambda rows: rows.__setitem__(slice(20, None), []), "but 10 are needed"),
         (lambda rows: [row.update(split="train") for row in rows], "none are left for calibration"),
     ],
 )

@@ -110,10 +110,10 @@ def test_the_command_shows_what_was_chosen_from(
 @pytest.mark.parametrize(
     ("probes", "key", "message"),
     [
-        ({"layers": [[2]]}, "", "probes.layers names [2], and base.layers has [1]"),
+        ({"layers": [[2]]}, "", "probes.layers names [2], but base.layers has [1]"),
         ({"kinds": ["median"]}, "probes.kinds.0", "'mean', 'ema'"),
         ({"kind": ["mean"]}, "probes.kind", "Did you mean `kinds`"),
-        ({"kinds": ["mean", "mean"]}, "probes.kinds", "an entry stands there twice"),
+        ({"kinds": ["mean", "mean"]}, "probes.kinds", "an entry occurs twice"),
         ({"delegation": "direct"}, "probes.delegation", "this key is unknown"),
     ],
 )

@@ -88,7 +88,7 @@ def test_scores_that_are_in_force_are_refused(policy: Path, tmp_path: Path) -> N
     _run(policy, scores)
     result, _ = _run(policy, scores)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "in force already" in result.stderr
+    assert "the policy already uses these scores" in result.stderr
 
 
 def test_delta_cannot_be_raised_halfway(policy: Path, tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def test_an_impossible_risk_is_named_with_what_would_be_feasible(
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"bands": [0.1]}, "chosen for a risk, and there is none"),
-        ({"taus": [0.4, 0.5]}, "chosen for a risk, and there is none"),
+        ({"bands": [0.1]}, "need a risk, but `risk` is missing"),
+        ({"taus": [0.4, 0.5]}, "need a risk, but `risk` is missing"),
         ({"method": "structured"}, "method"),
         ({"risk": {"metric": "fpr", "max": 0}}, "max"),
         ({"risk": {"metric": "recall", "max": 0.1}}, "metric"),

@@ -89,7 +89,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ({"text": "a", "label": True}, "neither 0 nor 1"),
         ({"text": "a", "label": "1"}, "neither 0 nor 1"),
         ({"text": "a", "label": float("nan")}, "neither 0 nor 1"),
-        ({"text": "a", "label": 0, "id": "first"}, "its id is also that of row 1"),
+        ({"text": "a", "label": 0, "id": "first"}, "the id is also the id of row 1"),
         ({"text": "a", "label": 0, "id": 1.5}, "id is not a string"),
         ({"text": "a", "label": 0, "group": ["x"]}, "group is not a string"),
         ({"text": "a", "label": 0, "cluster": True}, "cluster is not a string"),
