@@ -15,9 +15,11 @@ __all__ = ["record_grid"]
 def record_grid(grid: Grid, alphas: Sequence[float]) -> dict[str, Any]:
     """Return the cells of :data:`METHODS` at some budgets as JSON-able values.
 
-    Each cell has its figures, and beside them: ``gain``, the mean of v over the delegated rows (0 if there are none);
-    ``threshold`` and ``k`` of the certificate (null if there is none); ``group_rates``, the share of each group that
-    goes to the expert (null without groups). The budget holds for all groups together, not for each.
+    Each cell has its figures and these fields:
+
+    - ``gain``: mean of v over the delegated rows, 0 without any.
+    - ``threshold`` and ``k``: of the certificate, null without one.
+    - ``group_rates``: delegated share of each group, null without groups. The budget holds for all groups together.
 
     Raises:
         ConfigError: An alpha or delta lies outside (0, 1), or an alpha outside the range of the guarantee.

@@ -1,8 +1,8 @@
 """Activations from files that vLLM has written, instead of a forward pass.
 
-vLLM's method ``extract_hidden_states`` writes one safetensors file a request: ``token_ids``, shape [tokens], and
-``hidden_states``, shape [tokens, layers, hidden size], layers ascending; id l is the residual stream that enters block
-l, ``hidden_states[l]`` of transformers. Source: vLLM 0.33, ``ExampleHiddenStatesConnector``, and
+vLLM's method ``extract_hidden_states`` writes one safetensors file a request. It holds ``token_ids``, shape [tokens],
+and ``hidden_states``, shape [tokens, layers, hidden size], with ascending layers. Layer id l is the residual stream
+that enters block l, ``hidden_states[l]`` of transformers. Source: vLLM 0.33, ``ExampleHiddenStatesConnector``, and
 ``EagleModelMixin._maybe_add_hidden_state`` in ``model_executor/models/interfaces.py``.
 
 A file belongs to the window whose token ids it holds. Its name does not matter.

@@ -77,10 +77,11 @@ def collect_tokens(
 
 
 def token_shard(engine: BatchedBaseModel, conversations: Sequence[Conversation]) -> Tensors:
-    """Return the tensors that are saved of a chunk.
+    """Return the tensors to save for a chunk.
 
-    ``values``, all tokens one after the other, shape [N, width]; ``offsets``, where each window begins among them, and
-    N, shape [windows + 1]; ``windows``, how many of them each conversation has.
+    - ``values``: all tokens one after the other, shape [N, width].
+    - ``offsets``: start of each window among them, then N, shape [windows + 1].
+    - ``windows``: number of windows of each conversation.
     """
     tokens = engine.tokens_of(conversations)
     lengths = torch.tensor([0, *(length for each in tokens for length in each.lengths)])

@@ -1,7 +1,7 @@
 """Splits of the rows, and checks that their parts are disjoint.
 
-Three mistakes void every guarantee: calibration rows that trained a probe, an order of tests that was learnt on the
-tested rows, and dependent rows that are counted as independent.
+Three mistakes void every guarantee. Calibration rows trained a probe. The order of the tests was learnt on the tested
+rows. Dependent rows are counted as independent.
 """
 
 from __future__ import annotations

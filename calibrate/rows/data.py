@@ -1,6 +1,6 @@
-"""Labelled conversations from JSON lines. Every row is checked before anything else happens.
+"""Labelled conversations from JSON lines. Every row is checked first.
 
-A row holds ``text`` or ``messages`` (OpenAI form), ``label`` (1 = unsafe, 0 = safe) and, where there are any, ``id``,
+A row holds ``text`` or ``messages`` (OpenAI form) and ``label`` (1 = unsafe, 0 = safe). Optional fields are ``id``,
 ``group``, ``split``, ``cluster``, ``conversation`` and columns of recorded expert scores. Other fields are ignored.
 """
 

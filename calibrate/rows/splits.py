@@ -96,9 +96,9 @@ def split_rows(dataset: Dataset, config: SplitConfig) -> Split:
 def find_clusters(*datasets: Dataset) -> IntArray:
     """Number the clusters of rows that depend on each other, shape [rows of all data sets].
 
-    Two rows share a cluster if they share a ``cluster`` or ``conversation`` field (which mean the same in every file),
-    if their texts differ in case and white space alone, or if the turns of one begin with all turns of the other. All
-    rows that such pairs connect share a cluster too.
+    Two rows share a cluster in three cases. They share a ``cluster`` or ``conversation`` field, in any file. Their
+    texts differ only in case and white space. Or the turns of one begin with all turns of the other. All rows that
+    such pairs connect share a cluster too.
     """
     conversations = [conversation for dataset in datasets for conversation in dataset.conversations]
     named = {

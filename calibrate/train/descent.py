@@ -1,7 +1,7 @@
 """Gradient descent for probes that read all tokens: AdamW, a cosine schedule, and a stop on held-out clusters.
 
-The defaults are those of the literature on attention probes: learning rate 5e-3 to 5e-4, weight decay 1e-3, 128 rows
-a batch, at most 200 epochs, and 50 epochs without progress.
+The defaults follow the literature on attention probes. The learning rate falls from 5e-3 to 5e-4, and the weight decay
+is 1e-3. A batch has 128 rows. Training takes at most 200 epochs, and stops after 50 epochs without progress.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def batches(segments: Sequence[torch.Tensor], rows: IntArray, size: int) -> Iter
 
     Args:
         segments: Token activations of each row's window, shape [tokens, width].
-        rows: Which rows.
+        rows: Indices of the rows.
         size: Rows of one batch.
     """
     for start in range(0, rows.size, size):

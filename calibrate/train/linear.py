@@ -82,7 +82,7 @@ def fit_linear(rows: TrainingRows, targets: Mapping[str, Target], *, chosen: Int
     Raises:
         DataError: There are too few clusters for cross-validation.
     """
-    # Sums over thousands of rows and dimensions of very different size: float32 would lose the small ones.
+    # The sums run over thousands of rows, and dimensions differ widely in scale: float32 would lose the small ones.
     features = rows.pooled.values[chosen].astype(np.float64)
     return LinearFit(
         {

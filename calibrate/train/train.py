@@ -82,8 +82,8 @@ def train_probes(
     """Train the safety probe, the delegation value and the merge.
 
     Candidates for layers and kinds are compared by cross-validation, and the best one is trained on all rows. If
-    ``safety`` is None, the same rows train both probes: then the safety probe is eta, P(y=1|x), and the delegation
-    heads read the layers of the safety probe. Otherwise they read all layers.
+    ``safety`` is None, the same rows train both probes. Then the safety probe is eta, P(y=1|x), and the delegation
+    heads read its layers. Otherwise they read all layers.
 
     Example:
         >>> import numpy as np

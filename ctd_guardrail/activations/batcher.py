@@ -86,8 +86,8 @@ class MicroBatcher(Generic[T, R]):
         self._work.acquire()
         self._is_idle = False
         self._closed = False
-        # A daemon, so that a forgotten batcher cannot keep the interpreter alive; the exit hook still lets it finish
-        # its batch, because a thread that dies inside a kernel can crash the process.
+        # The thread is a daemon, so an unclosed batcher does not keep the interpreter alive. The exit hook lets it
+        # finish its batch, because a thread that ends inside a kernel can crash the process.
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
         close = weakref.WeakMethod(self.close)

@@ -17,8 +17,8 @@ class FairQueue(Generic[T]):
     """Batches that take turns: one in order of arrival, one of the cheapest.
 
     Take the items that wait at one time, and count batches from 0. An item in batch k by order of arrival is in batch
-    2k at the latest, so no item starves. An item in batch k by order of cost is in batch 2k + 1 at the latest, so at
-    most one batch of expensive items precedes a cheap one. The cheapest items fill the room that is left in a batch.
+    2k at the latest, so no item starves. An item in batch k by order of cost is in batch 2k + 1 at the latest. So at
+    most one batch of expensive items precedes a cheap one. The cheapest items fill the remaining room of a batch.
 
     Not thread-safe.
     """

@@ -1,8 +1,8 @@
 """Attention over sequences that lie end to end, without a token of padding.
 
-A batch is one row of N tokens. Everything in a transformer but attention treats each token by itself; attention is
-handed to :func:`packed_attention`, which knows where the sequences begin and lets no token see beyond its own. It is
-registered with transformers under :data:`ATTENTION`, and a model that is loaded with that name builds no mask.
+A batch is one row of N tokens. All parts of a transformer except attention treat each token separately. For attention,
+:func:`packed_attention` knows the start of each sequence, and no token attends to another sequence. It is registered
+with transformers under :data:`ATTENTION`. A model that is loaded with that name builds no mask.
 """
 
 from __future__ import annotations

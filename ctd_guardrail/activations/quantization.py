@@ -1,8 +1,8 @@
 """Weights in 8 or 4 bits.
 
-Only schemes under which no token depends on its neighbours are offered: a score must be the same alone and in a batch.
-Ruled out are outlier columns that are looked for in the whole batch (the default of bitsandbytes in 8 bits), and
-ranges of activations that are taken over the whole batch (torch's dynamic quantisation).
+A score must be the same alone and in a batch, so no token may depend on the others in the batch. This excludes outlier
+columns of the whole batch (the default of bitsandbytes in 8 bits). It also excludes activation ranges of the whole
+batch (torch's dynamic quantisation).
 """
 
 from __future__ import annotations

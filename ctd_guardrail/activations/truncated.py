@@ -28,9 +28,9 @@ _INPUT_NORMS: Final = ("input_layernorm", "attn_norm")
 class TruncatedModel:
     """The blocks below the deepest layer; a forward pass gives the activations of all layers side by side.
 
-    Layer l of site ``residual`` is the stream that enters block l, of site ``input_norm`` what that block's input norm
-    makes of it. The deepest is the model's own output: block l's input norm is loaded in the place of the final norm,
-    and nothing else from there upwards is read from the files. The others are read by hooks on the way.
+    Layer l of site ``residual`` is the stream that enters block l. Layer l of site ``input_norm`` is the output of that
+    block's input norm. The deepest layer is the model's own output: its input norm is loaded in place of the final
+    norm, and no later weights are read. Hooks read the other layers during the pass.
 
     Args:
         path: Model folder or Hugging Face id.

@@ -81,11 +81,11 @@ class Dialogue:
         origin: Origin,
         characters: int,
     ) -> Decision | None:
-        """Judge what has not been judged before, up to the first part that stops the request.
+        """Judge the new parts, up to the first that stops the request.
 
         Args:
             conversation: The conversation.
-            asides: The texts beside it, each a conversation of one user turn.
+            asides: Texts outside the dialogue, each a conversation of one user turn.
             decide: Decides about a unit.
             mode: Whether this request's verdict counts: in shadow mode the user is refused nothing.
             emit: Reports the turns that were judged before.

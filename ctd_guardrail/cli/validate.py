@@ -28,9 +28,9 @@ def validate(
 ) -> None:
     """Check a configuration without loading a model.
 
-    Finds mistakes that NeMo passes over in silence: a section in the wrong place, in two files or mistyped, a rail that
-    NeMo does not find or that no flow calls, and settings that the engine cannot serve. Reads the policy and derives
-    the threshold for the configured alpha. In a root of several configurations, finds those without the rail.
+    Finds mistakes that NeMo does not report: a section that is misplaced, mistyped or in two files, a missing or unused
+    rail, and settings that the engine cannot serve. Reads the policy and derives the threshold for the configured
+    alpha. In a root of several configurations, finds those without the rail.
 
     [dim]ctd-guardrail validate config[/]
     [dim]ctd-guardrail validate config --engine iorails[/]

@@ -1,7 +1,7 @@
 """The section ``override_bounds``: how far a single request may move a setting.
 
-By default, a request may only ask for a smaller budget, for enforcement, and for a more closed failure policy: the
-sender of a request must not open what the operator closed.
+By default, a request may only ask for a smaller budget, for enforcement, and for a stricter failure policy. The sender
+of a request must not relax the operator's settings.
 """
 
 from __future__ import annotations

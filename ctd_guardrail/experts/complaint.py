@@ -1,7 +1,7 @@
 """What an endpoint complains about, and who provoked it.
 
 Endpoints state the same error in many ways: by HTTP status, by an error object, by an error object inside HTTP 200, or
-in words alone. What matters here is who can provoke it. An error that the sender of a text can provoke is never an
+in words alone. This module finds who can provoke the error. An error that the sender of a text can provoke is never an
 outage, because the operator may let inputs pass while the expert is down.
 """
 

@@ -1,9 +1,12 @@
 """The prompt that asks a language model for its judgement.
 
-The conversation is data that an attacker writes. Three things keep it from becoming part of the question: it is
-joined to the prompt as it is, never formatted into a template; it stands between two marker lines with a random number
-that its author cannot know; and each turn is one line of JSON, so that no text can pretend to be another turn. The
-question is asked again behind it, because a model gives most weight to what it reads last.
+An attacker may write the conversation. Three measures separate it from the question:
+
+- The conversation is joined to the prompt unchanged and never formatted into a template.
+- Two marker lines with a random number, unknown to its author, enclose it.
+- Each turn is one line of JSON, so no text can imitate another turn.
+
+The prompt repeats the question after the conversation, because a model gives most weight to the end of its input.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ _ROUNDING: Final = 1e-6
 _LARGEST_LOGPROB: Final = 1e-3
 # Below this a probability is 0 in any case; servers write -9999 or an even larger integer for "never".
 _SMALLEST_LOGPROB: Final = -1e4
-# What an answer that is not shown may still have, and the distance that a score keeps from 0 and 1: no server computes
-# probabilities more finely than this.
+# Probability left for an answer that is not shown, and smallest distance of a score from 0 and 1. No server computes
+# probabilities more finely.
 _LEAST_PROBABILITY: Final = 1e-6
 _TOKEN_ID: Final = re.compile(r"token_id:\d+")
 _REASONING: Final = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>", re.DOTALL)
@@ -42,12 +42,12 @@ _FENCE: Final = re.compile(r"\s*```(?:json)?[ \t]*\n(.*)\n[ \t]*```\s*", re.DOTA
 def p_unsafe_from_logprobs(top_logprobs: object) -> float:
     """Return P(unsafe) from the alternatives for the answer token.
 
-    The probabilities of all tokens that spell the same answer are added up, and the two sums are normalised to one:
-    the two-way softmax of the paper's expert (arXiv 2604.14251, section 4) for one-token answers. They decide only if
-    the most likely token is one of the answers, or if both answers together hold at least half of the probability.
+    The probabilities of all tokens that spell the same answer are added, and the two sums are normalised to one. For
+    one-token answers this is the two-way softmax of the paper's expert (arXiv 2604.14251, section 4). The sums decide
+    only if the most likely token is an answer, or if both answers together hold at least half of the probability.
 
-    An answer that is not shown gets the most that it can have: no more than the least likely token that is shown, and
-    no more than what the shown tokens leave. So a score is never exactly 0 or 1.
+    An answer that is not shown gets its largest possible probability. It is at most that of the least likely shown
+    token, and at most the remainder of the shown tokens. So a score is never exactly 0 or 1.
 
     Args:
         top_logprobs: ``choices[0].logprobs.content[i].top_logprobs`` of a chat completion, for the token i that
@@ -134,8 +134,8 @@ def p_unsafe_from_json(completion: object) -> float:
             reasoning block before it and one code fence around it are taken off.
 
     Raises:
-        ExpertVerdictError: It is anything else: other text around it, other or repeated keys, another verdict, or a
-            confidence that is no number or out of range.
+        ExpertVerdictError: The answer has text around the object, other or repeated keys, another verdict, or a
+            confidence that is not a number or is out of range.
     """
     if not isinstance(completion, str):
         raise _bad_json()
@@ -175,7 +175,7 @@ def _bad_json() -> ExpertVerdictError:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    # A Boolean is an int to Python, but no number to the judge that wrote it.
+    # A Boolean is an int in Python, but not a number in JSON.
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

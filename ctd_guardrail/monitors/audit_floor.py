@@ -23,22 +23,22 @@ _FALLS: Final = -np.exp2(np.arange(0.0, -9.0, -1.0))
 
 
 class AuditFloor:
-    """Estimates the share of inputs that the cascade got wrong without noticing, such as harm that it let pass.
+    """Estimates the share of undetected errors of the cascade, such as harm that it let pass.
 
-    Every input is audited with probability eps by a fresh coin that depends on nothing: its verdict is formed without
-    the audit, the expert is asked anyway, and the answer says whether it was a miss, M = 1. Of N_t misses among t
-    inputs S_t are found, and S_t / (eps t) is an unbiased estimate of N_t / t (Horvitz and Thompson 1952).
+    A fresh, independent coin selects each input for an audit with probability eps. The verdict does not depend on the
+    audit. The expert's answer shows whether the verdict was a miss. An audit finds S_t of the N_t misses among t
+    inputs, and S_t / (eps t) is an unbiased estimate of N_t / t (Horvitz and Thompson 1952).
 
-    Confidence sequence: for each z > -1, (1 + z)^S_t (1 + eps z)^(-N_t) is a martingale that starts at 1, because a
-    miss is found with probability eps whatever came before. So is a mean over several z (method of mixtures: Robbins
-    1970; Howard, Ramdas, McAuliffe and Sekhon, arXiv 1810.08240; such bets: Waudby-Smith and Ramdas, arXiv
-    2010.09686). By Ville's inequality, for z = 2^3..2^-8 and apart for z = -1..-2^-8,
+    Confidence sequence: for each z > -1, (1 + z)^S_t (1 + eps z)^(-N_t) is a martingale that starts at 1, because an
+    audit finds each miss with probability eps, given the past. A mean over several z is a martingale too (method of
+    mixtures: Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon, arXiv 1810.08240). Waudby-Smith and Ramdas, arXiv
+    2010.09686, use such bets. By Ville's inequality, for z = 2^3..2^-8, and separately for z = -1..-2^-8,
 
         P(mean_z (1 + z)^S_t (1 + eps z)^(-N_t) >= 2 / delta for any t ever) <= delta / 2,
 
-    and the interval holds every N_t that neither excludes: P(N_t / t in interval, at all t) >= 1 - delta. Nothing is
-    assumed of the traffic, which may react to verdicts; only the coin is random. It must be fresh: a hash of the input
-    would audit a repeated attack always or never.
+    The interval holds every N_t that neither bound excludes: P(N_t / t in interval, at all t) >= 1 - delta. The method
+    assumes nothing about the traffic, which may react to verdicts. Only the coin is random. The coin must be fresh: a
+    hash of the input would audit a repeated attack always or never.
 
     Args:
         share: eps, the probability of an audit, in (0, 1).
@@ -68,8 +68,8 @@ class AuditFloor:
         """Take one input.
 
         Args:
-            missed: None where it was not audited; where it was, whether the expert calls the verdict wrong. An audit
-                whose expert gave no answer counts as a miss if the upper end of the interval is to stay valid.
+            missed: None if the input was not audited; else whether the expert calls the verdict wrong. Count an audit
+                without an answer of the expert as a miss to keep the upper end of the interval valid.
         """
         self.inputs += 1
         if missed is not None:
@@ -85,8 +85,9 @@ class AuditFloor:
         """Return bounds on N_t / t that hold at all t together with probability 1 - delta."""
         if not self.inputs:
             return 0.0, 1.0
-        # Misses found are misses; audited inputs that were none are none. The evidence of the rises falls in N_t,
-        # that of the falls rises. Where the coin was not fair they may refute all: the nearest possible N_t is left.
+        # N_t is at least the number of misses found, and at most t minus the audited inputs without a miss. The
+        # evidence of the rises decreases in N_t; that of the falls increases. With an unfair coin they may refute
+        # every N_t; then the interval is the nearest possible N_t.
         least, most = self.misses, self.inputs - (self.audits - self.misses)
         possible = range(least, most + 1)
         low = least + bisect_left(possible, 1, key=lambda n: not self._excludes(n, _RISES))

@@ -16,8 +16,8 @@ from ctd_guardrail.policy.budget import sort_scores
 
 __all__ = ["MAX_REFERENCE", "ConformalPValues", "finite_score"]
 
-# More calibration scores than this sharpen no p-value that the alarms can tell apart; a random subset of them is
-# exchangeable with the stream just as all of them are.
+# More calibration scores than this do not improve the alarms. A random subset of them is exchangeable with the stream,
+# as all of them are.
 MAX_REFERENCE: Final = 2000
 
 
@@ -44,9 +44,9 @@ class ConformalPValues:
     theorem 8.1).
 
     The stream is not stored. The distinct calibration scores cut the line into points and open gaps, each with a
-    count, and scores in one gap are treated as equal. That changes no law: given the calibration scores and which
-    cell each stream score fell into, those within a gap are exchangeable, so the exact p_t is uniform over the ranks
-    of its cell, which is how p_t is drawn here. Hence no assumption of continuity, and ties need none.
+    count. Scores in one gap are treated as equal. This does not change the law of p_t: given the calibration scores
+    and the cell of each stream score, the scores within a gap are exchangeable. So the exact p_t is uniform over the
+    ranks of its cell, and p_t is drawn in this way. The scores need not be continuous and may have ties.
 
     Args:
         scores: Delegation values of the calibration inputs, shape [n]. Of more than 2,000, a random 2,000 are used.
@@ -122,5 +122,5 @@ class ConformalPValues:
         self._counts = saved.numbers("counts", self._counts.shape).astype(np.int64)
         self._total = int(self._counts.sum())
         self._seen = saved.integer("seen")
-        # One draw an update: the numbers that would have come are the numbers that come.
+        # Each update draws one number. Skipping the earlier draws continues the sequence.
         self._bits.advance(self._seen)

@@ -22,12 +22,12 @@ _TAIL_BETS: Final = factors(TAILS)
 
 
 def jump(capital: FloatArray, p: float | FloatArray, t: int) -> FloatArray:
-    """Return the capital of the jumper after step t, with a new one begun at every step.
+    """Return the capital of the jumper after step t, with a new jumper started at every step.
 
-    Capital is spread over three bets, e in {-1, 0, 1}. At each step a share of .01 of all of it is spread again, and
-    each part is multiplied by 1 + e (p - 1/2), which has mean 1 for uniform p (Simple Jumper: Vovk, Petej,
-    Nouretdinov, Ahlberg, Carlsson and Gammerman, arXiv 2102.10439, algorithm 1). The recursion is linear, so the
-    jumpers begun at all steps so far, each with its weight w_t, are carried as one.
+    The capital is spread over three bets, e in {-1, 0, 1}. Each step spreads a share of .01 of it again, and multiplies
+    each part by 1 + e (p - 1/2), which has mean 1 for uniform p. This is the Simple Jumper (Vovk, Petej, Nouretdinov,
+    Ahlberg, Carlsson and Gammerman, arXiv 2102.10439, algorithm 1). The recursion is linear, so one state holds the
+    jumpers of all starting steps, each with its weight w_t.
 
     Args:
         capital: The three parts before the step, shape [..., 3].
@@ -50,18 +50,18 @@ def tail_events(p: float | FloatArray) -> BoolArray:
 
 
 class ConformalAlarm(Alarm):
-    """Tells when the scores are no longer distributed as they were; needs no labels.
+    """Detects a change of the distribution of the scores. It needs no labels.
 
     Two martingales against uniform :class:`ConformalPValues` hold half of the capital each:
 
     - the simple jumper, which finds shifts of the whole distribution;
-    - the e-detector of arXiv 2203.03532 on the 22 events p < a and p > 1 - a, a = .01 to .5, each of probability a:
-      spread, floods and holes, to which the jumper is all but blind.
+    - the e-detector of arXiv 2203.03532 on the 22 events p < a and p > 1 - a, a = .01 to .5, each of probability a. It
+      finds spread, floods and holes, which the jumper can hardly detect.
 
         P(any alarm, ever) <= delta    while calibration and stream are exchangeable.
 
-    The rate of delegation may move by chance of the calibration draw, which this alarm allows for exactly. It
-    compares with all that it has seen: what has lasted unnoticed for as long as the stream before becomes normal.
+    The rate of delegation may differ from alpha by chance of the calibration draw; this alarm allows for that exactly.
+    It compares with all earlier scores. A change that goes undetected becomes part of this reference.
 
     Args:
         scores: Delegation values of the calibration inputs, shape [n].
@@ -69,7 +69,7 @@ class ConformalAlarm(Alarm):
         seed: Seed of the random numbers that break ties, a whole number of at least 0.
 
     Attributes:
-        p_values: What is bet on.
+        p_values: The p-values that the alarm bets against.
 
     Raises:
         ConfigError: delta lies outside (0, 1).

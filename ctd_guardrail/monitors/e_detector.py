@@ -1,17 +1,18 @@
 """E-detectors: sums of bets, one begun at every step, against a statement about a stream.
 
-A bet is a factor on its capital that is 1 on average, or less, while the statement holds. At step t a share w_t of the
-initial capital of 1 is put into play, and all capital in play is multiplied by the factor of that step:
+A bet is a factor on its capital whose mean is at most 1 while the statement holds. Step t puts a share w_t of the
+initial capital of 1 into play. It then multiplies all capital in play by the factor of that step:
 
     S_t = LR_t (S_{t-1} + w_t),    E_t = mean S_t + r_t,    r_t = 1 - w_1 - ... - w_t.
 
 While the statement holds, E_t is a nonnegative supermartingale with E_0 = 1, so P(E_t >= 1/delta for any t ever) <=
-delta (Ville 1939). A change after a quiet stretch of any length finds capital that was not lost before: the
-Shiryaev-Roberts procedure with a summable weight per starting time (e-detectors: Shin, Ramdas and Rinaldo, arXiv
-2203.03532, whose weights sum to infinity and bound the mean time between false alarms instead).
+delta (Ville 1939). New capital comes into play at every step, so a late change is still detected. This is the
+Shiryaev-Roberts procedure with a summable weight per starting time. The weights of the original e-detectors sum to
+infinity and bound the mean time between false alarms instead (Shin, Ramdas and Rinaldo, arXiv 2203.03532).
 
-The weights are those of r_t = 1 / (1 + ln(1 + t)). They cost ln t + 2 ln ln t in log capital where r_t = 1 / (t + 1)
-costs 2 ln t: after 5,000 quiet steps alarms come a quarter sooner, and on the first steps no later than 8%.
+The weights are those of r_t = 1 / (1 + ln(1 + t)). They cost ln t + 2 ln ln t in log capital, whereas
+r_t = 1 / (t + 1) costs 2 ln t. After 5,000 quiet steps alarms come a quarter sooner; on the first steps, at most 8%
+later.
 
 The factor on an event of rate at most alpha is its likelihood ratio at a larger rate q,
 
@@ -88,7 +89,7 @@ def advance(capital: FloatArray, event: ArrayLike, bets: Factors, t: int) -> Flo
 class Alarm:
     """An alarm that is raised once the evidence reaches 1 / delta, and that stays raised.
 
-    After an alarm nothing is computed any more: find the cause, then start a new monitor.
+    After an alarm the monitor ignores updates. Find the cause, then start a new monitor.
 
     Args:
         delta: Probability in (0, 1) of any false alarm, ever.
@@ -113,7 +114,7 @@ class Alarm:
         self.alarmed_at: int | None = None
 
     def _judge(self, evidence: float) -> bool:
-        """Take the evidence after the current step and say whether the alarm is raised."""
+        """Take the evidence after the current step and return whether the alarm is raised."""
         self.evidence = evidence
         if evidence * self.delta >= 1.0:
             self.alarmed_at = self.steps

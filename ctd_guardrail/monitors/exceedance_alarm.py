@@ -1,4 +1,4 @@
-"""A label-free alarm on the scores that never forgets the calibration: how often its order statistics are exceeded."""
+"""A label-free alarm on the scores: the exceedance rates of the order statistics of the calibration."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def rate_bounds(n: int, delta: float) -> FloatArray:
     """Return bounds b_K on the shares beyond the order statistics, which hold together with probability 1 - delta.
 
     The share of inputs beyond the K-th most extreme of n scores is Beta(K, n - K + 1), or stochastically smaller with
-    ties, so b_K = Beta(K, n - K + 1)^-1(1 - delta / m) over the m = 22 order statistics of both ends. For so few ranks
-    the union bound is tighter than an envelope of all ranks (at n = 1000, delta = .025: 1.1e-3 against 6e-4 each).
+    ties. So b_K = Beta(K, n - K + 1)^-1(1 - delta / m) for the m = 22 order statistics of both ends. For so few ranks
+    the union bound is tighter than an envelope of all ranks: at n = 1000 and delta = .025, 1.1e-3 against 6e-4 each.
 
     Args:
         n: Number of calibration scores.
@@ -41,14 +41,14 @@ def rate_bounds(n: int, delta: float) -> FloatArray:
 class ExceedanceAlarm(Alarm):
     """Tells when more scores are extreme than the calibration allows.
 
-    The events d_t > (K-th largest calibration score) and d_t < (K-th smallest) are watched at 11 ranks each by the
-    e-detector of arXiv 2203.03532 against :func:`rate_bounds`, capital shared evenly over the 22 events. Half of
-    delta goes to the bounds and half to the stream:
+    The e-detector of arXiv 2203.03532 tests the events d_t > (K-th largest calibration score) and d_t < (K-th
+    smallest), at 11 ranks each, against :func:`rate_bounds`. The 22 events share the capital evenly. Half of delta
+    goes to the bounds and half to the stream:
 
-        P(any alarm, ever) <= delta    while each of the 22 rates given the past stays what it was in calibration,
+        P(any alarm, ever) <= delta    while each of the 22 rates, given the past, is at most that of the calibration.
 
-    or below. Stream scores may depend on each other, which the conformal alarm forbids, and no change becomes normal by
-    lasting. The price is that only what exceeds the uncertainty of the calibration is seen, and later.
+    Unlike the conformal alarm, this alarm allows stream scores to depend on each other, and never treats a lasting
+    change as normal. In return it detects only changes that exceed the uncertainty of the calibration, and later.
 
     Args:
         scores: Delegation values of the calibration inputs, shape [n].

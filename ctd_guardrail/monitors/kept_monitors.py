@@ -26,7 +26,7 @@ __all__ = ["KeptMonitors"]
 
 log = logging.getLogger(__name__)
 
-# The most that a killed process loses. A save writes about 200 kB and takes milliseconds, beside the requests.
+# A killed process loses at most this much. A save writes about 200 kB in milliseconds, parallel to the requests.
 _SAVE_EVERY_S: Final = 5.0
 
 
@@ -41,12 +41,12 @@ class KeptMonitors:
     All methods but the constructor belong to one thread at a time; the object locks itself.
 
     Args:
-        settings: What is watched.
+        settings: The settings of the monitors.
         scores: Delegation values of the calibration inputs, shape [n].
         folder: The folder of the files; None: no files. If another process writes them, this one logs a warning and
             writes none.
         save_every_s: Seconds between saves.
-        clock: Seconds that never go back.
+        clock: A monotonic clock, in seconds.
 
     Attributes:
         monitors: The monitors.

@@ -27,8 +27,8 @@ class MonitorSettings:
 
     Attributes:
         alpha: The budget, in (0, 1), audits included: the rate alarm compares the realised rate with it.
-        delta: Probability in (0, 1) of any false alarm, ever, for each alarm; and that the audit's interval is ever
-            wrong.
+        delta: Probability in (0, 1) of any false alarm, ever, for each alarm. Also the probability that the
+            audit's interval is ever wrong.
         audit_share: Share of the inputs that is audited, in [0, 1).
         keep_scores: Number of recent scores that are kept, at least 1.
     """
@@ -47,10 +47,10 @@ class Monitors:
         scores: Delegation values of the calibration inputs, shape [n].
 
     Attributes:
-        count: How much of the traffic is delegated?
-        rate: Is more than alpha delegated?
-        drift: Have the scores changed?
-        audit: What does the cascade miss? None if nothing is audited.
+        count: The delegated share of the traffic.
+        rate: The alarm on a share above alpha.
+        drift: The alarm on a change of the scores.
+        audit: The estimate of missed harm; None without audits.
         recent: The newest scores.
 
     Raises:
@@ -73,8 +73,8 @@ class Monitors:
         Args:
             d: Its delegation value.
             delegated: Whether it goes to the expert, by the rule or by the audit's coin; None for a request under
-                another budget than the configured one: it carries no information about that rate.
-            audited: Whether the coin fell on it: :meth:`audited` will follow.
+                another budget than the configured one, which does not count towards the rate.
+            audited: Whether the coin selected it for an audit; a call of :meth:`audited` follows.
 
         Raises:
             DataError: d is NaN or infinite.

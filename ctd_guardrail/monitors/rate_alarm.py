@@ -15,16 +15,16 @@ __all__ = ["RateAlarm"]
 
 
 class RateAlarm(Alarm):
-    """Tells when more than a share alpha of the inputs is being delegated.
+    """Detects a delegation rate above alpha.
 
     With D_t = 1 where input t is delegated, it is the e-detector of :mod:`ctd_guardrail.monitors.e_detector` (arXiv
     2203.03532) on D_t with five bets q = 1.1, 1.25, 1.5, 2 and 3 times alpha:
 
         P(any alarm, ever) <= delta    while P(D_t = 1 | everything before t) <= alpha at every t.
 
-    Assumed is nothing else: inputs may depend on each other, and the rate may move freely below alpha. Since a
-    certificate says that the rate is at most alpha with probability 1 - delta', an alarm by chance has probability
-    at most delta + delta' over calibration and stream together.
+    There is no other assumption: inputs may depend on each other, and the rate may move freely below alpha. A
+    certificate bounds the rate by alpha with probability 1 - delta'. So a false alarm has probability at most
+    delta + delta' over calibration and stream together.
 
     Args:
         alpha: The budget, in (0, 1).

@@ -1,4 +1,4 @@
-"""The delegated share of the traffic, with a confidence band that may be looked at as often as one likes."""
+"""The delegated share of the traffic, with a confidence band that is valid at every look."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def rate_band(hits: int, total: int, *, delta: float = 0.05) -> tuple[float, flo
 
 
 class DelegationCount:
-    """How many inputs the configured budget decided about, and how many of them went to the expert.
+    """Counts of the inputs under the configured budget, and of those that went to the expert.
 
     Attributes:
         inputs: Number of inputs.
-        delegated: How many went to the expert, by the rule or by an audit's coin.
+        delegated: Number of inputs that went to the expert, by the rule or by an audit's coin.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The last delegation values of the traffic, for a recalibration. No text, no order of requests beyond their age."""
+"""The newest delegation values of the traffic, for a recalibration. They hold no text."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ COLUMN: Final = "dv"
 class RecentScores:
     """A ring buffer of the newest scores.
 
-    All inputs that the probes scored belong into it, not the delegated ones alone: a certificate speaks of a random
-    input.
+    Add all inputs that the probes scored, not only the delegated ones: a certificate is about a random input.
 
     Args:
         capacity: Number of scores that are kept, at least 1.

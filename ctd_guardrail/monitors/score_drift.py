@@ -1,4 +1,4 @@
-"""The label-free drift alarm of the delegation values: what they were lately, and what they were at calibration."""
+"""The label-free drift alarm on the delegation values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["ScoreDriftAlarm"]
 class ScoreDriftAlarm:
     """A :class:`ConformalAlarm` and an :class:`ExceedanceAlarm` side by side, at delta / 2 each.
 
-    By the union bound P(any alarm, ever) <= delta while calibration and stream are exchangeable. An alarm says that
-    the certificate of the budget no longer speaks of this traffic: recalibrate, on unlabelled scores if need be.
+    By the union bound P(any alarm, ever) <= delta while calibration and stream are exchangeable. After an
+    alarm the certificate of the budget no longer holds for this traffic. Recalibrate; unlabelled scores suffice.
 
     Args:
         scores: Delegation values of the calibration inputs, shape [n].
@@ -48,7 +48,7 @@ class ScoreDriftAlarm:
         Raises:
             DataError: It is NaN or infinite.
         """
-        # Both, even if the first is raised: the kind of alarm shows the kind of change.
+        # Update both, even if the first is raised: the kind of alarm shows the kind of change.
         conformal = self.conformal.update(d)
         exceedance = self.exceedance.update(d)
         return conformal or exceedance

@@ -38,8 +38,8 @@ def make_action(gate: Gate) -> Callable[..., Awaitable[RailOutcome]]:
 async def screen(gate: Gate | None, client: Callable[[], ClientRequest], *, user_message: object = None) -> RailOutcome:
     """Return the outcome for the current request.
 
-    Nothing leaves an action but the cancellation of its task: NeMo logs an exception together with the user's text
-    and its own keys.
+    The action raises only the cancellation of its task: NeMo logs an exception together with the user's text and its
+    own keys.
 
     Args:
         gate: The gate; None for a configuration that was never prepared.
@@ -60,7 +60,7 @@ def to_outcome(decision: Decision) -> RailOutcome:
 
     In shadow mode every outcome allows, and its reason says what was decided. Route and reason are visible to
     API clients that ask for the log of activated rails, and so is the failure policy after a failure. Scores and the
-    threshold are not: they would show an attacker how close an input is. A receipt proves the refusal: an app sends
+    threshold are hidden: they would show an attacker how close an input is. A receipt proves the refusal: an app sends
     it back as ``metadata.ctd_receipt`` of the message that shows it.
     """
     metadata = {"route": decision.route.value, "reason": decision.reason.value}

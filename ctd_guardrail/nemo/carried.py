@@ -14,7 +14,7 @@ __all__ = ["Prompt", "texts_in"]
 
 # A shorter text is searched as a whole word, because its letters also occur inside other words.
 _SHORT: Final = 8
-# Of a text, and of each of its lines, both ends are looked for, and every other run of letters of this length between.
+# Pieces of a text: both ends of it and of each of its lines, and its consecutive runs of this many letters.
 _RUN: Final = 16
 # Below this many pieces, looking for each of them is faster than walking along the prompt once.
 _FEW: Final = 32
@@ -25,10 +25,10 @@ _ROUNDS: Final = 4
 
 
 class Prompt:
-    """The text of a prompt, and which texts of others it carries.
+    """The text of a prompt, and a search for client texts in it.
 
-    Templates escape quotes, newlines and letters, change letter case, and cut long values. So only letters and digits
-    are compared, as they are and with every escape undone, and a text is carried where one of its pieces is.
+    Templates escape quotes, newlines and letters, change letter case, and cut long values. So the search compares
+    letters and digits only, with and without escapes. A prompt carries a text if it contains one of its pieces.
 
     Args:
         texts: All texts of the prompt.
@@ -41,7 +41,7 @@ class Prompt:
         self._words = "\n".join(f" {_words(form)} " for form in forms)
 
     def carried(self, texts: Sequence[str]) -> list[str]:
-        """Return the texts of which a piece stands in the prompt. It takes time in the length of both together."""
+        """Return the texts of which a piece stands in the prompt. The time is linear in their total length."""
         carried: set[int] = set()
         wanted: defaultdict[tuple[str, int], defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
         for number, text in enumerate(texts):
@@ -60,10 +60,10 @@ class Prompt:
 def texts_in(value: object) -> list[str]:
     """Return all texts inside a value, the keys of mappings among them, without those that are blank.
 
-    What is no value of JSON is read as a template would write it. A value that holds itself is read once.
+    A value that is not JSON is read as a template would print it. A value that contains itself is read once.
     """
     texts: list[str] = []
-    # It holds what it has seen: a new object may get the identity of one that is gone.
+    # It keeps the objects it has seen alive, because a new object may get the identity of a deleted one.
     seen: dict[int, object] = {}
     # A stack and no recursion: the sender chooses the depth.
     waiting = [value]
@@ -100,7 +100,7 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
         elif letters:
             yield "_words", f" {_words(form)} "
         elif not form.isascii():
-            # Signs alone may speak as well.
+            # A text without letters and digits can carry meaning too.
             yield "_raw", form.strip()[:_RUN]
 
 

@@ -31,13 +31,13 @@ _SPEAKERS: Final = frozenset({"user", "assistant", "tool", "function"})
 _DIALOGUE_FIELDS: Final = frozenset({"role", "content", "name", "tool_calls", "function_call", "tool_call_id"})
 _ASIDE_FIELDS: Final = frozenset({"role", "content", "name"})
 _CARRIER_FIELDS: Final = frozenset({"role", "content", "event"})
-# Machines make names of variables, fields and parameters. One that is not of this form is text.
+# Names of variables, fields and parameters have this form. Any other name is text.
 _LABEL: Final = re.compile(r"[\w.:-]{0,64}")
 # Keys of JSON schemas under which the client chooses the names of the keys.
 _NAMING: Final = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
-# Variables with which the host steers itself. One that a client sets would switch rails off.
+# Variables that control the host. A client that sets one would switch rails off.
 _HOST_VARIABLES: Final = frozenset({"config", "generation_options"})
-# Events by which the runtime runs code or notes that a rail has run. No event of the outside world has these types.
+# Events that make the runtime run code, or record that a rail has run. No external event has these types.
 _HOST_EVENTS: Final = frozenset(
     {
         "EventHistoryUpdate",
@@ -70,7 +70,7 @@ class ClientRequest:
         loose: Texts that reach the main LLM only where the host puts them into a prompt: context variables, and
             fields of events and of a state.
         variables: The context variables.
-        refused_option: What the request asks the host for, and may not without the operator's leave; None: nothing.
+        refused_option: The option that the request sets without the operator's permission; None: no such option.
     """
 
     messages: ChatMessages = field(default_factory=list)
@@ -90,7 +90,7 @@ class ClientRequest:
         """Read chat messages and the parameters of the main LLM's call.
 
         Args:
-            messages: Messages as the host takes them. What is no message is kept: the guard refuses it.
+            messages: Messages as the host takes them. A value that is not a message is kept: the guard refuses it.
             llm_params: Parameters of the call that the client sends.
             trusts_system: Whether system messages are the operator's own.
         """
@@ -110,7 +110,7 @@ class ClientRequest:
                     dialogue += unread
                     loose += _field_texts(message, _ASIDE_FIELDS)
             elif role in _CARRIERS:
-                # What a later message gives another value reaches a host that passes messages on as they are.
+                # A host that forwards messages unchanged also forwards a variable that a later message overwrites.
                 variables.update(_variables_of(message.get("content")))
                 loose += _variable_texts(message.get("content")) + _field_texts(message, _CARRIER_FIELDS)
                 if isinstance(message.get("event"), Mapping):
@@ -118,7 +118,7 @@ class ClientRequest:
                 else:
                     loose += texts_in(message.get("event"))
             else:
-                # The host passes roles on that it does not know, and the guard reads what they say as a user's.
+                # The host forwards unknown roles, and the guard reads their texts as those of a user.
                 known = role if role in _SPEAKERS else "user"
                 dialogue.append({**message, "role": known})
                 labels = {name for name in ("id", "type") if _is_label(message.get(name))}
@@ -172,7 +172,7 @@ class ClientRequest:
         )
 
     def refusing(self, option: str) -> ClientRequest:
-        """Return the request with what it asks the host for, and may not without the operator's leave."""
+        """Return the request with the option that it sets without the operator's permission."""
         return replace(self, refused_option=self.refused_option or option)
 
     def after(self, earlier: ClientRequest, *, is_live: bool = False) -> ClientRequest:
@@ -193,9 +193,9 @@ class ClientRequest:
 
 
 def read_safely(read: Callable[[], ClientRequest]) -> ClientRequest:
-    """Return what a function reads, or a request that the guard fails, counts and blocks.
+    """Return the result of a function, or a request that the guard fails, counts and blocks.
 
-    Nothing may leave a door but what the host raises itself: NeMo logs an exception together with the user's text.
+    A door must raise only the host's own exceptions: NeMo logs an exception together with the user's text.
     """
     try:
         return read()
@@ -204,7 +204,7 @@ def read_safely(read: Callable[[], ClientRequest]) -> ClientRequest:
 
 
 def asks_about_input(messages: Iterable[Mapping[str, Any]], rail_types: Iterable[str] | None) -> bool:
-    """Return whether a check is about input: by its own word, or because someone beside the assistant speaks.
+    """Return whether a check is about input: because it says so, or because a message is not the assistant's.
 
     Args:
         messages: The messages under check.
@@ -216,7 +216,7 @@ def asks_about_input(messages: Iterable[Mapping[str, Any]], rail_types: Iterable
 
 
 def roles_of(messages: Iterable[object]) -> list[str]:
-    """Return the role of each message, as a word; of what is no message, "None"."""
+    """Return the role of each message as a string; "None" for a value that is not a message."""
     return [str(message.get("role") if isinstance(message, Mapping) else None) for message in messages]
 
 
@@ -228,7 +228,7 @@ def _read_aside(message: Mapping[str, Any]) -> tuple[list[str], ChatMessages]:
 
 
 def _variables_of(content: Any) -> dict[str, Any]:
-    """Return context variables: a mapping, or the pairs that the host takes in the place of one."""
+    """Return context variables from a mapping, or from the pairs that the host also accepts."""
     try:
         return dict(content)
     except (TypeError, ValueError):
@@ -242,7 +242,7 @@ def _variable_texts(content: Any) -> list[str]:
 
 
 def _field_texts(fields: Mapping[Any, Any], known: AbstractSet[str]) -> list[str]:
-    """Return the texts of fields that nothing else reads, and of their names where these are no labels."""
+    """Return the texts of the remaining fields, and of their names that are not labels."""
     if fields.keys() <= known:  # nearly every message
         return []
     others = {name: value for name, value in fields.items() if name not in known}

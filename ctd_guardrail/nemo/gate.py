@@ -29,7 +29,7 @@ __all__ = ["Gate", "InRequest", "OpenRequest", "current_request", "enter", "ente
 
 log = logging.getLogger(__name__)
 
-# It is no mapping of settings, so the guard refuses it like any override that is not allowed.
+# It is not a mapping, so the guard refuses it like an override that is not allowed.
 _REFUSED_OPTION: Final = "refused option"
 # Below this many characters, searching a prompt for texts costs less than a switch of threads.
 _INLINE_CHARACTERS: Final = 65_536

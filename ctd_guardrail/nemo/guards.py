@@ -1,4 +1,4 @@
-"""From a NeMo Guardrails configuration to its guard, which configurations with the same content share."""
+"""Builds the guard of a NeMo Guardrails configuration. Configurations with the same content share one guard."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Loadable
     for them, and are blocked if they cannot be loaded.
 
     Args:
-        config: What NeMo has read.
+        config: The configuration that NeMo has read.
         collaborators: The host's models and prompts, for an expert of type ``rail``.
 
     Raises:
@@ -146,7 +146,7 @@ def refusals_of(config: RailsConfig) -> tuple[tuple[str, ...], ...]:
 
 
 def _digest(manifest: Path) -> str:
-    """Return the hash of a manifest; empty if it cannot be read, of which no guard has one."""
+    """Return the hash of a manifest; an empty string, which no guard has, if it cannot be read."""
     try:
         return hashlib.sha256(manifest.read_bytes()).hexdigest()
     except OSError:

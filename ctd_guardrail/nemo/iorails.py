@@ -1,7 +1,7 @@
 """The rail on NeMo's IORails engine: the action that its catalog names, and the gate of each engine.
 
-IORails runs its input rails unless the options of a request switch them off, and shows them the turns before the last
-one of the user. The gate sees all messages of the request, where the rails start and where the model is called.
+IORails runs its input rails unless the options of a request switch them off. The rails also see the turns
+before the last user turn. The gate sees all messages of the request, when the rails start and when the model is called.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class _Doors:
     async def check_async(
         self, messages: list[dict[str, Any]], rail_types: list[RailType] | None = None
     ) -> RailsResult:
-        """As ``IORails.check_async``, also for input in which the engine finds no text of a user."""
+        """As ``IORails.check_async``, also for input without user text."""
         if not asks_about_input(messages, rail_types):
             return cast("RailsResult", await self._check(messages, rail_types))
         client = self._read(messages)

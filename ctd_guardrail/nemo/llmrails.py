@@ -1,8 +1,8 @@
 """The doors of NeMo's LLMRails engine: every public way into it opens a request at the gate.
 
-In Colang 1.0 the runtime runs input rails for an utterance of the user that comes last, and for nothing else. For such
-a request the rail's own action gives the verdict, in its place among the other rails. For any other, and in Colang
-2.x, the verdict is given at the door.
+In Colang 1.0 the runtime runs input rails only for a request that ends with a user utterance. For such a request the
+rail's action gives the verdict, in its place among the other rails. For other requests, and in Colang 2.x, the door
+gives the verdict.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def guard_doors(app: LLMRails, gate: Gate) -> None:
     guard_models(app, gate)
     for flow in app.config.flows:
         if isinstance(flow, dict) and flow.get("id") == REFUSING_FLOW:
-            # Or NeMo would show it to the main LLM as an example of a dialogue.
+            # Otherwise NeMo would show it to the main LLM as an example of a dialogue.
             flow["is_system_flow"] = True
 
 
@@ -141,7 +141,7 @@ class _Doors:
         history = [*getattr(state, "last_events", ()), *events]
         client = self._read_events(history)
         with entered(self._gate.opened(client)) as request:
-            # A note that the bot has spoken asks for nothing yet; if the main LLM is called all the same, it waits.
+            # An event that the bot has spoken requests nothing yet. If the main LLM is called anyway, the call waits.
             said = self._read_events(events).messages
             if client.refused_option or any(message is None or message["role"] != "assistant" for message in said):
                 await self._judge(request)
@@ -150,7 +150,7 @@ class _Doors:
     async def check_async(
         self, messages: list[dict[str, Any]], rail_types: list[RailType] | None = None
     ) -> RailsResult:
-        """As :meth:`LLMRails.check_async`, also for input in which the host finds no turn of a user's."""
+        """As :meth:`LLMRails.check_async`, also for input without a user turn."""
         if asks_about_input(messages, rail_types) and "user" not in roles_of(messages):
             request = self._gate.opened(self._read(messages, None, None))
             with entered(request):
@@ -172,7 +172,7 @@ class _Doors:
             return await self._run(events, *args, **options)
 
     def _remembered(self, request: OpenRequest, events: list[Any]) -> tuple[str, ...]:
-        """Return the texts that the host's memory of earlier requests has put before what the client sends."""
+        """Return the texts of earlier requests that the host's memory puts before those of the client."""
         kept = [event for event in events if isinstance(event, Mapping) and str(event.get("type")) in _REMEMBERED]
         if not kept:
             return ()
@@ -212,7 +212,7 @@ class _Doors:
             and last.get("role") == "user"
             and isinstance(content, str)
             and bool(content.strip())
-            # The host remembers a conversation by its users' and assistant's words, and would bring these back.
+            # The host looks up a conversation by its user and assistant texts, and would restore these.
             and not request.client.asides
             and not any(
                 message.get("tool_calls") or message["role"] == "tool"
@@ -228,7 +228,7 @@ class _Doors:
             await self._gate.judge(request)
 
     async def _refuse(self, prompt: str | None, options: Any, state: Any, streaming_handler: Any) -> Any:
-        """Let the app say the verdict, with nothing of the client's in the runtime."""
+        """Let the app state the verdict, without any text of the client in the runtime."""
         fresh = None if state is None else ({"events": []} if self._is_colang_1 else state)
         if self._is_colang_1:
             stand_in: list[dict[str, Any]] = [{"role": "event", "event": dict(_REFUSED_EVENT)}]
@@ -244,7 +244,7 @@ class _Doors:
         return answer if prompt is None else answer["content"]
 
     def _guard_models(self) -> None:
-        """Put the gate in front of what an app has set past the host's methods."""
+        """Put the gate in front of models that an app has set without the host's methods."""
         app, gate = self._app, self._gate
         if app.llm is not None and not is_guarded(app.llm, gate):
             app.update_llm(app.llm)
@@ -253,7 +253,7 @@ class _Doors:
 
 
 def operator_texts(app: LLMRails) -> Iterator[str]:
-    """Yield the operator's own words that may stand in a prompt."""
+    """Yield the operator's texts that a prompt may contain."""
     config = app.config
     yield from texts_in([instruction.content for instruction in config.instructions or ()])
     yield from texts_in(config.sample_conversation)

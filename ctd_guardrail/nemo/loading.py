@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class LoadingGuard:
     """Lets the first inputs wait for the models, and blocks every input if they cannot be loaded.
 
-    An input that waits longer than its deadline is blocked, whatever the failure policy is: nothing has read it.
+    An input that waits longer than its deadline is blocked under every failure policy, because no model has read it.
 
     Args:
         load: Loads the models; called on a thread.
@@ -96,7 +96,7 @@ class LoadingGuard:
             if not self._loaded.done():
                 await asyncio.wrap_future(self._loaded)
             return self._loaded.result()
-        except Exception:  # noqa: BLE001  # whatever it is, the gate stays closed
+        except Exception:  # noqa: BLE001  # the gate stays closed after any error
             return None
 
     def _refuse(self, reason: Reason) -> Decision:

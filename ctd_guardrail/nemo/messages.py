@@ -1,7 +1,7 @@
-"""From the events of NeMo's engines to chat messages.
+"""Converts the events of NeMo's engines to chat messages.
 
-``context["user_message"]`` alone is only the last user turn: two user turns in a row, or a harmful turn before an
-assistant's, would reach the main LLM unseen. The events hold them all.
+``context["user_message"]`` is only the last user turn. Earlier turns, such as the first of two user turns in a row,
+would reach the main LLM unscreened. The events hold all turns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ChatMessages = list[dict[str, Any]]
 
 
 def messages_from_events(events: Iterable[object] | None) -> ChatMessages:
-    """Return the dialogue that a history of events tells, oldest turn first.
+    """Return the dialogue in a history of events, oldest turn first.
 
     Args:
         events: The history of a Colang 1.0 or 2.x runtime, or of IORails.

@@ -14,8 +14,8 @@ __all__ = ["principal_of"]
 def principal_of(where: PrincipalConfig | None, variables: Mapping[str, Any]) -> tuple[object, bool]:
     """Return the principal, and whether the request names it twice.
 
-    Behind NeMo's server, context variables come from the client, who could name anybody. There only the header counts
-    that the operator's gateway sets. Two of them mean that the client has sent one, too.
+    Behind NeMo's server, context variables come from the client, who could name any principal. There only the header
+    of the operator's gateway counts. Two of these headers mean that the client has sent one too.
 
     Args:
         where: Where a request names its principal; None: nowhere.

@@ -47,7 +47,7 @@ def guarded_configurations(root: Path) -> list[Path]:
 
 
 def has_server_init(root: Path) -> bool:
-    """Return whether the root's ``config.py`` hands the server to the rail, which then refuses other configurations."""
+    """Return whether the root's ``config.py`` registers the rail with the server, which then refuses others."""
     file = root / "config.py"
     return file.is_file() and _INIT.search(file.read_text(encoding="utf-8", errors="replace")) is not None
 

@@ -23,8 +23,8 @@ __all__ = ["DOORS", "METER", "Metrics", "default_meter"]
 METER: Final = "ctd_guardrail"
 
 DOORS: Final = ("unknown", "client_options", "other")
-"""How a call of the main LLM came without a verdict: ``unknown`` is outside of every door that the gate knows,
-``client_options`` is where the operator allows clients to switch the rail off. All other words count as ``other``."""
+"""Causes of a call of the main LLM without a verdict. ``unknown``: the call came through no door that the gate knows.
+``client_options``: the operator allows clients to switch the rail off. All other words count as ``other``."""
 
 _GUARD: Final = ("guard", "policy")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

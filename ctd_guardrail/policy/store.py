@@ -90,12 +90,12 @@ class Policy:
     """What calibration produces and the rail reads.
 
     Attributes:
-        manifest: What it was made from.
+        manifest: Records the inputs of the calibration.
         probe: Parameters of the two probes, by name.
         calibration: Scores of the labelled calibration rows.
         traffic: Delegation values of unlabelled traffic, ascending, where the policy was recalibrated on it.
         used_rows: 64-bit digests of the rows that it was trained or calibrated on, ascending: an evaluation leaves
-            them out. None where nobody kept them.
+            them out. None if the calibration did not record them.
         digest: SHA-256 of the manifest file; empty if the policy was not read from one.
     """
 

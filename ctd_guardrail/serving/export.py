@@ -1,12 +1,11 @@
 """From a policy to a checkpoint that a stock serving engine runs.
 
-A sequence classifier of the base model's own family with the blocks below the policy's layer, that layer's input norm
-in the place of the final norm, and the probes' matrix as its classifier: the logits of a token are then the columns
-that the probes read. What follows, the reduction over tokens, is a few numbers a token and stays with the guard.
+The checkpoint is a sequence classifier of the base model's family. It holds the blocks below the policy's layer, the
+input norm of that layer in place of the final norm, and the probes' matrix as its classifier. So the logits of a token
+are the columns that the probes read. The guard computes the reduction over tokens from these few numbers a token.
 
-This works where the norm that the policy reads is of the kind that the engine applies at the end, so for site
-``input_norm`` of one layer of a decoder; anything else is refused. Source: the loaders of vLLM 0.33
-(``model_executor/models/adapters.py`` and ``registry.py``).
+The engine applies a norm at the end, so an export needs site ``input_norm`` of one layer of a decoder. Others are
+refused. Source: the loaders of vLLM 0.33 (``model_executor/models/adapters.py`` and ``registry.py``).
 """
 
 from __future__ import annotations

@@ -161,13 +161,13 @@ def check_projection(record: ExportRecord, projection: Float32Array, *, folder: 
 def serve_command(record: ExportRecord, export: Path, *, name: str) -> list[str]:
     """Return the command by which vLLM serves an export.
 
-    Without the task vLLM pools a sequence classifier to one vector a prompt, and without the data type it runs a model
-    of float32 in float16.
+    Without the task, vLLM pools a sequence classifier to one vector a prompt. Without the data type, it runs a float32
+    model in float16.
 
     Args:
         record: Of the export.
         export: Its folder.
-        name: What it shall be called.
+        name: The name of the served model.
     """
     return [
         *("vllm", "serve", str(export), "--served-model-name", name),

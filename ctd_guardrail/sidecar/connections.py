@@ -1,9 +1,9 @@
-"""Which connections are open, and which of them are closed to make room.
+"""Bounds the open connections, and closes waiting ones to make room.
 
-A connection either waits for its client or holds a request that is being answered. The second kind is bounded by the
-number of slots. The first kind costs a client nothing, so it is bounded here: each phase has a deadline, and at the
-limit a new connection takes the place of the one that has waited longest. A limit that refused the new one instead
-would let a client that sends nothing keep health checks and traffic out.
+A connection either waits for its client or holds a request that is being answered. The slots bound the second kind. The
+first kind costs a client nothing, so this module bounds it: each phase has a deadline. At the limit a new connection
+replaces the one that has waited longest. If the limit refused new connections instead, a silent client could lock out
+health checks and traffic.
 """
 
 from __future__ import annotations

@@ -180,8 +180,8 @@ class ContentDetection(Detection):
 def detections(decision: Decision) -> list[Detection]:
     """Return the detections of a conversation; an allowed one has none.
 
-    A block is always ``ctd_block``. Where the guard could not check the input, ``ctd_failure`` stands beside it and
-    never instead of it: a client that knows one label only is closed either way.
+    A block is always ``ctd_block``. If the guard could not check the input, ``ctd_failure`` is added and never
+    replaces it. So a client that knows only one label still blocks.
     """
     if not decision.is_blocking:
         return []

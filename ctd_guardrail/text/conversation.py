@@ -1,14 +1,13 @@
 """The conversation that is screened, as plain text messages.
 
-Online (events of a guardrails engine, HTTP bodies) and offline (rows of a data file) conversations pass through
-:meth:`Conversation.from_messages`, so that the probes see the same characters in both. Three rules decide what
-they see:
+All conversations pass through :meth:`Conversation.from_messages`: events of a guardrails engine, HTTP bodies and rows
+of a data file. So the probes see the same characters online and offline. Three rules apply:
 
 - System prompts are left out: they are the operator's own text, and the same for every user.
 - Tool results are screened like messages of a user: the operator did not write them.
 - The name of a speaker and the tool calls of a message belong to its text (:mod:`ctd_guardrail.text.message_text`).
 
-Texts are brought to the form that is judged (:mod:`ctd_guardrail.text.normalise`); the main LLM gets them as they were.
+Texts are normalised for judging (:mod:`ctd_guardrail.text.normalise`); the main LLM gets them unchanged.
 
 Each decision is about one *unit*: one turn of the user, with the context that the policy was calibrated with.
 """
@@ -87,8 +86,8 @@ class Turn:
     """Messages of a user up to the assistant's answer, and this answer.
 
     Attributes:
-        question: The user's messages, one or several in a row. The last turn of a conversation has no answer yet, so
-            an assistant's message in it is the beginning of one and belongs to the question.
+        question: The user's messages, one or several in a row. The last turn has no answer yet. An assistant's
+            message in it is the start of the answer and belongs to the question.
         answer: The assistant's messages; none in the last turn.
     """
 

@@ -33,7 +33,7 @@ def fold_lookalikes(text: str) -> str:
     """Return a decomposed text with its lookalikes in Latin.
 
     A word is folded if it has a Latin letter and becomes all Latin. Words that consist of lookalikes are folded if
-    most letters of the text are Latin and all others are lookalikes: a passage in the other script would also have
+    most letters of the text are Latin and all others are lookalikes. A passage in another script would also have
     letters that do not look Latin.
     """
     if not _LOOKALIKE.search(text):

@@ -39,15 +39,14 @@ class Health(StrEnum):
 class CircuitBreaker:
     """Opens after a run of failures, and closes after one success. Serves any number of threads and event loops.
 
-    Nygard, *Release It!*, 2007, chapter 5. Two things differ from common libraries: at half-open one call is
-    made at a time, and a call that shows nothing about the expert, such as one whose client left, counts neither as a
-    failure nor as a success.
+    Nygard, *Release It!*, 2007, chapter 5. It differs from common libraries in two ways. At half-open it makes one
+    call at a time. A call that shows nothing about the expert, such as one whose client left, does not count.
 
     Args:
         failures: Failures in a row that open it.
         health: Returns what an exception shows about the expert; a call without an exception is good.
         open_s: Seconds until it may be tried again.
-        clock: Seconds that never go back.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(

@@ -23,10 +23,10 @@ _GENERIC_NAMES: Final = ("label0", "label1")
 
 
 class ClassifierReader:
-    """Reads a conversation as plain text and looks at the labels that mean unsafe.
+    """Classifies a conversation as plain text and reads the unsafe labels.
 
-    Softmax over the labels, summed over those that mean unsafe. Where the checkpoint is multi-label or has one output,
-    each label has a sigmoid of its own and they do not exclude each other: then the highest of them counts.
+    P(unsafe) is the sum of the softmax over the unsafe labels. Multi-label checkpoints and those with one output have a
+    sigmoid for each label, and their labels do not exclude each other. Then P(unsafe) is the highest of them.
 
     Args:
         local: A loaded sequence classifier.
@@ -115,7 +115,7 @@ def _index(labels: Mapping[int, str], chosen: str | int) -> int:
 
 
 def _guess(labels: Mapping[int, str]) -> tuple[int, ...]:
-    """Return the labels that mean unsafe by their names, if the names leave no doubt about any label."""
+    """Return the labels that mean unsafe by their names, if every name is clear."""
     if len(labels) == 1:
         return tuple(labels)
     unsafe = [index for index, name in labels.items() if _plain(name) in _UNSAFE_NAMES]
@@ -123,7 +123,7 @@ def _guess(labels: Mapping[int, str]) -> tuple[int, ...]:
     others = [index for index in labels if index not in unsafe and index not in safe]
     if unsafe and safe and not others:
         return tuple(sorted(unsafe))
-    # Of two labels, one defines the meaning of the other.
+    # With two labels, the meaning of one defines that of the other.
     if len(labels) == len(_GENERIC_NAMES):
         if len(unsafe) == 1 and not safe:
             return tuple(unsafe)

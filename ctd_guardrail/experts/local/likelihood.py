@@ -1,8 +1,8 @@
-"""P(unsafe) from a causal language model: the likelihoods of two answers, compared.
+"""P(unsafe) from the likelihoods of two answers of a causal language model.
 
-The expert of arXiv 2604.14251, section 4: both completions are teacher-forced behind the prompt, their
-log-likelihoods are summed from the first token in which they differ, and a two-way softmax makes a probability of
-them.
+This is the expert of arXiv 2604.14251, section 4. Both completions are teacher-forced behind the prompt. Their
+log-likelihoods are summed from the first token in which they differ. A two-way softmax turns the sums into a
+probability.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Answer:
 class LikelihoodReader:
     """Reads a conversation inside the judge's prompt and compares the two answers.
 
-    Users' text is encoded apart from the template, so that a chat token that they type is only text. The number in
-    the marker lines is a hash of the conversation: no text can hold its own hash, and the same
-    conversation always gets the same score.
+    Users' text is encoded separately from the template, so a chat token in it is only text. The number in the marker
+    lines is a hash of the conversation. No text can contain its own hash, and the same conversation always gets the
+    same score.
 
     Args:
         local: A loaded causal language model.
@@ -182,7 +182,7 @@ def _first_that_holds(prompt: RenderedPrompt, tokenizer: Any) -> str:
         except Exception as error:  # noqa: BLE001  # a template may raise anything; several refuse system messages
             problem, cause = f"refuses the judge's prompt ({type(error).__name__})", error
             continue
-        # Some templates drop system messages in silence: the model would be asked without the instruction.
+        # Some templates drop system messages silently: the prompt would lack the instruction.
         pieces = (prompt.system, prompt.head + _BODY + prompt.tail)
         if text.count(_BODY) == 1 and all(piece.strip() in text for piece in pieces):
             return text
@@ -199,7 +199,7 @@ def _chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
         messages,
         tokenize=False,
         add_generation_prompt=True,
-        # Of models that reason first, the answer is wanted at once.
+        # Models that reason first must answer at once.
         enable_thinking=False,
         date_string=_TEMPLATE_DATE.strftime("%d %b %Y"),
         strftime_now=_TEMPLATE_DATE.strftime,

@@ -35,8 +35,8 @@ _MAX_BATCH_ROWS: Final = 8
 class TextEncoder:
     """Token ids of the operator's text and of users' text.
 
-    A private copy of the tokenizer, without truncation, padding or settings that change between calls: the shared one
-    is not thread-safe, and a leftover truncation would cut conversations in silence.
+    Holds a private copy of the tokenizer, without truncation and padding. The shared tokenizer is not thread-safe: it
+    changes its settings on every call, and a remaining truncation would cut conversations silently.
 
     Args:
         tokenizer: The model's tokenizer; a fast one.

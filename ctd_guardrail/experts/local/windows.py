@@ -1,4 +1,4 @@
-"""Long texts in overlapping windows, so that nothing is cut off unread."""
+"""Overlapping windows of long texts, so that the model reads every token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["MAX_TOKENS", "check_length", "overlapping"]
 MAX_TOKENS: Final = 32_768
 """Tokens that an expert reads. A longer conversation would take seconds and hold up all others."""
 
-# A statement that one window's end cuts in two stands whole in the next.
+# A sentence that the end of one window cuts is whole in the next.
 _OVERLAP: Final = 8
 # Text with more characters for each allowed token is refused unread: tokenising it would be the attack.
 _CHARACTERS_PER_TOKEN: Final = 16

@@ -1,7 +1,7 @@
 """The forms of a request to a judge, of which an endpoint takes one.
 
-Every form asks the same question in the same words. Endpoints differ in the parameters that they know, and some chat
-templates have no place for a system message: there the instruction stands in front of the user message.
+Every form asks the same question in the same words. Endpoints differ in the parameters that they know. Some chat
+templates take no system message; then the instruction precedes the user message.
 """
 
 from __future__ import annotations

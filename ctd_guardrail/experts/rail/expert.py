@@ -1,7 +1,7 @@
 """Any input rail of NeMo Guardrails as an expert: an input that it blocks is unsafe.
 
-The rail is compiled from its flow string by NeMo's own catalog, with the models and prompts of a NeMo configuration,
-and runs the same on both of NeMo's engines and offline.
+NeMo's catalog compiles the rail from its flow string, with the models and prompts of a NeMo configuration. The rail
+runs the same on both of NeMo's engines and offline.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class RailExpert:
         collaborators: Models and prompts of the surrounding configuration, or of a folder.
 
     Raises:
-        ConfigError: There is no such input rail, it needs a model, prompt or package that is missing, its prompt names
-            no parser of verdicts, or it rewrites instead of judging.
+        ConfigError: The rail does not exist, lacks a model, prompt or package, has a prompt without a parser of
+            verdicts, or rewrites instead of judging.
     """
 
     def __init__(self, config: RailExpertConfig, collaborators: RailCollaborators) -> None:

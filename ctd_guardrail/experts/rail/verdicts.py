@@ -1,9 +1,9 @@
-"""What the model behind a NeMo rail may answer, so that the rail's outcome counts as its verdict.
+"""The model answers of each NeMo rail that count as verdicts.
 
-NeMo's rails make a verdict of every answer: topic safety lets everything pass that is not ``off-topic``, Llama Guard
-blocks what it cannot read, a self check takes *Not safe.* for safe. In front of a main LLM that may do. As an expert, a
-rail must say which answers are verdicts. The forms here are those that the actions and parsers of
-``nemoguardrails.library`` and ``nemoguardrails.llm.output_parsers`` read.
+NeMo's rails turn every answer into a verdict. Topic safety allows every answer except ``off-topic``. Llama Guard blocks
+an answer that it cannot read. A self check reads *Not safe.* as safe. An expert must be stricter: other answers are
+errors. The forms here are those that the actions and parsers of ``nemoguardrails.library`` and
+``nemoguardrails.llm.output_parsers`` read.
 """
 
 from __future__ import annotations
