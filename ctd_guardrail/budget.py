@@ -1,7 +1,7 @@
 """The certificate of a budget, for any cascade with a score: a router, a reranker, a human in the loop.
 
-It needs numbers and no model: scores of past inputs, the largest share alpha of inputs that may go to the expert, and
-the admissible probability delta of an error. All names below are public; docs/budget.md explains them.
+It needs no model, only numbers: scores of past inputs, a budget alpha, and an error probability delta. alpha is the
+largest share of inputs that may go to the expert. All names below are public; docs/budget.md explains them.
 
 Example:
     >>> import numpy as np

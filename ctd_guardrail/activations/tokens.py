@@ -65,8 +65,8 @@ class ConversationTokenizer:
                 f"{type(tokenizer).__name__} has no fast backend",
                 hint="Convert the tokenizer to tokenizer.json",
             )
-        # A private copy without truncation and padding: the shared one changes its settings on every call, which is
-        # not thread-safe, and a leftover truncation would cut conversations in silence.
+        # A private copy without truncation and padding. The shared tokenizer is not thread-safe: it changes its
+        # settings on every call, and a remaining truncation would cut conversations silently.
         self._backend = Tokenizer.from_str(backend.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()

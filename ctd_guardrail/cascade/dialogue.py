@@ -93,9 +93,9 @@ class Dialogue:
             characters: Characters that the units of this request may have together.
 
         Returns:
-            The decision about the first part that stops the request, else about the last turn that was judged, else
-            about the last aside; None if there was nothing to judge. Its times are those of all units of this
-            request.
+            The decision about the first part that stops the request. Without one, the decision about the last judged
+            turn, else about the last aside. None if there was nothing to judge. Its times are those of all units of
+            this request.
         """
         walk = _Walk(self, decide, mode=mode, emit=emit, origin=origin, characters=characters)
         stop = last = await walk.asides(asides)

@@ -138,7 +138,7 @@ def _check_iorails(rail: RailFolder, version: str) -> None:
         )
     if rail.config.principal is not None:
         raise ConfigError(
-            "the IORails engine hands a rail neither variables nor headers, so all principals would be one",
+            "the IORails engine passes no variables or headers to a rail, so it cannot tell principals apart",
             file=rail.file,
             key=f"{SECTION}.principal",
             hint="Use LLMRails, or the sidecar",

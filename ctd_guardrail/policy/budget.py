@@ -117,9 +117,8 @@ def certify(
 ) -> Certificate:
     """Return the smallest threshold whose delegation rate is certified to be at most alpha.
 
-    lambda is the (n - k)-th smallest score, so that exactly k scores lie above it when there are no ties, and fewer
-    when there are. Every larger threshold is certified by the same event, so choosing among those needs no
-    correction.
+    lambda is the (n - k)-th smallest score. Without ties, exactly k scores lie above it; with ties, fewer. Every larger
+    threshold is certified by the same event, so choosing among those needs no correction.
 
     Args:
         sorted_scores: Delegation values of the calibration inputs in ascending order, as :func:`sort_scores` returns

@@ -10,10 +10,10 @@ This is the equal-local-levels band (Berk and Jones 1979; Moscovich, Nadler and 
 restricted to useful budgets, on one side. Since b_K <= alpha exactly if the binomial test of alpha
 passes at eta, a look-up is :func:`max_exceedances` at eta in place of delta.
 
-The probability is that of a path above a step boundary: condition a Poisson process on its value at 1 and carry the
-distribution of the paths that have survived from one boundary point to the next (Khmaladze and Shinjikashvili 2001;
-by FFT, Moscovich and Nadler, arXiv 1503.04363). Ranks are used one in several where their spacing is far below their
-standard deviation, which keeps the work at O(n log n) and the certificate exact for the ranks that are used.
+The probability is that of a path above a step boundary. A Poisson process is conditioned on its value at 1. The
+distribution of the surviving paths is carried from one boundary point to the next (Khmaladze and Shinjikashvili 2001;
+by FFT, Moscovich and Nadler, arXiv 1503.04363). If the spacing of the ranks is far below their standard deviation, only
+some of them are used. This keeps the work at O(n log n), and the certificate is exact for the used ranks.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ __all__ = ["ALPHA_HIGH", "ALPHA_LOW", "Simultaneous", "coverage", "critical_eta"
 ALPHA_LOW: Final = 0.01
 ALPHA_HIGH: Final = 0.55
 
-# Ranks sit at n sin^2(i h / 2). h = .1 / sqrt(n) is a tenth of a standard deviation of U_(K); h = .001, which takes
-# over from n = 1e4 on, rounds alpha = .1 down by at most .3%.
+# Ranks sit at n sin^2(i h / 2). h = .1 / sqrt(n) is a tenth of a standard deviation of U_(K). From n = 1e4 on, h = .001
+# rounds alpha = .1 down by at most .3%.
 _STEP_DEVIATIONS: Final = 0.1
 _STEP_ANGLE: Final = 1e-3
 
-# Paths this far above their mean under the law given N(1) = n weigh less than 1e-18 together; dropping them lowers
-# the coverage, which is the safe side.
+# Paths this far above their mean, under the law given N(1) = n, have a total probability below 1e-18. Dropping them
+# lowers the computed coverage, which is safe.
 _REACH: Final = 9.0
 _TOLERANCE: Final = 1e-3
 # delta / eta for n in the thousands, where the search starts.

@@ -1,8 +1,8 @@
 """The guarantees for a budget alpha, and the number of calibration scores that may lie above the threshold under each.
 
 Let R be the share of inputs that the threshold delegates. With k of n calibration scores above it, R follows a
-Beta(k + 1, n - k) law over the calibration draw for continuous scores of any distribution; ties only lower
-it. Each guarantee is a bound on k:
+Beta(k + 1, n - k) law over the calibration draw for continuous scores of any distribution. Ties only lower it. Each
+guarantee is a bound on k:
 
 ========== =============================================================== ====================
 guarantee  statement                                                       alpha is chosen
@@ -14,8 +14,8 @@ next       P(at most alpha T of the next T inputs are delegated) >= 1 - delta  b
 ========== =============================================================== ====================
 
 ``simultaneous`` has a file of its own, :mod:`ctd_guardrail.policy.envelope`. Counts are integers throughout, and a
-share is compared as ``count / total <= alpha``: the product ``n * alpha`` in floating point rounds to the wrong
-integer in about 4% of all (count, total).
+share is compared as ``count / total <= alpha``. In floating point the product ``n * alpha`` rounds to the wrong integer
+in about 4% of all (count, total).
 """
 
 from __future__ import annotations
@@ -162,10 +162,10 @@ class Expected:
 class NextRequests:
     """P(at most alpha T of the next T inputs are delegated) >= 1 - delta.
 
-    Their number X is BetaBinomial(T, k + 1, n - k). Equivalently, ranking calibration and next inputs together from
-    the top, X > m means that at most k of the first m + 1 + k are calibration inputs: a hypergeometric tail, whose
-    terms fall off fast enough to be summed in microseconds (negative hypergeometric law of exceedances; David and
-    Nagaraja, Order Statistics, 3rd ed., section 7.4).
+    Their number X is BetaBinomial(T, k + 1, n - k). Equivalently, rank calibration and next inputs together from
+    the top. X > m means that at most k of the first m + 1 + k are calibration inputs. This is a hypergeometric tail,
+    whose terms are summed in microseconds (negative hypergeometric law of exceedances; David and Nagaraja, Order
+    Statistics, 3rd ed., section 7.4).
 
     Attributes:
         delta: Error probability over the calibration draw and the next T inputs.
@@ -244,8 +244,8 @@ def _hypergeometric_cdf(k: int, marked: int, unmarked: int, draws: int) -> float
     """Return P(H <= k), H the number of marked items among draws without replacement.
 
     The terms are built from their ratios outwards from the mode and divided by their sum, so no factorial is
-    rounded. Those farther than 9 standard deviations and 40 items from the mode sum to less than 1e-15 (Hoeffding
-    1963, section 6: sampling without replacement is no more spread than the binomial).
+    rounded. Terms farther than 9 standard deviations and 40 items from the mode sum to less than 1e-15. Sampling
+    without replacement is no more spread than the binomial (Hoeffding 1963, section 6).
     """
     low, high = max(0, draws - unmarked), min(marked, draws)
     if k < low:

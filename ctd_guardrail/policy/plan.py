@@ -66,11 +66,11 @@ class Plan:
     """The threshold that a policy gives under a budget, and its certificate.
 
     Attributes:
-        certificate: The budget that was asked for, certified.
-        rule: Decides which inputs the expert judges: by the certificate's lambda, by a larger one that the criterion
-            prefers, or by the one at which the policy's performance risks were certified.
+        certificate: The certificate of the requested budget.
+        rule: Decides which inputs the expert judges. Its lambda is that of the certificate, a larger one that the
+            criterion prefers, or the one at which the policy's performance risks were certified.
         expected_rate: Expected share of the inputs at the expert, audits included.
-        alpha: The budget that was asked for. The certificate's is smaller if audits are paid out of it.
+        alpha: The requested budget. That of the certificate is smaller if audits are part of it.
     """
 
     certificate: Certificate
@@ -83,8 +83,8 @@ def plan(policy: Policy, budget: Budget) -> Plan:
     """Derive the threshold.
 
     Args:
-        policy: What calibration produced.
-        budget: What is asked of it.
+        policy: The policy.
+        budget: The requested budget.
 
     Raises:
         InfeasibleBudgetError: The calibration scores cannot certify alpha at delta.

@@ -62,8 +62,9 @@ class TieBreakingRule:
     def from_policy(cls, policy: Policy, certificate: Certificate, key: SecretBytes) -> TieBreakingRule:
         """Give every calibration score a uniform V and take the (n - k)-th pair.
 
-        The law of the rate needs the V to be uniform and independent of the scores. Texts of the calibration rows are
-        not in the policy, so their V are drawn; seeding with key and policy makes every replica draw the same.
+        The law of the rate needs the V to be uniform and independent of the scores. The policy
+        does not hold the texts of the calibration rows, so their V are drawn. The seed comes from key and policy, so
+        every replica draws the same.
 
         Raises:
             ConfigError: The key is too short or too long.

@@ -6,11 +6,10 @@ a bad choice wastes budget and cannot overspend it. The choice protects from an 
 the rows that d ranks lowest.
 
 The best of many thresholds looks better than it is. Even a useless expert seems to gain something, and delegation to it
-does harm on fresh rows. So the best threshold is used only if it clearly beats delegating none of these rows: its gain
-must exceed two standard errors of the paired difference, for AUROC those of
-DeLong, DeLong and Clarke-Pearson (1988). It is the same preference for the plain choice within the noise as the
-one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984, section 3.4.3); it takes two, because the best of
-many passes more easily than one alone would.
+does harm on fresh rows. So the best threshold is used only if it clearly beats delegating none of these rows. Its gain
+must exceed two standard errors of the paired difference, for AUROC those of DeLong, DeLong and Clarke-Pearson (1988).
+The one-standard-error rule prefers the simple choice in the same way (Breiman, Friedman, Olshen and Stone 1984, section
+3.4.3). Here it takes two standard errors, because the best of many thresholds passes one more easily.
 """
 
 from __future__ import annotations
@@ -152,8 +151,8 @@ def auroc_error(score: FloatArray, label: FloatArray) -> float:
 def _auroc_errors(above: Sequence[int], probe: FloatArray, expert: FloatArray, label: FloatArray) -> FloatArray:
     """Return 1 - AUROC with the first ``above[i]`` rows scored by the expert, for ascending ``above``.
 
-    Rows are counted by label and by the rank of their score among all scores of both columns; from one candidate to
-    the next only the rows in between change their rank.
+    Rows are counted by label and by the rank of their score among all scores of both columns. From one candidate to
+    the next, only the rows in between change their rank.
     """
     unsafe = label > 0.5  # noqa: PLR2004 - labels are 0 and 1
     pairs = int(unsafe.sum()) * int((~unsafe).sum())

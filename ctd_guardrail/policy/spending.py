@@ -1,14 +1,14 @@
-"""What audits and repeated recalibrations take out of a budget.
+"""The cost of audits and of repeated recalibrations to a budget.
 
-A certificate at delta is for one look at one set of scores. Recalibrating until the result pleases, at delta each
-time, ends in a false certificate far more often than delta (19% instead of 5% after 38 looks). So the i-th
-recalibration is made at delta_i = 6 delta / (pi^2 i^2). These sum to delta over all i, so
+A certificate at delta is for one look at one set of scores. Repeated recalibrations at delta each, until one looks
+good, give false certificates far more often: 19% instead of 5% after 38 looks. So the i-th recalibration uses
+delta_i = 6 delta / (pi^2 i^2). These sum to delta over all i, so
 
     P(any of the recalibrated certificates is false, however many there are and whichever is kept) <= delta,
 
-also where later scores contain earlier ones. The certificate that came with the policy is a statement of its own at
-delta, made before there was anything to choose from. The price is small because n enters under a root: at n = 10,000
-and alpha = .1 the mean rate falls from .95 alpha to .93 alpha at the second look and .90 alpha at the twelfth.
+also if later scores contain earlier ones. The policy's first certificate is a separate statement at delta, made before
+any choice. The cost is small because n enters under a root. At n = 10,000 and alpha = .1 the mean rate falls from .95
+alpha to .93 alpha at the second look, and to .90 alpha at the twelfth.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Randomised ties, for delegation values that take few distinct ones (rounded, quantised or bf16 scores).
 
-Among equal scores the closed form must put all on one side, and a large atom at the threshold leaves budget unused.
-Give every input a uniform V that only the holder of a secret key can compute, and order by (d, V): the pairs have no
-ties, so the rate follows its Beta law again. The same input always gets the same answer, which a random draw would
-not give. Without the key, a sender cannot search for a variant of a text that falls on the cheap side.
+The closed form must put all equal scores on one side, so a large atom at the threshold leaves budget unused. Give every
+input a uniform V that only the holder of a secret key can compute, and order by (d, V). The pairs have no ties, so the
+rate follows its Beta law again. Unlike a random draw, V gives the same input the same answer. Without the key, a sender
+cannot search for a variant of a text that is not delegated.
 """
 
 from __future__ import annotations

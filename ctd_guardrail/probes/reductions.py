@@ -4,8 +4,8 @@ A component's columns are linear in the token's activation, so all components sh
 read a few numbers a token. Biases are added later: the mean, running mean, weighted mean and maximum of x + b are those
 of x, plus b.
 
-Sources: running and rolling means with a maximum, attention with several heads, and MultiMax, which holds in long
-contexts where softmax attention raises false alarms, are compared in arXiv 2601.11516.
+Source: arXiv 2601.11516 compares running and rolling means with a maximum, attention with several heads, and MultiMax.
+In long contexts softmax attention raises false alarms, and MultiMax does not.
 """
 
 from __future__ import annotations

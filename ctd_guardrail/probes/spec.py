@@ -34,8 +34,8 @@ class Component(_Section):
     """A reduction of the tokens of a window, and the heads that it contributes to.
 
     Attributes:
-        reduction: ``mean`` over tokens; ``ema``: running mean, then the maximum; ``rolling``: mean over a span of
-            tokens, then the maximum; ``attention``: softmax-weighted mean, summed over ``heads``; ``multimax``:
+        reduction: ``mean``: mean over tokens. ``ema``: running mean, then the maximum. ``rolling``: mean over a span of
+            tokens, then the maximum. ``attention``: softmax-weighted mean, summed over ``heads``. ``multimax``:
             maximum over tokens, summed over ``heads``.
         outputs: Heads that it contributes to.
         heads: Attention heads of ``attention`` and ``multimax``; the others have one.

@@ -1,8 +1,8 @@
-"""What goes over the wire to vLLM's ``/pooling`` route, and what comes back.
+"""The wire format of vLLM's ``/pooling`` route.
 
-One request carries all windows of a conversation as token ids. The answer, ``encoding_format: bytes_only``, is the
-numbers of the windows one after the other and nothing else: no header says how many there are, so their size must be
-what was asked for. Source: vLLM 0.33, ``entrypoints/pooling/pooling/protocol.py`` (``PoolingCompletionRequest``) and
+One request carries all windows of a conversation as token ids. The answer, ``encoding_format: bytes_only``, holds only
+the numbers of the windows, one window after the other. It has no header with their count, so its size must match the
+request. Source: vLLM 0.33, ``entrypoints/pooling/pooling/protocol.py`` (``PoolingCompletionRequest``) and
 ``entrypoints/pooling/utils.py`` (``encode_pooling_bytes``).
 """
 

@@ -1,8 +1,9 @@
 r"""The normal form of a text: probes and expert read it in place of the exact characters.
 
-Unicode has many ways to hide a word or to change its letters: tag characters, zero-width spaces, Cyrillic letters that
-look Latin, bold, circled and spaced-out letters. A person and a large model still read the word; a probe reads rare
-tokens. So every text is brought to one form before it is judged, offline and online. The main LLM gets the original:
+Unicode has many ways to hide a word or to change its letters. Examples are tag characters, zero-width spaces, Cyrillic
+letters that look Latin, and bold, circled and spaced-out letters. A person and a large model still read the word; a
+probe reads rare tokens. So every text is normalised before it is judged, offline and online. The main LLM gets the
+original:
 
 - compatibility forms become the characters they stand for (NFKC): full-width, bold, circled, ligatures;
 - hidden text is shown: tag characters, and bytes in runs of variation selectors, become the ASCII that they spell;
@@ -13,7 +14,7 @@ tokens. So every text is brought to one form before it is judged, offline and on
   row;
 - lookalikes of other scripts become Latin in words that are Latin otherwise (:mod:`ctd_guardrail.text.lookalikes`).
 
-:func:`normalise` takes any string, lone surrogates included; its result is its own normal form, and at most 18 times
+:func:`normalise` takes any string, also with lone surrogates. Its result is its own normal form, and at most 18 times
 as long (the largest expansion of NFKC). Characters that are newer than Unicode 14 may have another normal form under a
 newer Python. Some disguises stay, because no rule tells them from plain text: digits for letters, rot13, base64, and
 reversed or misspelt words.

@@ -101,7 +101,7 @@ async def test_several_items_are_queued_at_once_or_not_at_all(batcher: MicroBatc
     device.gate.set()
     assert await task == [6, 2, 4]
     assert device.batches == [[0], [1, 2, 3]]
-    # More than the queue holds, but nobody else waits.
+    # More items than the queue holds, but no other item waits.
     assert await batcher.all([1] * 20) == [2] * 20
 
 

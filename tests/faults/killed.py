@@ -30,7 +30,7 @@ def main() -> None:
         if not child:
             result = CliRunner().invoke(app, ["run", config.strip(), "--json"])
             if result.exit_code:
-                print(result.output, repr(result.exception), file=sys.stderr)  # noqa: T201  # for whoever looks why
+                print(result.output, repr(result.exception), file=sys.stderr)  # noqa: T201  # shows why it failed
             os._exit(result.exit_code)
         print(_outcome(child, float(seconds)), flush=True)  # noqa: T201  # the answer
 

@@ -72,7 +72,7 @@ def states(folder: Path) -> list[Path]:
 
 
 def saves_seen_in(folder: Path, seconds: float) -> list[float]:
-    """Return when the state was saved, as far as somebody who looks now and then sees it."""
+    """Return the times of the saves that a poll of the folder sees."""
     seen = [0.0]
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -36,7 +36,7 @@ def app_for(folder: Path) -> LLMRails:
 
 @pytest.fixture
 def principals(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The principals that the guard was told of."""
+    """The principals that the guard received."""
     told: list[object] = []
     check = Guard.check
 

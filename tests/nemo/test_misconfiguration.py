@@ -1,4 +1,4 @@
-"""Configurations that NeMo would take without a word, or with one that helps nobody."""
+"""Configurations that NeMo accepts silently, or refuses with an unhelpful message."""
 
 # ruff: noqa: E501  # a mistake a line
 

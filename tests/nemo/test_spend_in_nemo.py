@@ -29,7 +29,7 @@ async def test_each_tenant_spends_its_own_share(make_rail_folder: Callable[..., 
     app = LLMRails(RailsConfig.from_path(str(folder)), llm=FakeLLMModel(responses=[ANSWER] * 20))
     for tenant in ("a", 7, None):
         assert [await told(app, tenant) for _ in range(3)] == [ANSWER, ANSWER, UNAVAILABLE]
-    # What is no name is nobody's, and there nothing is left.
+    # An invalid name counts as an unknown principal, whose cap is used up.
     assert [await told(app, odd) for odd in ("", ["b"], True)] == [UNAVAILABLE] * 3
     assert judge.calls == 6
 

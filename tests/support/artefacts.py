@@ -1,4 +1,4 @@
-"""Thirty policy folders that nobody should load, each made from a sound one by somebody who knows the format."""
+"""Thirty malicious policy folders, each made from a valid one with knowledge of the format."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class World:
         return self.pooled, self.labels, self.expert, np.arange(self.labels.size)
 
     def value(self, p: np.ndarray) -> np.ndarray:
-        """What the expert is worth, as nobody but the maker of the world can know: E[v | x]."""
+        """The true value of the expert, known from the simulation: E[v | x]."""
         eta, skill = expit(2.0 * self.pooled[:, 0].astype(float)), np.clip(0.5 + 0.2 * self.pooled[:, 1], 0, 1)
         return eta * (skill - p) + (1 - eta) * (p - (1 - skill))
 
