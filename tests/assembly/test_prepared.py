@@ -126,5 +126,5 @@ def test_settings_that_would_void_a_performance_certificate_are_refused(
     plan_ = planned(make_rail_folder(**silent))
     assert plan_.rule == ThresholdRule(0.55)
     assert plan_.expected_rate == pytest.approx(0.05)
-    with pytest.raises(ConfigError, match="certificate holds risks"):
+    with pytest.raises(ConfigError, match="certifies its risks"):
         planned(make_rail_folder(**silent | change))

@@ -345,7 +345,7 @@ def test_a_limit_that_was_set_holds_unless_it_takes_every_descriptor(monkeypatch
     given = fit(Limits(concurrency=256, connections=10))
     assert (given.connections, given.concurrency) == (10, 9)
     assert fit(Limits(connections=928)).connections == 928
-    with pytest.raises(ConfigError, match="929 connections leave too few of 1024 descriptors"):
+    with pytest.raises(ConfigError, match="929 connections leave too few of the 1024 file descriptors"):
         fit(Limits(connections=929))
     monkeypatch.setattr(sidecar_connections, "_descriptors", lambda: None)
     assert fit(Limits(connections=1_000_000)).connections == 1_000_000
