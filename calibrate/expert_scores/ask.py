@@ -111,8 +111,8 @@ async def ask_expert(
     """Score rows. Scores in the log are not requested again.
 
     Transient failures (a timeout, HTTP 429 or 503, a dropped connection) are retried a few times, with growing delays.
-    After the first permanent failure no further request is sent, and requests in flight are completed and saved. A row
-    that the expert refuses is saved as refused.
+    A ``Retry-After`` of up to two minutes is honoured. After the first permanent failure no further
+    request is sent, and requests in flight are completed and saved. A row that the expert refuses is saved as refused.
 
     Args:
         dataset: The rows.

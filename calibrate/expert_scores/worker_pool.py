@@ -7,22 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import stamina
-
 from calibrate.expert_scores.score_log import Refusal
-from ctd_guardrail.errors import (
-    ExpertError,
-    ExpertTimeoutError,
-    ExpertUnavailableError,
-    ExpertVerdictError,
-    InputError,
-)
+from ctd_guardrail.errors import ExpertError, ExpertVerdictError, InputError
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["RequestLog", "WorkerPool"]
 
+# A run of hours should not end at one dropped connection or one slow answer.
 _ATTEMPTS: Final = 5
+_FIRST_PAUSE_S: Final = 0.5
 
 
 class RequestLog(Protocol):
@@ -83,24 +78,16 @@ class WorkerPool:
         for task in tasks:
             task.result()
 
-    async def _ask(self, conversation: Conversation) -> ExpertScore:
-        # A run of hours should not end at one dropped connection. In service there are no retries: a user waits for the
-        # answer, and every attempt counts towards the budget.
-        async for attempt in stamina.retry_context(
-            on=_is_transient, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5, wait_max=20.0
-        ):
-            with attempt:
-                return await self.expert.score(conversation)
-        raise AssertionError("the last attempt returns or raises")
-
     async def _work(self) -> None:
+        # Each attempt has the expert's own deadline. All of them together have none: no user waits for the answer.
+        expert = BoundedExpert(self.expert, attempts=_ATTEMPTS, retries_timeouts=True, first_pause_s=_FIRST_PAUSE_S)
         try:
             while (item := next(self.todo, None)) is not None:
                 digest, conversation = item
                 if not await self.log.claim(digest):
                     continue
                 try:
-                    score = await self._ask(conversation)
+                    score = await expert.score(conversation)
                 except (ExpertVerdictError, InputError) as error:
                     await self.log.refuse(digest, Refusal(error.problem, error.hint))
                     self.on_saved()
@@ -116,9 +103,3 @@ class WorkerPool:
         finally:
             # If one worker ends, the others send no further request.
             self.todo = iter(())
-
-
-def _is_transient(error: Exception) -> bool:
-    if isinstance(error, ExpertUnavailableError):
-        return error.is_transient
-    return isinstance(error, ExpertTimeoutError)

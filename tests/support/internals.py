@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from calibrate.features import tokens
-from ctd_guardrail.experts.bounded import bounded_expert
+from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.experts.openai.expert import OpenAIExpert
 
 __all__ = [
@@ -95,7 +95,7 @@ def put_http_call(monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], exp
 
 def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the pauses between attempts at an expert a millisecond long."""
-    monkeypatch.setattr(bounded_expert, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setitem(BoundedExpert.__init__.__kwdefaults__, "first_pause_s", 0.001)
 
 
 def shorten_shards(monkeypatch: pytest.MonkeyPatch) -> None:

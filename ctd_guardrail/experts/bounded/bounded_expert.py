@@ -37,7 +37,10 @@ __all__ = ["BoundedExpert", "Spend", "countdown", "health_of", "unlimited"]
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 2.0
+# The longest pause, in first pauses.
+_LONGEST_PAUSE: Final = 20
+# Without a deadline, no attempt waits longer than this for the end of a rate limit.
+_LONGEST_RETRY_AFTER_S: Final = 120.0
 # What the built-in prompt and the answer take beside the conversation, and what a token takes of it.
 _PROMPT_TOKENS: Final = 300
 _BYTES_PER_TOKEN: Final = 4
@@ -89,6 +92,8 @@ class BoundedExpert:
         breaker: Makes no call while the expert keeps failing; None: there is none.
         caps: Limit the spend; None: there is no cap.
         attempts: Calls that may be made for one question if faults are transient.
+        retries_timeouts: Whether a call that exceeded the expert's own deadline is repeated.
+        first_pause_s: Seconds before the second attempt, on average. Each pause is twice as long as the one before.
         timeout_s: Seconds for one question, waiting and all attempts included; None: no deadline here.
 
     Attributes:
@@ -107,6 +112,8 @@ class BoundedExpert:
         breaker: CircuitBreaker | None = None,
         caps: SpendCaps | None = None,
         attempts: int = 1,
+        retries_timeouts: bool = False,
+        first_pause_s: float = _FIRST_PAUSE_S,
         timeout_s: float | None = None,
     ) -> None:
         self.unbounded = expert
@@ -115,6 +122,8 @@ class BoundedExpert:
         self.is_enabled = is_enabled
         self._caps = caps
         self._attempts = attempts
+        self._retries_timeouts = retries_timeouts
+        self._first_pause_s = first_pause_s
         self._timeout_s = timeout_s
 
     @property
@@ -180,12 +189,19 @@ class BoundedExpert:
     async def _ask(self, question: _Question) -> ExpertScore:
         if self._attempts == 1:
             return await self._try(question)
-        failure: ExpertUnavailableError | None = None
-        async for attempt in stamina.retry_context(on=question.pause, attempts=self._attempts, timeout=None):
+        failure: ExpertError | None = None
+        failures = 0
+
+        def pause(error: Exception) -> float | bool:
+            nonlocal failures
+            failures += 1
+            return self._pause_s(error, failures, question.deadline)
+
+        async for attempt in stamina.retry_context(on=pause, attempts=self._attempts, timeout=None):
             with attempt:
                 try:
                     return await self._try(question)
-                except ExpertUnavailableError as error:
+                except (ExpertUnavailableError, ExpertTimeoutError) as error:
                     failure = error
                     raise
                 except ExpertNotAskedError:
@@ -194,6 +210,18 @@ class BoundedExpert:
                         raise
         assert failure is not None  # noqa: S101  # the only way out of the loop
         raise failure
+
+    def _pause_s(self, error: Exception, failures: int, deadline: Deadline | None) -> float | bool:
+        """Return the seconds to wait before another attempt, or False if there is no other attempt."""
+        retry_after_s = 0.0
+        if isinstance(error, ExpertUnavailableError) and error.is_transient:
+            retry_after_s = error.retry_after_s or 0.0
+        elif not (isinstance(error, ExpertTimeoutError) and self._retries_timeouts):
+            return False
+        longest_s = _LONGEST_RETRY_AFTER_S if deadline is None else deadline.left_s
+        grown_s = self._first_pause_s * min(_LONGEST_PAUSE, 2 ** (failures - 1))
+        pause_s = max(retry_after_s, grown_s * (0.5 + random.random()))  # noqa: S311  # jitter
+        return pause_s if pause_s < longest_s else False
 
     async def _try(self, question: _Question) -> ExpertScore:
         if self.breaker is None:
@@ -237,7 +265,7 @@ class BoundedExpert:
 class _Question:
     """One question and its deadline."""
 
-    __slots__ = ("_failures", "conversation", "deadline", "principal", "spend", "take", "tokens")
+    __slots__ = ("conversation", "deadline", "principal", "spend", "take", "tokens")
 
     def __init__(
         self,
@@ -254,14 +282,3 @@ class _Question:
         size = sum(len(message.content.encode("utf-8", "replace")) for message in conversation.messages)
         self.tokens = _PROMPT_TOKENS + size // _BYTES_PER_TOKEN
         self.deadline = deadline
-        self._failures = 0
-
-    def pause(self, error: Exception) -> float | bool:
-        """Return the seconds to wait before another attempt, or False if there is no other attempt."""
-        if not isinstance(error, ExpertUnavailableError) or not error.is_transient:
-            return False
-        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._failures) * (0.5 + random.random())  # noqa: S311  # jitter
-        self._failures += 1
-        if error.retry_after_s is not None:
-            pause = max(pause, error.retry_after_s)
-        return pause if self.deadline is None or pause < self.deadline.left_s else False

@@ -135,6 +135,26 @@ async def test_what_may_pass_is_tried_again(dataset: Dataset, tmp_path: Path) ->
     assert len(set(expert.asked)) == COUNT
 
 
+async def test_calibration_waits_as_long_as_the_expert_asks_for(dataset: Dataset, tmp_path: Path) -> None:
+    waits: list[float] = []
+    busy = ExpertUnavailableError("HTTP 429", retry_after_s=0.9)
+    expert, before = RecordingExpert(fail_at=1, error=busy), stamina.instrumentation.get_on_retry_hooks()
+    stamina.instrumentation.set_on_retry_hooks([lambda details: waits.append(details.wait_for)])
+    try:
+        scores = await _ask(dataset, expert, tmp_path / "expert.sqlite")
+    finally:
+        stamina.instrumentation.set_on_retry_hooks(before)
+    assert waits == [0.9]  # the first pause of its own is at most 0.75 s
+    assert (scores.asked, len(expert.asked)) == (COUNT, COUNT + 1)
+
+
+async def test_calibration_does_not_wait_for_hours(dataset: Dataset, tmp_path: Path) -> None:
+    expert = RecordingExpert(fail_at=COUNT, error=ExpertUnavailableError("HTTP 429", retry_after_s=7200))
+    with pytest.raises(ExpertUnavailableError, match=f"429; {COUNT - 1} of {COUNT} expert scores are saved"):
+        await _ask(dataset, expert, tmp_path / "expert.sqlite")
+    assert len(expert.asked) == COUNT
+
+
 async def test_a_row_that_the_expert_cannot_read_is_named(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too long") as caught:
         await _ask(dataset, RecordingExpert(fail_at=7, error=OverlongError("too long")), tmp_path / "expert.sqlite")

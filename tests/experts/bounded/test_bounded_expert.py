@@ -168,6 +168,12 @@ async def test_only_a_transient_fault_is_tried_again_and_every_attempt_counts(
     assert spend.tokens == calls * ESTIMATE
 
 
+async def test_a_late_answer_is_tried_again_if_the_caller_has_time() -> None:
+    expert = Double(ExpertTimeoutError("late"), TRANSIENT, ExpertScore(0.5))
+    assert (await BoundedExpert(expert, attempts=3, retries_timeouts=True).ask(INPUT, Spend())).p_unsafe == 0.5
+    assert expert.calls == 3
+
+
 async def test_calls_that_a_failure_took_count_as_well() -> None:
     refused = ExpertVerdictError("refused")
     refused.attempts = 4
