@@ -25,6 +25,7 @@ from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.policy.plan import Plan
 from ctd_guardrail.policy.store import Policy
+from ctd_guardrail.runtime.cancellation import watch_cancellation
 from ctd_guardrail.runtime.lru import LruCache
 
 __all__ = ["Guard"]
@@ -121,13 +122,13 @@ class Guard:
         known = _principal(principal)
         if overrides is None:
             return await self._cascade.check(messages, principal=known, asides=asides)
+        is_cancelled = watch_cancellation()
         try:
             cascade = await self._get(overrides)
         except (OverrideError, ConfigError, InfeasibleBudgetError) as error:
             return self._refuse(Reason.BAD_OVERRIDE, error)
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_cancelled():
                 raise
             return self._refuse(Reason.INTERNAL_ERROR, error)
         except Exception as error:  # noqa: BLE001  # fails closed, whatever it is

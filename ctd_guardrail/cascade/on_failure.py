@@ -25,6 +25,7 @@ from ctd_guardrail.errors import (
     OverloadedError,
     OverlongError,
 )
+from ctd_guardrail.runtime.cancellation import watch_cancellation
 
 __all__ = ["conclude", "fail", "reason_of"]
 
@@ -66,17 +67,15 @@ async def conclude(
     Raises:
         asyncio.CancelledError: The calling task was cancelled.
     """
-    task = asyncio.current_task()
-    cancellations = task.cancelling() if task else 0
+    is_cancelled = watch_cancellation()
     timeout = asyncio.timeout_at(deadline)
     try:
         async with timeout:
             await judging
     except asyncio.CancelledError:
-        if task is not None and task.cancelling() > cancellations:
+        if is_cancelled():
             raise
-        # A part of the guard was cancelled, and not the caller. Hosts take a cancellation that leaves an action for
-        # the end of the request, and may answer without the guard.
+        # A part of the guard was cancelled, and not the caller.
         fail(outcome, Reason.INTERNAL_ERROR, "a part of the guard was cancelled", settings)
     except Exception as error:  # noqa: BLE001  # fails closed, whatever it is
         is_late = timeout.expired() and isinstance(error, TimeoutError)

@@ -145,6 +145,37 @@ async def test_a_bug_or_an_inner_cancellation_blocks(
         assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.INTERNAL_ERROR)
 
 
+async def test_an_earlier_cancellation_that_was_survived_does_not_let_an_inner_one_through(
+    make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = cascade_for(make_rail_folder(allow_overrides=EVERYTHING, on_failure="allow"))
+    monkeypatch.setattr(guard, "_get", _raising(asyncio.CancelledError))
+
+    async def survive() -> Any:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return await guard.check(ODD, {"alpha": 0.1})
+
+    task = asyncio.create_task(survive())
+    await asyncio.sleep(0)
+    task.cancel()
+    decision = await task
+    assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.INTERNAL_ERROR)
+
+
+async def test_the_callers_cancellation_passes_while_its_settings_are_prepared(
+    make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = cascade_for(make_rail_folder(allow_overrides=EVERYTHING, on_failure="allow"))
+    monkeypatch.setattr(guard, "_get", lambda raw: asyncio.Event().wait())
+    task = asyncio.create_task(guard.check(ODD, {"alpha": 0.1}))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 def _raising(error: type[BaseException]) -> Callable[..., Any]:
     async def fail(*arguments: object) -> None:
         raise error

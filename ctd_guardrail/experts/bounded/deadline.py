@@ -1,9 +1,4 @@
-"""One deadline for a whole question to the expert, and the end of a call that is cancelled.
-
-Hosts take an ``asyncio.CancelledError`` that leaves an action for their own: NeMo Guardrails swallows it under
-``rails.input.parallel`` and lets the main model answer. So only the cancellation of the calling task may pass. A
-cancellation from inside the call is a failure of the expert.
-"""
+"""One deadline for a whole question to the expert, and the end of a call that is cancelled."""
 
 from __future__ import annotations
 
@@ -13,6 +8,7 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from ctd_guardrail.errors import ExpertTimeoutError, ExpertUnavailableError
+from ctd_guardrail.runtime.cancellation import watch_cancellation
 
 __all__ = ["Deadline", "within"]
 
@@ -54,8 +50,7 @@ async def within(call: Awaitable[T], deadline: Deadline | None) -> T:
         ExpertUnavailableError: The call was cancelled from inside.
         asyncio.CancelledError: The calling task was cancelled.
     """
-    task = asyncio.current_task()
-    cancellations = task.cancelling() if task else 0
+    is_cancelled = watch_cancellation()
     timeout = asyncio.timeout_at(None if deadline is None else deadline.end)
     try:
         async with timeout:
@@ -70,6 +65,6 @@ async def within(call: Awaitable[T], deadline: Deadline | None) -> T:
             "the connection to the expert timed out", hint="Check that the server of the expert is up"
         ) from None
     except asyncio.CancelledError:
-        if task and task.cancelling() > cancellations:
+        if is_cancelled():
             raise
         raise ExpertUnavailableError("the expert cancelled its own call") from None
