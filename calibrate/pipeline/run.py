@@ -43,8 +43,8 @@ from calibrate.train.train import layer_columns
 from ctd_guardrail._typing import BoolArray, FloatArray, IntArray
 from ctd_guardrail._version import __version__
 from ctd_guardrail.activations.base_model import BatchedBaseModel
-from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
-from ctd_guardrail.policy.budget import Certificate, Status, certify, min_alpha, min_rows
+from ctd_guardrail.errors import ConfigError, DataError
+from ctd_guardrail.policy.budget import Certificate, Status, certify, infeasible
 from ctd_guardrail.policy.match import RECORDED
 from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
 from ctd_guardrail.runtime.lock import writing
@@ -271,17 +271,10 @@ def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None
     if not os.access(parent, os.W_OK):
         raise ConfigError(f"{parent} cannot be written to", key="output", hint="Name another folder")
     _check_labels(dataset, split.train, split.test)
-    alpha, delta, n = config.budget.alpha, config.budget.delta, split.calibration.size
     # The feasibility depends on the number of scores, not on their values.
-    if certify(np.zeros(n), alpha, delta).status is Status.INFEASIBLE:
-        needed, smallest = min_rows(alpha, delta), min_alpha(n, delta)
-        raise InfeasibleBudgetError(
-            f"{n} calibration rows cannot certify alpha = {alpha} at delta = {delta}",
-            alpha=alpha,
-            alpha_min=smallest,
-            n_min=needed,
-            hint=f"It takes {needed} calibration rows; the smallest alpha that {n} can certify is {smallest:.4f}",
-        )
+    certificate = certify(np.zeros(split.calibration.size), config.budget.alpha, config.budget.delta)
+    if certificate.status is Status.INFEASIBLE:
+        raise infeasible(certificate, key="budget.alpha")
 
 
 def _check_labels(dataset: Dataset, train: IntArray, test: IntArray) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from calibrate.evaluate.figures import Estimate, Figure, measure
 from calibrate.evaluate.grid import Grid
 from calibrate.report.words import plain
-from ctd_guardrail.policy.budget import Certificate, Guarantee, Status
+from ctd_guardrail.policy.budget import Certificate, Guarantee, Status, round_up
 from ctd_guardrail.policy.envelope import ALPHA_HIGH, ALPHA_LOW
 
 __all__ = ["Point", "read_curve"]
@@ -92,8 +92,9 @@ def _problem(alpha: float, certificate: Certificate | None) -> str:
             f"{plain(alpha)} lies outside."
         )
     if certificate.status is Status.INFEASIBLE:
+        smallest = (100 * round_up(certificate.alpha_min)).normalize()
         return (
             f"{certificate.n:,} calibration rows cannot certify {plain(alpha)}: it takes {certificate.n_min:,}. "
-            f"The smallest budget that these rows can certify is {100 * certificate.alpha_min:.2f}%."
+            f"The smallest budget that these rows can certify is {smallest:f}%."
         )
     return ""

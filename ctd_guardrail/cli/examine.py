@@ -21,6 +21,7 @@ from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.decision import Mode, OnFailure
 from ctd_guardrail.errors import CtdError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
+from ctd_guardrail.policy.budget import round_up
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["Finding", "Outcome", "examine"]
@@ -118,7 +119,7 @@ def _budget(guard: Guard) -> Iterator[Finding]:
         f"{1 - certificate.delta:.1%} ({certificate.guarantee}, {certificate.n} calibration rows); "
         f"{guard.plan.expected_rate:.1%} expected",
     )
-    yield Finding(Outcome.INFO, "smallest alpha", f"{certificate.alpha_min:.4f} with these rows at this delta")
+    yield Finding(Outcome.INFO, "smallest alpha", f"{round_up(certificate.alpha_min):f} with these rows at this delta")
 
 
 def _base_model(guard: Guard) -> Iterator[Finding]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
-from typing import assert_never
+from typing import Final, assert_never
 
 import numpy as np
 
 from ctd_guardrail._typing import FloatArray
-from ctd_guardrail.errors import ConfigError, DataError
+from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.envelope import Simultaneous
 from ctd_guardrail.policy.guarantees import (
     Exact,
@@ -35,11 +36,16 @@ __all__ = [
     "Guarantee",
     "Status",
     "certify",
+    "infeasible",
     "max_exceedances",
     "min_alpha",
     "min_rows",
+    "round_up",
     "sort_scores",
 ]
+
+_DECIMALS: Final = 4
+_SIGNIFICANT_DIGITS: Final = 3
 
 
 class Status(StrEnum):
@@ -150,6 +156,33 @@ def certify(
         guarantee=guarantee,
         horizon=horizon,
     )
+
+
+def infeasible(certificate: Certificate, *, key: str, audit_share: float = 0.0) -> InfeasibleBudgetError:
+    """Return the error of a budget that the calibration rows cannot certify.
+
+    Args:
+        certificate: The certificate; it is infeasible.
+        key: Dotted path of alpha in the operator's file.
+        audit_share: Share of the inputs that is paid out of alpha before the certificate's own alpha.
+    """
+    asked = f"alpha = {certificate.alpha:.6g}"
+    needed = f"{asked} takes {certificate.n_min} rows"
+    smallest = round_up(audit_share + (1.0 - audit_share) * certificate.alpha_min)
+    hint = f"The smallest alpha that they can certify is {smallest:f}; {needed}"
+    return InfeasibleBudgetError(
+        f"{key}: {certificate.n} calibration rows cannot certify {asked} at delta = {certificate.delta:.6g}",
+        alpha=certificate.alpha,
+        alpha_min=certificate.alpha_min,
+        n_min=certificate.n_min,
+        hint=hint if smallest < 1 else f"They can certify no useful alpha; {needed}",
+    )
+
+
+def round_up(alpha: float) -> Decimal:
+    """Return an alpha with the digits that messages show. It is rounded up, so what ``alpha`` allows it allows too."""
+    exact = Decimal(alpha)
+    return exact.quantize(Decimal(1).scaleb(min(-_DECIMALS, exact.adjusted() + 1 - _SIGNIFICANT_DIGITS)), ROUND_CEILING)
 
 
 def _rule(guarantee: Guarantee, delta: float, horizon: int | None) -> Rule:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 
 from pydantic import SecretBytes
 
-from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
-from ctd_guardrail.policy.budget import Certificate, Status, certify
+from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.policy.budget import Certificate, Status, certify, infeasible
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.manifest import PerformanceRecord
 from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreakingRule
@@ -103,15 +103,7 @@ def plan(policy: Policy, budget: Budget) -> Plan:
         horizon=budget.horizon,
     )
     if certificate.status is Status.INFEASIBLE:
-        raise InfeasibleBudgetError(
-            f"{budget.key('alpha')}: {certificate.n} calibration rows cannot certify alpha = {certificate.alpha:.6g} "
-            f"at delta = {delta}",
-            alpha=certificate.alpha,
-            alpha_min=certificate.alpha_min,
-            n_min=certificate.n_min,
-            hint=f"The smallest alpha that they can certify is {certificate.alpha_min:.4f}; "
-            f"alpha = {certificate.alpha:.6g} takes {certificate.n_min} rows",
-        )
+        raise infeasible(certificate, key=budget.key("alpha"), audit_share=audited)
     rule, rate = _rule(budget, policy, certificate)
     return Plan(certificate, rule, audited + (1.0 - audited) * rate, alpha)
 

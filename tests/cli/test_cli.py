@@ -124,7 +124,7 @@ def test_validate_finds_a_second_section_in_another_file(make_rail_folder: Calla
 def test_validate_names_the_smallest_alpha_that_can_be_certified(make_rail_folder: Callable[..., Path]) -> None:
     result = run(app, ["validate", str(make_rail_folder(alpha=0.001))])
     assert result.exit_code == 3
-    assert "smallest alpha that they can certify is 0.0114" in result.stderr
+    assert "smallest alpha that they can certify is 0.0115" in result.stderr
     assert "takes 2302 rows" in result.stderr
 
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+import re
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from ctd_guardrail.policy.budget import (
     Guarantee,
     Status,
     certify,
+    infeasible,
     max_exceedances,
     min_alpha,
     min_rows,
+    round_up,
     sort_scores,
 )
+from ctd_guardrail.policy.spending import budget_beside_audit
 
 FINITE = st.floats(-1e6, 1e6)
 COLUMNS = hnp.arrays(np.float64, st.integers(30, 80), elements=FINITE)
@@ -75,6 +79,27 @@ def test_the_smallest_n_and_the_smallest_alpha_are_sharp(alpha: float, delta: fl
     assert smallest == pytest.approx(1 - delta ** (1 / n))
     assert max_exceedances(n, smallest * (1 + 1e-9), delta) == 0
     assert max_exceedances(n, smallest * (1 - 1e-9), delta) == -1
+
+
+@given(n=st.integers(1, 3000), delta=st.floats(1e-3, 0.2), guarantee=st.sampled_from(["exact", "expected", "next"]))
+def test_the_alpha_that_a_hint_names_is_feasible(n: int, delta: float, guarantee: str) -> None:
+    options: dict[str, Any] = {"guarantee": Guarantee(guarantee), "horizon": 1000 if guarantee == "next" else None}
+    certificate = certify(np.zeros(n), 1e-5, delta, **options)
+    assert certificate.status is Status.INFEASIBLE
+    error = infeasible(certificate, key="ctd.alpha")
+    assert str(error).startswith(f"ctd.alpha: {n} calibration rows cannot certify alpha = 1e-05")
+    hinted = re.match(r"The smallest alpha that they can certify is ([0-9.]+);", error.hint)
+    if hinted is None:
+        assert round_up(certificate.alpha_min) == 1
+    else:
+        assert certify(np.zeros(n), float(hinted[1]), delta, **options).status is Status.CERTIFIED
+
+
+def test_the_alpha_that_a_hint_names_leaves_room_for_audits() -> None:
+    error = infeasible(certify(np.zeros(200), 0.005, 0.1), key="alpha", audit_share=0.02)
+    assert "certify is 0.0313;" in error.hint
+    assert certify(np.zeros(200), budget_beside_audit(0.0313, 0.02), 0.1).status is Status.CERTIFIED
+    assert certify(np.zeros(200), budget_beside_audit(0.0312, 0.02), 0.1).status is Status.INFEASIBLE
 
 
 def test_a_certificate_states_threshold_and_expected_rate() -> None:

@@ -154,7 +154,7 @@ def test_too_few_calibration_rows_are_refused_before_anything_is_written(
     with pytest.raises(InfeasibleBudgetError) as caught:
         _run(write_config(budget={"alpha": 0.01, "delta": 0.05}))
     assert (caught.value.n_min, round(caught.value.alpha_min, 4)) == (299, 0.0368)
-    assert "It takes 299 calibration rows; the smallest alpha that 80 can certify is 0.0368" in str(caught.value)
+    assert "The smallest alpha that they can certify is 0.0368; alpha = 0.01 takes 299 rows" in str(caught.value)
     assert forwarded == []
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "CALIBRATE.yml"}
 

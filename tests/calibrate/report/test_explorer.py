@@ -108,7 +108,7 @@ def test_a_guarantee_that_says_nothing_leaves_a_gap_and_the_reason(explorer: Exp
 def test_too_few_rows_are_named(make_policy: Callable[..., Policy], tested: ScoredRows) -> None:
     explorer = explore_policy(make_policy(40), tested)
     assert explorer.fields["exact"]["problem"][explorer.alphas.index(0.05)] == (
-        "40 calibration rows cannot certify 5%: it takes 45. The smallest budget that these rows can certify is 5.59%."
+        "40 calibration rows cannot certify 5%: it takes 45. The smallest budget that these rows can certify is 5.6%."
     )
     assert explorer.fields["exact"]["problem"][explorer.alphas.index(0.06)] == ""
 
