@@ -13,6 +13,7 @@ from ctd_guardrail.config.experts import (
     PythonExpertConfig,
     RailExpertConfig,
 )
+from ctd_guardrail.config.types import Section
 
 __all__ = ["AskedLocalExpert", "AskedOpenAIExpert", "AskedPythonExpert", "AskedRailExpert", "ExpertSection"]
 
@@ -30,32 +31,27 @@ def _count_or_share(value: float) -> float:
 _MaxRefusedRows = Annotated[StrictInt | StrictFloat, Field(ge=0), AfterValidator(_count_or_share)]
 
 
-class AskedOpenAIExpert(OpenAIExpertConfig):
+class _MayRefuseRows(Section):
+    """How many rows an expert may refuse."""
+
+    max_refused_rows: _MaxRefusedRows = 0.01
+    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
+
+
+class AskedOpenAIExpert(_MayRefuseRows, OpenAIExpertConfig):
     """A judge behind an OpenAI-compatible chat-completions endpoint, and how many rows it may refuse."""
 
-    max_refused_rows: _MaxRefusedRows = 0.01
-    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
-
-class AskedRailExpert(RailExpertConfig):
+class AskedRailExpert(_MayRefuseRows, RailExpertConfig):
     """An input rail of NeMo Guardrails, and how many rows it may refuse."""
 
-    max_refused_rows: _MaxRefusedRows = 0.01
-    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
-
-class AskedLocalExpert(LocalExpertConfig):
+class AskedLocalExpert(_MayRefuseRows, LocalExpertConfig):
     """A Hugging Face model in this process, and how many rows it may refuse."""
 
-    max_refused_rows: _MaxRefusedRows = 0.01
-    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
-
-class AskedPythonExpert(PythonExpertConfig):
+class AskedPythonExpert(_MayRefuseRows, PythonExpertConfig):
     """An expert that Python code of your own makes, and how many rows it may refuse."""
-
-    max_refused_rows: _MaxRefusedRows = 0.01
-    """Rows that the expert may refuse before the run ends: a whole number of rows, or a share of them below 1."""
 
 
 ExpertSection = Annotated[
