@@ -7,7 +7,6 @@ A row holds ``text`` or ``messages`` (OpenAI form) and ``label`` (1 = unsafe, 0 
 from __future__ import annotations
 
 import codecs
-import difflib
 import gzip
 import hashlib
 import json
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ctd_guardrail._typing import FloatArray, IntArray
+from ctd_guardrail.config.validation import near_miss
 from ctd_guardrail.errors import DataError, InputError
 from ctd_guardrail.policy.manifest import DataRecord
 from ctd_guardrail.text.conversation import Context, Conversation
@@ -221,8 +221,8 @@ def _label(fields: Mapping[str, Any]) -> float:
 def _expert(fields: Mapping[str, Any], column: str) -> float:
     score = fields.get(column)
     if score is None:
-        close = difflib.get_close_matches(column, fields, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else "data.expert_column names a score that every row has"
+        close = near_miss(column, fields)
+        hint = f"Did you mean {close!r}?" if close else "data.expert_column names a score that every row has"
         raise InputError(f"expert score {column!r} is missing", hint=hint)
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0.0 <= score <= 1.0:
         raise InputError(f"expert score {column!r} is not a number in [0, 1]", hint="Give P(unsafe)")

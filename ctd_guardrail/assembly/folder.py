@@ -6,7 +6,6 @@ YAML before NeMo does, and reports such mistakes. It does not import NeMo.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from ctd_guardrail.assembly.judge_prompt import with_judge_prompt
 from ctd_guardrail.config.section import SECTION, CtdConfig, parse_section
-from ctd_guardrail.config.validation import load_yaml
+from ctd_guardrail.config.validation import load_yaml, near_miss
 from ctd_guardrail.errors import ConfigError
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "RailFolder",
     "holds_section",
     "mapping_at",
-    "near_miss",
     "read_folder",
     "refuse_doubles",
     "says_unguarded",
@@ -157,14 +155,6 @@ def mapping_at(content: Mapping[str, Any], path: Iterable[str], file: Path) -> M
             )
         value = inner
     return value
-
-
-def near_miss(wanted: str, found: Iterable[object]) -> str | None:
-    """Return a name that is probably a misspelling of ``wanted``, or None."""
-    names = [name for name in found if isinstance(name, str)]
-    spelled = {name.lower().replace("-", "_").replace(".", "/"): name for name in names if name != wanted}
-    close = difflib.get_close_matches(wanted, spelled, n=1, cutoff=0.65)
-    return spelled[close[0]] if close else None
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from ctd_guardrail.assembly.folder import FLOW, RailFolder, mapping_at, near_miss, refuse_doubles
+from ctd_guardrail.assembly.folder import FLOW, RailFolder, mapping_at, refuse_doubles
 from ctd_guardrail.config.section import SECTION
+from ctd_guardrail.config.validation import near_miss
 from ctd_guardrail.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:

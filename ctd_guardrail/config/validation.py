@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
@@ -13,11 +13,13 @@ from pydantic import BaseModel, ValidationError
 
 from ctd_guardrail.errors import ConfigError
 
-__all__ = ["config_error", "load_yaml", "naming", "validate"]
+__all__ = ["config_error", "load_yaml", "naming", "near_miss", "validate"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 _MISSING: Final = object()
+# The ratio of difflib from which two names count as one.
+_LIKENESS: Final = 0.65
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -132,6 +134,20 @@ def config_error(
     return ConfigError(problem, file=file, key=key, hint=hint)
 
 
+def near_miss(name: str, others: Iterable[object]) -> str | None:
+    """Return the one of the other names that is probably another spelling of a name, or None.
+
+    Case does not count, and neither does the choice between a hyphen and an underscore, or a dot and a slash.
+    """
+    spelled = {_plain(other): other for other in others if isinstance(other, str) and other != name}
+    close = difflib.get_close_matches(_plain(name), spelled, n=1, cutoff=_LIKENESS)
+    return spelled[close[0]] if close else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_").replace(".", "/")
+
+
 def _locate(
     location: Sequence[int | str], model: type[BaseModel], content: Mapping[str, Any]
 ) -> tuple[list[str], list[type[BaseModel]]]:
@@ -185,9 +201,9 @@ def _fields(models: Sequence[type[BaseModel]]) -> list[str]:
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = near_miss(name, known)
     if close:
-        return f"Did you mean `{close[0]}`?"
+        return f"Did you mean `{close}`?"
     return f"Known keys here: {', '.join(sorted(known))}"
 
 

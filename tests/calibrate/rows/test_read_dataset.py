@@ -112,6 +112,11 @@ def test_an_expert_score_that_is_no_probability_is_named(write_rows: Write, scor
     assert caught.value.row == 2
 
 
+def test_an_empty_expert_score_does_not_suggest_its_own_column(write_rows: Write) -> None:
+    with pytest.raises(DataError, match="names a score that every row has"):
+        read_dataset([write_rows([_SAFE | {"strong": None}])], expert_column="strong")
+
+
 def test_a_misspelt_expert_column_gets_a_suggestion(write_rows: Write) -> None:
     with pytest.raises(DataError, match="Did you mean 'expert_strong'"):
         read_dataset([write_rows([_SAFE | {"expert_strong": 0.1}])], expert_column="expert_stong")
