@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import ssl
@@ -11,7 +12,7 @@ from pydantic import SecretStr
 
 from ctd_guardrail.errors import ConfigError
 
-__all__ = ["authorization", "open_client", "read_key"]
+__all__ = ["authorization", "open_client", "read_body", "read_key"]
 
 
 def open_client(*, keepalive: int) -> httpx.AsyncClient:
@@ -59,6 +60,26 @@ def read_key(variable: str, *, setting: str) -> SecretStr:
 def authorization(key: SecretStr | None) -> dict[str, str]:
     """Return the headers that carry a key."""
     return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+
+
+async def read_body(response: httpx.Response, *, limit: int, may_be_cut: bool = False) -> bytes:
+    """Return the body of a response. Of a longer one than the limit, a single byte more is returned.
+
+    Args:
+        response: A streamed response.
+        limit: Bytes to read. A hostile server cannot fill the memory.
+        may_be_cut: Whether a connection that breaks ends the body. Otherwise it is an error.
+
+    Raises:
+        httpx.HTTPError: The connection broke.
+    """
+    body = bytearray()
+    with contextlib.suppress(httpx.HTTPError) if may_be_cut else contextlib.nullcontext():
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > limit:
+                break
+    return bytes(body[: limit + 1])
 
 
 @functools.cache

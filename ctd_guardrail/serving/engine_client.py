@@ -11,7 +11,7 @@ import stamina
 
 from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.errors import ActivationError, ActivationUnavailableError, OverloadedError
-from ctd_guardrail.runtime.http_client import authorization, open_client, read_key
+from ctd_guardrail.runtime.http_client import authorization, open_client, read_body, read_key
 from ctd_guardrail.runtime.io_thread import IoThread
 
 __all__ = ["EngineClient"]
@@ -113,7 +113,7 @@ class EngineClient:
                 method, self._base_url + path, content=body, headers=authorization(self._key)
             ) as response:
                 if response.status_code == httpx.codes.OK:
-                    return await _read(response, limit)
+                    return await read_body(response, limit=limit)
                 # The text of a refusal is not read: it may quote the conversation.
                 status = response.status_code
         except Exception as error:  # noqa: BLE001  # httpx lets errors of sockets, TLS and its own state through
@@ -124,15 +124,6 @@ class EngineClient:
                 has_lost_connection=True,
             ) from None
         raise _refusal(status)
-
-
-async def _read(response: httpx.Response, limit: int) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > limit:
-            break
-    return bytes(body[: limit + 1])
 
 
 def _refusal(status: int) -> ActivationError:

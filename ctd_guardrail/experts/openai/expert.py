@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import logging
@@ -28,7 +27,7 @@ from ctd_guardrail.experts.prompt import (
 )
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.experts.verdict import SAFE_WORD, UNSAFE_WORD
-from ctd_guardrail.runtime.http_client import authorization, open_client, read_key
+from ctd_guardrail.runtime.http_client import authorization, open_client, read_body, read_key
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.text.conversation import Conversation
 
@@ -179,6 +178,8 @@ class OpenAIExpert:
         count.calls += 1
         payload = json.dumps(form.payload(self._config.model, prompt)).encode("ascii")
         status, body, retry_after = await self._call(payload)
+        if len(body) > _MAX_RESPONSE_BYTES:
+            raise ExpertVerdictError(f"the expert's answer exceeds {_MAX_RESPONSE_BYTES} bytes")
         answer = parsed(body)
         if status != httpx.codes.OK:
             return read_complaint(status, answer, _seconds(retry_after))
@@ -193,14 +194,14 @@ class OpenAIExpert:
                 "POST", self._url, content=payload, headers=authorization(self._key)
             ) as response:
                 status = response.status_code
-                # Of an error's text only the cause is kept: it may quote the conversation.
+                body = b""
                 if status == httpx.codes.OK:
-                    body = await _read_body(response)
-                else:
-                    body = await _read_excerpt(response) if status in _EXPLAINED else b""
+                    body = await read_body(response, limit=_MAX_RESPONSE_BYTES)
+                elif status in _EXPLAINED:
+                    # Of an error's text only the cause is kept: it may quote the conversation. The status counts even
+                    # if the text is cut.
+                    body = await read_body(response, limit=_MAX_ERROR_BYTES, may_be_cut=True)
                 return status, body, response.headers.get("Retry-After", "")
-        except ExpertError:
-            raise
         except Exception as error:  # noqa: BLE001  # httpx lets errors of sockets, TLS and its own state through
             # Only the class of the error: its text may name the address or quote the answer.
             raise ExpertUnavailableError(
@@ -217,25 +218,3 @@ def _seconds(retry_after: str) -> float | None:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
-
-
-async def _read_body(response: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > _MAX_RESPONSE_BYTES:
-            raise ExpertVerdictError(
-                f"the expert's answer exceeds {_MAX_RESPONSE_BYTES} bytes", hint="Check expert.base_url"
-            )
-    return bytes(body)
-
-
-async def _read_excerpt(response: httpx.Response) -> bytes:
-    """Return the body of an error, as far as it arrives. The status counts even if the body is cut."""
-    body = bytearray()
-    with contextlib.suppress(httpx.HTTPError):
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > _MAX_ERROR_BYTES:
-                break
-    return bytes(body)
