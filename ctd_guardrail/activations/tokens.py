@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from ctd_guardrail.text.conversation import Conversation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ConversationTokenizer", "tokenize"]
+__all__ = ["ConversationTokenizer", "Ids", "TextEncoder", "tokenize"]
+
+Ids = tuple[int, ...]
+"""Token ids of a text."""
 
 _PLAIN_TEXT_RULE: Final = "plain text; several turns as 'role: text' lines"
 # Some chat templates print the current date. Activations must not change with the calendar.
@@ -40,6 +44,57 @@ async def tokenize(tokenizer: Callable[[Conversation], Windows], conversation: C
     return await asyncio.to_thread(tokenizer, conversation)
 
 
+class TextEncoder:
+    """Token ids of the operator's text and of users' text.
+
+    It holds private copies of the tokenizer without truncation, padding or settings that change between calls. The
+    shared tokenizer changes its settings on every call, which is not thread-safe, and a leftover truncation would cut
+    conversations in silence.
+
+    Args:
+        tokenizer: The model's tokenizer; a fast one.
+
+    Attributes:
+        sha256: Hash of the serialised tokenizer.
+
+    Raises:
+        ActivationError: It has no fast backend.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ActivationError(
+                f"{type(tokenizer).__name__} has no fast backend", hint="Convert the tokenizer to tokenizer.json"
+            )
+        self._markup = Tokenizer.from_str(backend.to_str())
+        self._markup.no_truncation()
+        self._markup.no_padding()
+        serialised = json.dumps(json.loads(self._markup.to_str()), sort_keys=True)
+        self.sha256 = hashlib.sha256(serialised.encode("ascii")).hexdigest()
+
+    @functools.cached_property
+    def _text(self) -> Tokenizer:
+        # Made when it is first used: a model with a chat template does without it, and a vocabulary takes memory.
+        copy = Tokenizer.from_str(self._markup.to_str())
+        copy.encode_special_tokens = True
+        return copy
+
+    def markup(self, text: str) -> Ids:
+        """Encode the operator's text: special tokens in it are special."""
+        return tuple(self._markup.encode(text, add_special_tokens=False).ids)
+
+    def text(self, text: str) -> Ids:
+        """Encode a user's text: special tokens in it are ordinary characters."""
+        return tuple(self._text.encode(text, add_special_tokens=False).ids)
+
+    def special_tokens(self) -> tuple[Ids, Ids]:
+        """Return the tokens that the tokenizer itself puts before and behind a text."""
+        bare, full = (self._markup.encode("a", add_special_tokens=add).ids for add in (False, True))
+        at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        return tuple(full[:at]), tuple(full[at + len(bare) :])
+
+
 class ConversationTokenizer:
     """Renders a conversation and cuts it into windows.
 
@@ -59,31 +114,21 @@ class ConversationTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, window: int, max_tokens: int) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ActivationError(
-                f"{type(tokenizer).__name__} has no fast backend",
-                hint="Convert the tokenizer to tokenizer.json",
-            )
-        # A private copy without truncation and padding. The shared tokenizer is not thread-safe: it changes its
-        # settings on every call, and a remaining truncation would cut conversations silently.
-        self._backend = Tokenizer.from_str(backend.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        serialised = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
-        self.tokenizer_sha256 = hashlib.sha256(serialised.encode()).hexdigest()
+        self._encoder = TextEncoder(tokenizer)
+        self.tokenizer_sha256 = self._encoder.sha256
 
         template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         self._tokenizer = tokenizer if template else None
         self._template = _FIXED_CLOCK + template if template else ""
         self.template_sha256 = hashlib.sha256((template or _PLAIN_TEXT_RULE).encode()).hexdigest()
         if template:
+            self._encode = self._encoder.markup
             self._prefix = self._window_prefix(tokenizer)
-            self._suffix: tuple[int, ...] = ()
+            self._suffix: Ids = ()
         else:
-            self._prefix, self._suffix = self._special_tokens()
             # Without a template, the text holds no special token of ours. One that a user types stays text.
-            self._backend.encode_special_tokens = True
+            self._encode = self._encoder.text
+            self._prefix, self._suffix = self._encoder.special_tokens()
         self.window = window
         self._max_tokens = max_tokens
         self._stride = window - len(self._prefix) - len(self._suffix)
@@ -100,13 +145,13 @@ class ConversationTokenizer:
         text = self._render(conversation)
         if len(text) > self._max_tokens * _CHARACTERS_PER_TOKEN:
             raise self._overlong()
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        ids = self._encode(text)
         if len(ids) > self._max_tokens:
             raise self._overlong()
         prefix = self._prefix
         if self._tokenizer is not None:
             # The template writes its own first special token; only later windows need it added.
-            ids = ids[len(prefix) :] if tuple(ids[: len(prefix)]) == prefix else ids
+            ids = ids[len(prefix) :] if ids[: len(prefix)] == prefix else ids
         starts = range(0, max(len(ids), 1), self._stride)
         return tuple((*prefix, *ids[start : start + self._stride], *self._suffix) for start in starts)
 
@@ -130,13 +175,7 @@ class ConversationTokenizer:
             hint="Raise base.max_tokens and calibrate again, or shorten the input; on_overlong decides about it",
         )
 
-    def _special_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        bare = self._backend.encode("a", add_special_tokens=False).ids
-        full = self._backend.encode("a", add_special_tokens=True).ids
-        at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-        return tuple(full[:at]), tuple(full[at + len(bare) :])
-
-    def _window_prefix(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-        first = self._backend.encode(self._render(Conversation.from_text("a")), add_special_tokens=False).ids[:1]
+    def _window_prefix(self, tokenizer: PreTrainedTokenizerBase) -> Ids:
+        first = self._encode(self._render(Conversation.from_text("a")))[:1]
         # Decoders put much of their attention on the first token. They were not trained on windows without it.
-        return tuple(first) if first == [tokenizer.bos_token_id] else ()
+        return first if first == (tokenizer.bos_token_id,) else ()

@@ -16,9 +16,10 @@ from typing import Any, Final, cast
 
 import torch
 
+from ctd_guardrail.activations.tokens import Ids
 from ctd_guardrail.config.experts import Completions, LocalExpertConfig
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.experts.local.model import Ids, LocalModel, padded_batches
+from ctd_guardrail.experts.local.model import LocalModel, padded_batches
 from ctd_guardrail.experts.local.windows import check_length, overlapping
 from ctd_guardrail.experts.prompt import (
     DEFAULT_INSTRUCTION,

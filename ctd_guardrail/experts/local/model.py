@@ -2,78 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
-from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ctd_guardrail.activations.huggingface import hash_weights, pick_device, quiet_transformers
 from ctd_guardrail.activations.models import resolve_model
+from ctd_guardrail.activations.tokens import Ids, TextEncoder
 from ctd_guardrail.config.experts import LocalExpertConfig
-from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.errors import ActivationError, ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Ids", "LocalModel", "TextEncoder", "load", "padded_batches"]
-
-Ids = tuple[int, ...]
-"""Token ids of one row."""
+__all__ = ["LocalModel", "load", "padded_batches"]
 
 _LARGEST_WINDOW: Final = 4096
 # The padded size of a forward pass, and its rows: a causal model gives up to 256k logits for each of them.
 _MAX_BATCH_TOKENS: Final = 4096
 _MAX_BATCH_ROWS: Final = 8
-
-
-class TextEncoder:
-    """Token ids of the operator's text and of users' text.
-
-    Holds a private copy of the tokenizer, without truncation and padding. The shared tokenizer is not thread-safe: it
-    changes its settings on every call, and a remaining truncation would cut conversations silently.
-
-    Args:
-        tokenizer: The model's tokenizer; a fast one.
-
-    Raises:
-        ConfigError: It has no fast backend.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ConfigError(
-                f"{type(tokenizer).__name__} has no fast backend",
-                key="expert.model",
-                hint="Convert the tokenizer to tokenizer.json",
-            )
-        self._markup = Tokenizer.from_str(backend.to_str())
-        self._markup.no_truncation()
-        self._markup.no_padding()
-        serialised = self._markup.to_str()
-        self._text = Tokenizer.from_str(serialised)
-        self._text.encode_special_tokens = True
-        self.sha256 = hashlib.sha256(json.dumps(json.loads(serialised), sort_keys=True).encode("ascii")).hexdigest()
-
-    def markup(self, text: str) -> Ids:
-        """Encode the operator's text: special tokens in it are special."""
-        return tuple(self._markup.encode(text, add_special_tokens=False).ids)
-
-    def text(self, text: str) -> Ids:
-        """Encode a user's text: special tokens in it are ordinary characters."""
-        return tuple(self._text.encode(text, add_special_tokens=False).ids)
-
-    def special_tokens(self) -> tuple[Ids, Ids]:
-        """Return what the tokenizer itself puts before and behind a text."""
-        bare, full = (self._markup.encode("a", add_special_tokens=add).ids for add in (False, True))
-        at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-        return tuple(full[:at]), tuple(full[at + len(bare) :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +79,10 @@ def load(config: LocalExpertConfig) -> LocalModel:
             key="expert.model",
             hint="Download the model again, or use a checkpoint with a trained head",
         )
-    encoder = TextEncoder(tokenizer)
+    try:
+        encoder = TextEncoder(tokenizer)
+    except ActivationError as error:
+        raise ConfigError(error.problem, key="expert.model", hint=error.hint) from error
     return LocalModel(
         kind=kind,
         model=model.eval().to(pick_device(config.device)),
