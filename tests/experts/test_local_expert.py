@@ -5,6 +5,7 @@ import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -466,3 +467,12 @@ def test_identity_pins_what_scores_depend_on_but_not_where_the_files_are(tmp_pat
 
 def test_it_is_an_expert(bert: str) -> None:
     assert isinstance(_expert(bert), Expert)
+
+
+def test_a_tokenizer_without_a_fast_backend_is_refused_at_the_key_of_the_model(
+    bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: SimpleNamespace(model_max_length=64))
+    with pytest.raises(ConfigError, match="has no fast backend") as raised:
+        _expert(bert)
+    assert raised.value.key == "expert.model"
