@@ -47,9 +47,8 @@ async def tokenize(tokenizer: Callable[[Conversation], Windows], conversation: C
 class TextEncoder:
     """Token ids of the operator's text and of users' text.
 
-    It holds private copies of the tokenizer without truncation, padding or settings that change between calls. The
-    shared tokenizer changes its settings on every call, which is not thread-safe, and a leftover truncation would cut
-    conversations in silence.
+    Holds private copies of the tokenizer, without truncation and padding. The shared tokenizer is not thread-safe: it
+    changes its settings on every call, and a remaining truncation would cut conversations silently.
 
     Args:
         tokenizer: The model's tokenizer; a fast one.

@@ -179,7 +179,9 @@ class OpenAIExpert:
         payload = json.dumps(form.payload(self._config.model, prompt)).encode("ascii")
         status, body, retry_after = await self._call(payload)
         if len(body) > _MAX_RESPONSE_BYTES:
-            raise ExpertVerdictError(f"the expert's answer exceeds {_MAX_RESPONSE_BYTES} bytes")
+            raise ExpertVerdictError(
+                f"the expert's answer exceeds {_MAX_RESPONSE_BYTES} bytes", hint="Check expert.base_url"
+            )
         answer = parsed(body)
         if status != httpx.codes.OK:
             return read_complaint(status, answer, _seconds(retry_after))
