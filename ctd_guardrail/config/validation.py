@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _MISSING: Final = object()
 # The ratio of difflib from which two names count as one.
-_LIKENESS: Final = 0.65
+_LIKENESS: Final = 0.6
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
