@@ -108,7 +108,7 @@ class FakeExpert:
         identity: Its identity. Give that of a policy to run the policy with this expert.
 
     Attributes:
-        identity: As given.
+        identity: The argument of the same name.
         asked: The conversations that it was asked about, oldest first.
         is_closed: Whether it was closed.
     """

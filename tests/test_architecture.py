@@ -36,7 +36,7 @@ FLOORS = [
     {"nemo", "sidecar"},
     {"cli"},
 ]
-# Those of calibrate, likewise.
+# The rooms of calibrate, lowest floor first.
 CALIBRATE_FLOORS = [
     {"_extra", "risk"},
     {"config"},

@@ -37,7 +37,7 @@ class Cell:
         alpha: The budget.
         delegated: Rows that go to the expert, shape [n].
         threshold: The certified threshold; None if the method has none or alpha cannot be certified.
-        k: Number of calibration rows above the certificate's threshold; None likewise.
+        k: Number of calibration rows above the certificate's threshold; None if there is no threshold.
         figures: ``rate``, the share of the rows that go to the expert, and every figure of
             :func:`calibrate.evaluate.figures.measure`.
     """

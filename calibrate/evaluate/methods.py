@@ -35,7 +35,7 @@ class Delegation:
     Attributes:
         rows: Mask of the rows, shape [n].
         threshold: The certified threshold; None if the method has none or alpha cannot be certified.
-        k: Number of calibration rows above the certificate's threshold; None likewise.
+        k: Number of calibration rows above the certificate's threshold; None if there is no threshold.
     """
 
     rows: BoolArray

@@ -106,7 +106,7 @@ class ConversationTokenizer:
         max_tokens: Largest number of tokens of a conversation, special tokens not counted.
 
     Attributes:
-        window: As given.
+        window: The argument of the same name.
 
     Raises:
         ActivationError: The tokenizer has no fast backend, or the window leaves no room for text.

@@ -47,8 +47,8 @@ class Guard:
         capacity: Number of cascades of overridden settings that are kept for the next request that asks for them.
 
     Attributes:
-        folder: As given.
-        experts: As given.
+        folder: The argument of the same name.
+        experts: The argument of the same name.
         tally: Counts of all decisions, whatever their settings.
         emit: Reports events.
 

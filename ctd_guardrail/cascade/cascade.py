@@ -67,7 +67,7 @@ class Cascade:
         runtime: Remembers decisions and answers; None: the runtime of the process.
 
     Attributes:
-        settings: As given.
+        settings: The argument of the same name.
     """
 
     def __init__(

@@ -45,8 +45,8 @@ class AuditFloor:
         delta: Probability in (0, 1) that the interval is ever wrong.
 
     Attributes:
-        share: As given.
-        delta: As given.
+        share: The argument of the same name.
+        delta: The argument of the same name.
         inputs: t.
         audits: Inputs audited.
         misses: S_t, misses found among them.

@@ -53,7 +53,7 @@ class ConformalPValues:
         seed: Seed of that choice and of U_t, a whole number of at least 0.
 
     Attributes:
-        seed: As given.
+        seed: The argument of the same name.
 
     Raises:
         DataError: There are no scores, or one is NaN or infinite; its row is named.

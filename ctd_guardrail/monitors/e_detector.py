@@ -95,7 +95,7 @@ class Alarm:
         delta: Probability in (0, 1) of any false alarm, ever.
 
     Attributes:
-        delta: As given.
+        delta: The argument of the same name.
         steps: Updates so far, up to the alarm.
         evidence: E_t, 1 at the start. Its reciprocal bounds the probability of having seen that much by chance.
         alarmed_at: The step of the alarm, None without one.

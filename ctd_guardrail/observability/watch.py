@@ -35,10 +35,10 @@ class Watch:
         runtime: Owns the queue of events; None: the runtime of the process.
 
     Attributes:
-        facts: As given.
-        load_s: As given.
-        kept: As given.
-        audit_log: As given.
+        facts: The argument of the same name.
+        load_s: The argument of the same name.
+        kept: The argument of the same name.
+        audit_log: The argument of the same name.
         sinks: What reads the guards' events, on the queue's thread.
     """
 

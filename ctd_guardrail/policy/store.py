@@ -54,7 +54,7 @@ class CalibrationScores:
         p: Safety probe, P(unsafe), shape [n].
         expert: Expert, P(unsafe), shape [n], NaN where it refused the row; None where the certificate came from
             unlabelled traffic.
-        label: 1 = unsafe, shape [n]; None likewise.
+        label: 1 = unsafe, shape [n]; None if there are no labels.
     """
 
     d: FloatArray

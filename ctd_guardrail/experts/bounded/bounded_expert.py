@@ -98,9 +98,9 @@ class BoundedExpert:
 
     Attributes:
         unbounded: The expert.
-        is_enabled: As given.
-        bulkhead: As given.
-        breaker: As given.
+        is_enabled: The argument of the same name.
+        bulkhead: The argument of the same name.
+        breaker: The argument of the same name.
     """
 
     def __init__(
