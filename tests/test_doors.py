@@ -25,8 +25,8 @@ DOORS = {
         load_guard
     """,
     "ctd_guardrail.budget": """
-        CalibrationScores Certificate Choice Costs Criterion Guarantee Policy Status best_threshold certify
-        max_exceedances min_alpha min_rows read_policy
+        BudgetUnit CalibrationScores Certificate Choice Costs Criterion Guarantee Method Policy Status TurnScores
+        best_threshold certify max_exceedances min_alpha min_rows read_policy
     """,
     "ctd_guardrail.testing": "Asked FakeExpert FakeGuard guarding_nemo",
 }

@@ -10,9 +10,10 @@ import numpy as np
 from calibrate.evaluate.methods import Delegation, Methods
 from calibrate.evaluate.rows import ScoredRows
 from ctd_guardrail._typing import BoolArray, FloatArray, IndexArray, IntArray
-from ctd_guardrail.policy.budget import Guarantee, sort_scores
+from ctd_guardrail.policy.budget import Guarantee
 from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.store import CalibrationScores
+from ctd_guardrail.policy.turns import TurnScores
 
 __all__ = ["BATCHES", "RANK", "TOP_K", "PaperMethods", "uncertainty_rank"]
 
@@ -40,7 +41,7 @@ class PaperMethods(Methods):
         tau: A score of at least tau blocks.
         seed: Seed of the random order of the rows.
         guarantee: What alpha bounds.
-        traffic: Delegation values that certify d instead of the calibration rows'.
+        turns: Delegation values that certify d instead of the calibration rows'.
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class PaperMethods(Methods):
         tau: float = 0.5,
         seed: int = 0,
         guarantee: Guarantee = Guarantee.EXACT,
-        traffic: FloatArray | None = None,
+        turns: TurnScores | None = None,
     ) -> None:
-        super().__init__(rows, calibration, delta=delta, tau=tau, seed=seed, guarantee=guarantee, traffic=traffic)
-        ranks = sort_scores(uncertainty_rank(calibration.p, calibration.p))
+        super().__init__(rows, calibration, delta=delta, tau=tau, seed=seed, guarantee=guarantee, turns=turns)
+        ranks = TurnScores.of(uncertainty_rank(calibration.p, calibration.p))
         self.signals = {**self.signals, RANK: uncertainty_rank(rows.p, calibration.p)}
         self.calibration_signals = {**self.calibration_signals, RANK: ranks}
         self._ranks: dict[str, IntArray] = {}

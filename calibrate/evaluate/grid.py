@@ -15,10 +15,11 @@ import numpy as np
 from calibrate.evaluate.figures import Figure, mean_of, measure
 from calibrate.evaluate.methods import Methods
 from calibrate.evaluate.rows import ScoredRows
-from ctd_guardrail._typing import BoolArray, FloatArray
+from ctd_guardrail._typing import BoolArray
 from ctd_guardrail.policy.budget import Guarantee
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import CalibrationScores, Policy
+from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 
 __all__ = ["ALPHAS", "Cell", "Grid", "policy_grid"]
 
@@ -60,7 +61,9 @@ class Grid:
         tau: A score of at least tau blocks.
         seed: Seed of the random baseline.
         guarantee: What alpha bounds.
-        traffic: Delegation values that certify d instead of the calibration rows', after a recalibration.
+        turns: Delegation values that certify d instead of the calibration rows'.
+        unit: What alpha is a share or a number of.
+        max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
 
     Attributes:
         rows: Test rows.
@@ -84,12 +87,24 @@ class Grid:
         tau: float = 0.5,
         seed: int = 0,
         guarantee: Guarantee = Guarantee.EXACT,
-        traffic: FloatArray | None = None,
+        turns: TurnScores | None = None,
+        unit: BudgetUnit = BudgetUnit.TURN,
+        max_turns: int | None = None,
     ) -> None:
         rows.check()
         self.rows, self.calibration = rows, calibration
         self.delta, self.tau, self.seed, self.guarantee = delta, tau, seed, guarantee
-        self.methods = Methods(rows, calibration, delta=delta, tau=tau, seed=seed, guarantee=guarantee, traffic=traffic)
+        self.methods = Methods(
+            rows,
+            calibration,
+            delta=delta,
+            tau=tau,
+            seed=seed,
+            guarantee=guarantee,
+            turns=turns,
+            unit=unit,
+            max_turns=max_turns,
+        )
         self._measure_packed = lru_cache(maxsize=_KEPT)(self._measure)
 
     def cell(self, method: str, alpha: float) -> Cell:
@@ -130,13 +145,15 @@ def policy_grid(policy: Policy, rows: ScoredRows, *, guarantee: Guarantee = Guar
     Raises:
         DataError: The rows cannot be evaluated.
     """
-    manifest = policy.manifest
+    manifest, in_force = policy.manifest, policy.manifest.in_force
     return Grid(
         rows,
         policy.calibration,
-        delta=spent_delta(manifest.calibration.delta, len(manifest.recalibrations)),
+        delta=spent_delta(in_force.delta, in_force.looks),
         tau=manifest.decision_threshold,
         seed=manifest.calibration.seed,
         guarantee=guarantee,
-        traffic=policy.traffic,
+        turns=policy.turns,
+        unit=in_force.unit,
+        max_turns=in_force.max_turns,
     )

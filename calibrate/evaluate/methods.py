@@ -10,10 +10,11 @@ import numpy as np
 
 from calibrate.evaluate.rows import ScoredRows
 from ctd_guardrail._typing import BoolArray, FloatArray, IndexArray
-from ctd_guardrail.policy.budget import Certificate, Guarantee, certify, sort_scores
+from ctd_guardrail.policy.budget import Certificate, Guarantee, certify
 from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.selection import Criterion, best_threshold
 from ctd_guardrail.policy.store import CalibrationScores
+from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 
 __all__ = ["CERTIFIED", "CHOSEN", "METHODS", "Delegation", "Methods", "select_rows", "uncertainty"]
 
@@ -63,11 +64,13 @@ class Methods:
         tau: A score of at least tau blocks.
         seed: Seed of the random order of the rows.
         guarantee: What alpha bounds.
-        traffic: Delegation values that certify d instead of the calibration rows', after a recalibration.
+        turns: Delegation values that certify d instead of the calibration rows'.
+        unit: What alpha is a share or a number of, for d.
+        max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
 
     Attributes:
         signals: Values of the test rows by which each signal ranks them.
-        calibration_signals: Values of the calibration rows behind each certificate, ascending.
+        calibration_signals: Values behind each certificate.
     """
 
     def __init__(
@@ -79,7 +82,9 @@ class Methods:
         tau: float = 0.5,
         seed: int = 0,
         guarantee: Guarantee = Guarantee.EXACT,
-        traffic: FloatArray | None = None,
+        turns: TurnScores | None = None,
+        unit: BudgetUnit = BudgetUnit.TURN,
+        max_turns: int | None = None,
     ) -> None:
         self._rows, self._calibration, self._delta, self._tau = rows, calibration, delta, tau
         self._guarantee = guarantee
@@ -88,9 +93,10 @@ class Methods:
             "ctd": rows.d,
             "oracle": rows.value,
         }
-        self.calibration_signals: Mapping[str, FloatArray] = {
-            "uncertainty": sort_scores(uncertainty(calibration.p)),
-            "ctd": sort_scores(calibration.d if traffic is None else traffic),
+        self._unit, self._max_turns = unit, max_turns
+        self.calibration_signals: Mapping[str, TurnScores] = {
+            "uncertainty": TurnScores.of(uncertainty(calibration.p)),
+            "ctd": TurnScores.of(calibration.d) if turns is None else turns,
         }
         self._shuffled = np.random.default_rng(seed).permutation(rows.label.size)
 
@@ -128,7 +134,15 @@ class Methods:
             KeyError: Thresholds on this signal cannot be certified.
             ConfigError: alpha or delta lies outside (0, 1), or alpha outside the range of the guarantee.
         """
-        return certify(self.calibration_signals[signal], alpha, self._delta, guarantee=self._guarantee)
+        turns, of_d = self.calibration_signals[signal], signal == "ctd"
+        return certify(
+            turns,
+            alpha,
+            self._delta,
+            unit=self._unit if of_d else BudgetUnit.TURN,
+            guarantee=self._guarantee,
+            max_turns=self._max_turns if of_d else None,
+        )
 
     def top(self, signal: str, count: int) -> BoolArray:
         """Return the rows with the largest values of a signal, shape [n]."""

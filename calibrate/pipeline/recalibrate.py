@@ -19,6 +19,7 @@ from ctd_guardrail.policy.budget import Certificate, Status, certify, sort_score
 from ctd_guardrail.policy.manifest import RecalibrationRecord
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import MANIFEST_FILE, TENSORS_FILE, finish_write, read_policy, write_policy
+from ctd_guardrail.policy.turns import TurnScores
 from ctd_guardrail.runtime.lock import writing
 
 __all__ = ["HISTORY_FOLDER", "Recalibration", "recalibrate_policy"]
@@ -95,9 +96,9 @@ def _recalibrate(
         raise DataError("the policy already uses these scores", file=source, hint="Recalibrate with newer traffic")
 
     look = len(past) + 1
-    traffic = sort_scores(scores)
+    turns = TurnScores.of(sort_scores(scores))
     spent = spent_delta(delta, look)
-    certificate = certify(traffic, alpha, spent)
+    certificate = certify(turns, alpha, spent)
     previous = certify(policy.scores, alpha, spent_delta(delta, look - 1))
     if certificate.status is Status.INFEASIBLE:
         return Recalibration(certificate, previous, look, delta, None)
@@ -119,5 +120,5 @@ def _recalibrate(
         threshold=certificate.threshold,
     )
     fields = manifest.model_copy(update={"recalibrations": (*past, record)}).model_dump(exclude={"tensors_sha256"})
-    write_policy(folder, fields, policy.probe, policy.calibration, traffic=traffic, used_rows=policy.used_rows)
+    write_policy(folder, fields, policy.probe, policy.calibration, turns=turns, used_rows=policy.used_rows)
     return Recalibration(certificate, previous, look, delta, kept)

@@ -50,7 +50,7 @@ def write_card(folder: Path, policy: Policy, rows: ScoredRows, explorer: Explore
         start=explorer.at_start(),
         glance=at_budgets(explorer),
         groups=_groups(rows),
-        calibration_rows=policy.scores.size,
+        calibration_rows=policy.scores.turns,
         test_rows=rows.label.size,
         unsafe_rows=int(rows.label.sum()),
         clusters=len(set(rows.clusters.tolist())),

@@ -74,7 +74,7 @@ def write_report(
         "prices": prices,
         "snippet": snippet(policy.manifest, policy_folder or folder, expert),
         "recorded": expert is None,
-        "calibration_rows": policy.scores.size,
+        "calibration_rows": policy.scores.turns,
         "test_rows": rows.label.size,
         "unsafe_rows": int(rows.label.sum()),
         "clusters": len(set(rows.clusters.tolist())),

@@ -92,7 +92,7 @@ def build_watch(
     monitor, audit_log = config.monitor, config.audit_log
 
     def make() -> Watch:
-        kept = None if monitor is None else _keep(facts, policy.scores, folder, monitor)
+        kept = None if monitor is None else _keep(facts, policy.scores.d, folder, monitor)
         written = None
         if audit_log is not None and keys.audit_log is not None:
             written = AuditLog(

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import numpy as np
 
@@ -30,11 +30,16 @@ from ctd_guardrail.policy.guarantees import (
     min_alpha,
     min_rows,
 )
+from ctd_guardrail.policy.thinning import thin
+from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 
 __all__ = [
+    "BudgetUnit",
     "Certificate",
     "Guarantee",
+    "Method",
     "Status",
+    "TurnScores",
     "certify",
     "infeasible",
     "max_exceedances",
@@ -55,6 +60,20 @@ class Status(StrEnum):
     INFEASIBLE = "infeasible"
 
 
+class Method(StrEnum):
+    """How the threshold was found.
+
+    ``exact binomial``: closed form for conversations of one turn. ``thinning``: the closed form on one random turn of
+    a random part of the conversations. ``betting``: a sequential test on whole conversations. ``conformal``: conformal
+    risk control.
+    """
+
+    EXACT_BINOMIAL = "exact binomial"
+    THINNING = "thinning"
+    BETTING = "betting"
+    CONFORMAL = "conformal"
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """A threshold and the guarantee on the rate at which it delegates.
@@ -62,18 +81,26 @@ class Certificate:
     Attributes:
         status: Whether the budget is certified.
         threshold: lambda; ``+inf`` if infeasible: nothing is delegated.
-        k: Number of calibration scores that may lie above the threshold, k*; -1 if infeasible.
-        n: Number of calibration scores.
+        k: Number of scores above the threshold; with one turn in each conversation, the number k* that may lie above
+            it. -1 if infeasible.
+        n: Number of independent units behind the certificate: conversations.
         alpha: The budget: largest admissible share of delegated inputs.
         delta: Admissible probability, over the calibration draw, that the guarantee fails; ``expected`` has none and
             ignores it.
-        mean_rate: Expected share of delegated inputs, (k + 1) / (n + 1), exact for continuous scores; 0 if
-            infeasible.
+        mean_rate: Expected share of delegated turns, or number of calls per conversation, as ``unit`` says. With one
+            turn in each conversation it is (k + 1) / (n + 1), exact for continuous scores; else the rate on the data.
+            0 if infeasible.
         n_min: Smallest n that can certify alpha at delta. A certified ``simultaneous`` states the n that is enough
             at its own eta, an upper bound that needs no search.
-        alpha_min: Smallest alpha that n scores can certify at delta.
+        alpha_min: Smallest alpha that these scores can certify at delta.
         guarantee: The meaning of alpha.
         horizon: The number of inputs of ``next``; None for the others.
+        unit: What alpha is a share or a number of.
+        conversations: Number of conversations.
+        turns: Number of their turns.
+        method: How the threshold was found.
+        max_turns: Largest number of turns of a conversation in the deployment. The certificate assumes it.
+        always: Number of turns that go to the expert whatever the threshold, as unreadable ones do.
     """
 
     status: Status
@@ -87,6 +114,12 @@ class Certificate:
     alpha_min: float
     guarantee: Guarantee = Guarantee.EXACT
     horizon: int | None = None
+    unit: BudgetUnit = BudgetUnit.TURN
+    conversations: int = 1
+    turns: int = 1
+    method: Method = Method.EXACT_BINOMIAL
+    max_turns: int = 1
+    always: int = 0
 
 
 def sort_scores(scores: FloatArray) -> FloatArray:
@@ -114,48 +147,115 @@ def sort_scores(scores: FloatArray) -> FloatArray:
 
 
 def certify(
-    sorted_scores: FloatArray,
+    scores: FloatArray | TurnScores,
     alpha: float,
     delta: float,
     *,
+    unit: BudgetUnit = BudgetUnit.TURN,
     guarantee: Guarantee = Guarantee.EXACT,
     horizon: int | None = None,
+    max_turns: int | None = None,
 ) -> Certificate:
     """Return the smallest threshold whose delegation rate is certified to be at most alpha.
 
-    lambda is the (n - k)-th smallest score. Without ties, exactly k scores lie above it; with ties, fewer. Every larger
-    threshold is certified by the same event, so choosing among those needs no correction.
+    With one turn in each conversation, lambda is the (n - k)-th smallest score. Without ties, exactly k scores lie
+    above it; with ties, fewer. Every larger threshold is certified by the same event, so choosing among those needs no
+    correction.
 
     Args:
-        sorted_scores: Delegation values of the calibration inputs in ascending order, as :func:`sort_scores` returns
+        scores: The turns, or delegation values of single turns in ascending order, as :func:`sort_scores` returns
             them, shape [n].
-        alpha: Budget in (0, 1).
+        alpha: Budget: a share in (0, 1), or a number of calls per conversation in (0, max_turns).
         delta: Error probability in (0, 1).
+        unit: What alpha is a share or a number of.
         guarantee: The meaning of alpha.
         horizon: For ``next``, the number of inputs that the statement covers.
+        max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
 
     Raises:
-        ConfigError: alpha or delta lies outside (0, 1), alpha outside the range of ``simultaneous``, or ``horizon``
-            and ``guarantee`` do not belong together.
+        ConfigError: alpha or delta lies outside its range, ``max_turns`` is below the longest conversation of the
+            data, or unit, guarantee, horizon and data do not belong together.
     """
     check_share("delta", delta)
+    if not isinstance(scores, TurnScores):
+        scores = TurnScores(scores)
     rule = _rule(guarantee, delta, horizon)
-    n = int(sorted_scores.size)
-    k = rule.exceedances(n, alpha)
-    feasible = k >= 0
+    longest = _longest(scores, max_turns)
+    if unit is BudgetUnit.CONVERSATION:
+        raise ConfigError("calls per conversation cannot be certified yet", key="unit", hint="Use unit: turn")
+    if longest > 1 and guarantee is Guarantee.NEXT:
+        raise ConfigError(
+            "guarantee 'next' counts independent inputs, but conversations have several turns",
+            key="guarantee",
+            hint="Use guarantee: exact",
+        )
+    closed = _closed_form(scores, rule, alpha) if longest == 1 else _thinned(scores, rule, alpha, longest)
+    feasible = math.isfinite(closed.threshold)
     return Certificate(
         status=Status.CERTIFIED if feasible else Status.INFEASIBLE,
-        threshold=float(sorted_scores[n - 1 - k]) if feasible else math.inf,
-        k=k,
-        n=n,
+        threshold=closed.threshold,
+        k=closed.k if feasible else -1,
+        n=scores.conversations,
         alpha=alpha,
         delta=delta,
-        mean_rate=(k + 1) / (n + 1) if feasible else 0.0,
-        n_min=rule.rows(n, alpha),
-        alpha_min=rule.budget(n),
+        mean_rate=closed.mean_rate if feasible else 0.0,
+        n_min=closed.n_min,
+        alpha_min=closed.alpha_min,
         guarantee=guarantee,
         horizon=horizon,
+        unit=unit,
+        conversations=scores.conversations,
+        turns=scores.turns,
+        method=closed.method,
+        max_turns=longest,
+        always=int(np.isinf(scores.d).sum()),
     )
+
+
+class _Found(NamedTuple):
+    """A threshold, and what is known of it."""
+
+    threshold: float
+    k: int
+    mean_rate: float
+    n_min: int
+    alpha_min: float
+    method: Method
+
+
+def _closed_form(scores: TurnScores, rule: Rule, alpha: float) -> _Found:
+    """Certify independent turns."""
+    n = scores.turns
+    k = rule.exceedances(n, alpha)
+    threshold = float(scores.d[n - 1 - k]) if k >= 0 else math.inf
+    return _Found(threshold, k, (k + 1) / (n + 1), rule.rows(n, alpha), rule.budget(n), Method.EXACT_BINOMIAL)
+
+
+def _thinned(scores: TurnScores, rule: Rule, alpha: float, max_turns: int) -> _Found:
+    """Certify one random turn of some conversations."""
+    sample = thin(scores, max_turns)
+    if not sample.turns:
+        raise DataError("no conversation is left after thinning", hint="Give more conversations")
+    closed = _closed_form(sample, rule, alpha)
+    return _Found(
+        closed.threshold,
+        scores.count_above(closed.threshold),
+        scores.rate_above(closed.threshold),
+        math.ceil(closed.n_min * scores.conversations / sample.turns),
+        closed.alpha_min,
+        Method.THINNING,
+    )
+
+
+def _longest(scores: TurnScores, max_turns: int | None) -> int:
+    longest = scores.max_turns
+    if max_turns is not None and max_turns < longest:
+        raise ConfigError(
+            f"max_turns = {max_turns} is below the longest conversation of the data, {longest} turns",
+            key="max_turns",
+            hint=f"Set it to {longest} or more, or leave it out",
+        )
+    return longest if max_turns is None else max_turns
 
 
 def infeasible(certificate: Certificate, *, key: str, audit_share: float = 0.0) -> InfeasibleBudgetError:

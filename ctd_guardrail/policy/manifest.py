@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
+from ctd_guardrail.policy.turns import BudgetUnit
 from ctd_guardrail.probes.merge import Merge
 from ctd_guardrail.probes.spec import ProbeSpec
 from ctd_guardrail.text.conversation import Context
@@ -18,6 +20,7 @@ __all__ = [
     "FORMAT",
     "CalibrationRecord",
     "DataRecord",
+    "InForce",
     "Manifest",
     "PerformanceRecord",
     "RecalibrationRecord",
@@ -38,6 +41,8 @@ _EARLIER_PINS: Final = frozenset(
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+_Alpha = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=1)]
 
 
 class DataRecord(BaseModel):
@@ -56,22 +61,40 @@ class DataRecord(BaseModel):
     rows: int
 
 
+def _check_alpha(alpha: float, unit: BudgetUnit) -> None:
+    if unit is BudgetUnit.TURN and alpha >= 1.0:
+        raise ValueError("alpha is a share of the turns and must be below 1")
+
+
 class CalibrationRecord(BaseModel):
     """The rows behind the certificate, and the default budget.
 
     Attributes:
-        rows: Number n of calibration rows, one from each cluster of dependent rows.
-        alpha: Budget at calibration.
+        rows: Number of labelled calibration rows.
+        alpha: Budget at calibration: a share of the turns, or a number of calls per conversation.
         delta: Error probability at calibration.
+        unit: What alpha is a share or a number of.
+        conversations: Number of conversations behind the certificate; None: each row is a conversation of one turn.
+        turns: Number of their turns; None: the rows themselves.
+        max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
         seed: Seed of the split.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rows: Annotated[int, Field(ge=1)]
-    alpha: _Share
+    rows: _Count
+    alpha: _Alpha
     delta: _Share
     seed: int
+    unit: BudgetUnit = BudgetUnit.TURN
+    conversations: _Count | None = None
+    turns: _Count | None = None
+    max_turns: _Count | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_alpha(self.alpha, self.unit)
+        return self
 
 
 class RecalibrationRecord(BaseModel):
@@ -82,11 +105,20 @@ class RecalibrationRecord(BaseModel):
         file: The file of scores, without the folder.
         sha256: Hash of its bytes.
         rows: Number of scores.
-        alpha: Budget that was certified.
+        alpha: Budget that was certified, and the default of the rail from then on.
         delta: Error probability for all recalibrations together.
         delta_spent: The part of delta that this recalibration used.
-        k: Number of scores that may lie above the threshold.
+        unit: What alpha is a share or a number of.
+        conversations: Number of conversations; None: every score is a conversation of its own.
+        max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
+        method: How the threshold was found, as in :class:`ctd_guardrail.policy.budget.Certificate`; None in records of
+            earlier versions.
+        k: Number of scores above the threshold.
         threshold: lambda for this alpha.
+        growing: Hash of the scores in order of arrival, where later recalibrations may continue the file. None
+            otherwise.
+        continues: Whether the file continues that of the last recalibration, so that no delta was spent.
+        drops_risks: Whether this recalibration gave up the certificate of performance risks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,12 +126,49 @@ class RecalibrationRecord(BaseModel):
     created_at: datetime
     file: _FileName
     sha256: str
-    rows: Annotated[int, Field(ge=1)]
-    alpha: _Share
+    rows: _Count
+    alpha: _Alpha
     delta: _Share
     delta_spent: _Share
     k: Annotated[int, Field(ge=0)]
     threshold: float
+    unit: BudgetUnit = BudgetUnit.TURN
+    conversations: _Count | None = None
+    max_turns: _Count | None = None
+    method: str | None = None
+    growing: str | None = None
+    continues: bool = False
+    drops_risks: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_alpha(self.alpha, self.unit)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """Budget and data of the certificate in force: of the last recalibration, or else of the calibration.
+
+    Attributes:
+        alpha: The budget.
+        delta: Error probability, for all recalibrations together.
+        unit: What alpha is a share or a number of.
+        max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
+        turns: Number of turns that are stored beside the calibration rows; None: the rows are the turns.
+        conversations: Number of their conversations.
+        looks: Number of recalibrations that spent a part of delta.
+        is_growing: Whether the data may grow without another look.
+    """
+
+    alpha: float
+    delta: float
+    unit: BudgetUnit
+    max_turns: int | None
+    turns: int | None
+    conversations: int | None
+    looks: int
+    is_growing: bool
 
 
 class RiskBound(BaseModel):
@@ -149,8 +218,8 @@ class Manifest(BaseModel):
         expert: Identity of the expert whose scores the delegation value was trained on; ``recorded:COLUMN`` for
             scores that came with the data.
         calibration: The labelled rows behind the first certificate.
-        recalibrations: Every later certificate, oldest first. The last one is in force, and their number sets the
-            delta of the next.
+        recalibrations: Every later certificate, oldest first. The last one is in force. The number of those that
+            spent a part of delta sets the part of the next.
         performance: The setting that was certified for performance risks; None if only the budget is certified.
         data: The data files.
         training: Candidates for the probes, and their cross-validated scores.
@@ -180,6 +249,23 @@ class Manifest(BaseModel):
     evaluation: dict[str, Any]
     tensors_sha256: _Sha256
     pins_sha256: _Sha256
+
+    @property
+    def in_force(self) -> InForce:
+        """Budget and data of the certificate in force."""
+        last = self.recalibrations[-1] if self.recalibrations else None
+        record = last or self.calibration
+        turns = self.calibration.turns if last is None else last.rows
+        return InForce(
+            alpha=record.alpha,
+            delta=record.delta,
+            unit=record.unit,
+            max_turns=record.max_turns,
+            turns=turns,
+            conversations=turns if record.conversations is None else record.conversations,
+            looks=sum(not past.continues for past in self.recalibrations),
+            is_growing=last is not None and last.growing is not None,
+        )
 
     def hash_pins(self) -> str:
         """Return the right value of ``pins_sha256``."""

@@ -15,6 +15,7 @@ from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreaking
 from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_threshold
 from ctd_guardrail.policy.spending import budget_beside_audit, spent_delta
 from ctd_guardrail.policy.store import Policy
+from ctd_guardrail.policy.turns import BudgetUnit
 
 __all__ = ["Budget", "Plan", "plan"]
 
@@ -26,6 +27,7 @@ class Budget:
     Attributes:
         alpha: Largest share of the inputs that the expert may see; None: the policy's.
         delta: Admissible probability that calibration misses the budget; None: the policy's.
+        unit: What alpha is a share or a number of; None: the policy's.
         guarantee: What alpha bounds.
         horizon: Number of inputs that ``guarantee: next`` covers.
         criterion: Which of the certified thresholds is used.
@@ -37,6 +39,7 @@ class Budget:
 
     alpha: float | None = None
     delta: float | None = None
+    unit: BudgetUnit | None = None
     guarantee: Guarantee = Guarantee.EXACT
     horizon: int | None = None
     criterion: Criterion = Criterion.BUDGET
@@ -54,6 +57,7 @@ class Budget:
 _FIXED_BY_PERFORMANCE = {
     "alpha": "alpha",
     "delta": "delta",
+    "unit": "unit",
     "guarantee": "guarantee",
     "horizon": "horizon",
     "criterion": "criterion",
@@ -91,14 +95,16 @@ def plan(policy: Policy, budget: Budget) -> Plan:
         ConfigError: ``horizon`` does not fit ``guarantee``, the criterion needs labels that the policy lacks, the tie
             key is not usable, or a setting would void the policy's performance certificate.
     """
-    calibration, looks = policy.manifest.calibration, len(policy.manifest.recalibrations)
-    alpha = calibration.alpha if budget.alpha is None else budget.alpha
-    delta = calibration.delta if budget.delta is None else budget.delta
+    in_force = policy.manifest.in_force
+    alpha = in_force.alpha if budget.alpha is None else budget.alpha
+    delta = in_force.delta if budget.delta is None else budget.delta
     audited = budget.audit_share
     certificate = certify(
         policy.scores,
         _alpha_of_rule(budget, policy, alpha),
-        spent_delta(delta, looks),
+        spent_delta(delta, in_force.looks),
+        unit=in_force.unit if budget.unit is None else budget.unit,
+        max_turns=in_force.max_turns,
         guarantee=budget.guarantee,
         horizon=budget.horizon,
     )
@@ -129,7 +135,7 @@ def _rule(budget: Budget, policy: Policy, certificate: Certificate) -> tuple[Del
     """Return the rule, and the share of the inputs that it is expected to delegate."""
     if policy.manifest.performance is not None:
         threshold = _performance_threshold(budget, policy.manifest.performance)
-        return ThresholdRule(threshold), float((policy.scores > threshold).mean())
+        return ThresholdRule(threshold), policy.scores.rate_above(threshold)
     if budget.tie_key is not None:
         if budget.criterion is not Criterion.BUDGET:
             raise ConfigError(
@@ -141,7 +147,7 @@ def _rule(budget: Budget, policy: Policy, certificate: Certificate) -> tuple[Del
     if budget.criterion is Criterion.BUDGET:
         return ThresholdRule(certificate.threshold), certificate.mean_rate
     choice = _choose(budget, policy, certificate)
-    return ThresholdRule(choice.threshold), float((policy.calibration.d > choice.threshold).mean())
+    return ThresholdRule(choice.threshold), policy.scores.rate_above(choice.threshold)
 
 
 def _performance_threshold(budget: Budget, performance: PerformanceRecord) -> float:

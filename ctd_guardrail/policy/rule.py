@@ -71,8 +71,8 @@ class TieBreakingRule:
         """
         uniform("", key.get_secret_value())  # for its check of the key
         digest = hashlib.blake2b(policy.manifest.tensors_sha256.encode(), key=key.get_secret_value()).digest()
-        draws = np.random.default_rng(int.from_bytes(digest)).random(policy.scores.size)
-        return cls(tie_threshold(certificate, *sort_with_ties(policy.scores, draws)), key)
+        draws = np.random.default_rng(int.from_bytes(digest)).random(policy.scores.turns)
+        return cls(tie_threshold(certificate, *sort_with_ties(policy.scores.d, draws)), key)
 
     @property
     def threshold(self) -> float:

@@ -26,6 +26,7 @@ from ctd_guardrail.policy.files import (
     write_files,
 )
 from ctd_guardrail.policy.manifest import DESCRIBES, Manifest
+from ctd_guardrail.policy.turns import TurnScores
 from ctd_guardrail.probes.spec import check_tensors
 from ctd_guardrail.text.normalise import NORMALISER
 
@@ -41,7 +42,10 @@ __all__ = [
 
 _PROBE: Final = "probe."
 _CALIBRATION: Final = "calibration."
-_TRAFFIC: Final = "traffic.d"
+_TURNS: Final = "turns.d"
+_CONVERSATION: Final = "turns.conversation"
+# Where earlier versions kept the scores of a recalibration.
+_EARLIER_TURNS: Final = "traffic.d"
 _USED_ROWS: Final = "used_rows"
 
 
@@ -93,7 +97,8 @@ class Policy:
         manifest: Records the inputs of the calibration.
         probe: Parameters of the two probes, by name.
         calibration: Scores of the labelled calibration rows.
-        traffic: Delegation values of unlabelled traffic, ascending, where the policy was recalibrated on it.
+        turns: Delegation values behind the certificate in force, where these are not simply those of the labelled
+            calibration rows: the calibration was on conversations, or the policy was recalibrated.
         used_rows: 64-bit digests of the rows that it was trained or calibrated on, ascending: an evaluation leaves
             them out. None if the calibration did not record them.
         digest: SHA-256 of the manifest file; empty if the policy was not read from one.
@@ -102,14 +107,14 @@ class Policy:
     manifest: Manifest
     probe: Mapping[str, Float32Array]
     calibration: CalibrationScores
-    traffic: FloatArray | None = None
+    turns: TurnScores | None = None
     used_rows: DigestArray | None = None
     digest: str = ""
 
     @property
-    def scores(self) -> FloatArray:
-        """The delegation values behind the certificate in force, ascending."""
-        return self.calibration.d if self.traffic is None else self.traffic
+    def scores(self) -> TurnScores:
+        """The delegation values behind the certificate in force."""
+        return TurnScores(self.calibration.d) if self.turns is None else self.turns
 
 
 def write_policy(
@@ -118,7 +123,7 @@ def write_policy(
     policy_probe: Mapping[str, Float32Array],
     calibration: CalibrationScores,
     *,
-    traffic: FloatArray | None = None,
+    turns: TurnScores | None = None,
     used_rows: DigestArray | None = None,
 ) -> Policy:
     """Write a policy folder so that a reader sees the old policy or the new one, never a mixture.
@@ -129,7 +134,7 @@ def write_policy(
             version's is noted.
         policy_probe: Parameters of the two probes, by name.
         calibration: Scores of the labelled calibration rows.
-        traffic: Delegation values of unlabelled traffic, ascending, from a recalibration.
+        turns: Delegation values behind the certificate, where these are not simply those of the calibration rows.
         used_rows: Digests of the rows that it was trained or calibrated on, ascending.
 
     Returns:
@@ -147,8 +152,10 @@ def write_policy(
         column = getattr(calibration, name)
         if column is not None:
             tensors[_CALIBRATION + name] = np.ascontiguousarray(column)
-    if traffic is not None:
-        tensors[_TRAFFIC] = np.ascontiguousarray(traffic)
+    if turns is not None:
+        tensors[_TURNS] = np.ascontiguousarray(turns.d)
+        if turns.conversation is not None:
+            tensors[_CONVERSATION] = np.ascontiguousarray(turns.conversation)
     if used_rows is not None:
         tensors[_USED_ROWS] = np.ascontiguousarray(used_rows)
     blob = save(tensors)
@@ -157,7 +164,7 @@ def write_policy(
     checked = Manifest.model_validate({"normaliser": NORMALISER, **manifest, **hashes})
     checked = checked.model_copy(update={"pins_sha256": checked.hash_pins()})
     write_files(folder, manifest=(checked.model_dump_json(indent=2) + "\n").encode(), tensors=blob)
-    return Policy(checked, dict(policy_probe), calibration, traffic, used_rows)
+    return Policy(checked, dict(policy_probe), calibration, turns, used_rows)
 
 
 def read_policy(folder: Path) -> Policy:
@@ -174,7 +181,7 @@ def read_policy(folder: Path) -> Policy:
         tensors = load(blob)
     except (SafetensorError, KeyError, ValueError) as error:
         raise PolicyFormatError(f"{folder / TENSORS_FILE} is not a safetensors file") from error
-    traffic, used_rows = tensors.pop(_TRAFFIC, None), tensors.pop(_USED_ROWS, None)
+    turns, used_rows = _pop_turns(tensors), tensors.pop(_USED_ROWS, None)
     probe = {name.removeprefix(_PROBE): array for name, array in tensors.items() if name.startswith(_PROBE)}
     columns = {
         name.removeprefix(_CALIBRATION): array for name, array in tensors.items() if name.startswith(_CALIBRATION)
@@ -185,10 +192,10 @@ def read_policy(folder: Path) -> Policy:
             hint="Copy both files of the policy again",
         )
     _check_probe(folder, manifest, probe)
-    _check_traffic(folder, manifest, traffic)
+    checked = _check_turns(folder, manifest, *turns)
     if used_rows is not None and (used_rows.ndim != 1 or used_rows.dtype != np.uint64):
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_USED_ROWS} are not 64-bit digests")
-    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), traffic, used_rows, digest)
+    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), checked, used_rows, digest)
 
 
 def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
@@ -240,11 +247,32 @@ def _check_calibration(folder: Path, manifest: Manifest, columns: Mapping[str, N
     return CalibrationScores(columns["d"], columns["p"], columns.get("expert"), columns.get("label"))
 
 
-def _check_traffic(folder: Path, manifest: Manifest, traffic: NDArray[Any] | None) -> None:
-    rows = manifest.recalibrations[-1].rows if manifest.recalibrations else None
-    if traffic is None and rows is None:
-        return
-    if traffic is None or traffic.shape != (rows,) or traffic.dtype != np.float64 or not np.isfinite(traffic).all():
-        raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_TRAFFIC} is not {rows} finite float64 values")
-    if (np.diff(traffic) < 0).any():
-        raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_TRAFFIC} is not in ascending order")
+def _pop_turns(tensors: dict[str, NDArray[Any]]) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    """Take the turns' tensors out of those of the file."""
+    name = _TURNS if _TURNS in tensors else _EARLIER_TURNS
+    return tensors.pop(name, None), tensors.pop(_CONVERSATION, None)
+
+
+def _check_turns(
+    folder: Path, manifest: Manifest, d: NDArray[Any] | None, conversation: NDArray[Any] | None
+) -> TurnScores | None:
+    """Check the turns against the record of the certificate in force."""
+    record, file = manifest.in_force, folder / TENSORS_FILE
+    if d is None and conversation is None and record.turns is None:
+        return None
+    if d is None or d.shape != (record.turns,) or d.dtype != np.float64 or (np.isnan(d) | (d == -np.inf)).any():
+        raise PolicyFormatError(f"{file}: {_TURNS} is not {record.turns} float64 values above -inf")
+    if (d[1:] < d[:-1]).any():
+        raise PolicyFormatError(f"{file}: {_TURNS} is not in ascending order")
+    if conversation is None:
+        found = d.size
+    elif conversation.shape != d.shape or conversation.dtype != np.int64:
+        raise PolicyFormatError(f"{file}: {_CONVERSATION} is not {record.turns} int64 values")
+    else:
+        numbers = np.unique(conversation)
+        found = numbers.size
+        if numbers[0] != 0 or numbers[-1] != found - 1:
+            raise PolicyFormatError(f"{file}: {_CONVERSATION} does not number conversations from 0 without gaps")
+    if found != record.conversations:
+        raise PolicyFormatError(f"{file}: {_CONVERSATION} has {found} conversations, not {record.conversations}")
+    return TurnScores(d, conversation)

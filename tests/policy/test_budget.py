@@ -113,6 +113,8 @@ def test_a_certificate_states_threshold_and_expected_rate() -> None:
         alpha=0.1,
         delta=0.05,
         mean_rate=85 / 1001,
+        conversations=1000,
+        turns=1000,
         n_min=29,
         alpha_min=min_alpha(1000, 0.05),
     )

@@ -18,6 +18,7 @@ from ctd_guardrail.assembly.prepared import load_guard
 from ctd_guardrail.errors import PolicyError, PolicyIntegrityError
 from ctd_guardrail.policy.manifest import DESCRIBES, Manifest
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
+from ctd_guardrail.policy.turns import TurnScores
 from ctd_guardrail.runtime.runtime import Runtime
 from tests.support.policies import write_plain_policy
 
@@ -60,7 +61,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluation": {"auroc": 0.9},
     }
     del fields["tensors_sha256"], fields["pins_sha256"]
-    write_policy(folder, fields, plain.probe, plain.calibration, traffic=plain.calibration.d)
+    write_policy(folder, fields, plain.probe, plain.calibration, turns=TurnScores(plain.calibration.d))
     read_policy(folder)
     return folder
 

@@ -126,7 +126,7 @@ def test_a_row_that_the_expert_refused_has_a_d_and_no_score(tmp_path: Path) -> N
     scores = CalibrationScores.from_rows(d=d, p=np.full(N, 0.5), expert=expert, label=np.ones(N))
     write_policy(tmp_path, manifest(), PROBE, scores)
     policy = read_policy(tmp_path)
-    assert policy.scores.size == policy.calibration.d.size == N
+    assert policy.scores.turns == policy.calibration.d.size == N
     scored = policy.calibration.scored
     assert scored.expert is not None
     assert scored.label is not None

@@ -71,7 +71,7 @@ def test_writers_at_the_same_time_leave_whole_policies(tmp_path: Path) -> None:
     written = [int(process.communicate()[0]) for process in processes]
     assert sum(written) >= 1
     policy = read_policy(tmp_path)
-    assert policy.manifest.expert == f"judge-{int(policy.scores[0])}"
+    assert policy.manifest.expert == f"judge-{int(policy.scores.d[0])}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", LOCK_FILE, "policy.safetensors"]
 
 

@@ -56,14 +56,17 @@ from ctd_guardrail import (
     load_guard,
 )
 from ctd_guardrail.budget import (
+    BudgetUnit,
     CalibrationScores,
     Certificate,
     Choice,
     Costs,
     Criterion,
     Guarantee,
+    Method,
     Policy,
     Status,
+    TurnScores,
     best_threshold,
     certify,
     max_exceedances,
@@ -161,6 +164,9 @@ def budget(folder: Path, scores: NDArray[np.float64]) -> float:
     certificate: Certificate = certify(policy.scores, 0.1, 0.05, guarantee=Guarantee.NEXT, horizon=1000)
     if certificate.status is Status.INFEASIBLE:
         return min_alpha(certificate.n, 0.05)
+    assert_type(policy.scores, TurnScores)
+    assert_type(certificate.method, Method)
+    certify(scores, 1.5, 0.05, conversation=["a", "a", "b"], unit=BudgetUnit.CONVERSATION, max_turns=20)
     assert_type(min_rows(0.1, 0.05), int)
     assert_type(max_exceedances(1000, 0.1, 0.05), int)
     choice: Choice = best_threshold(

@@ -9,6 +9,7 @@ from calibrate.evaluate.rows import ScoredRows
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.selection import best_threshold
 from ctd_guardrail.policy.store import CalibrationScores
+from ctd_guardrail.policy.turns import TurnScores
 from ctd_guardrail.probes.merge import Merge
 
 World = Callable[..., ScoredRows]
@@ -40,10 +41,10 @@ def test_without_labelled_calibration_rows_there_is_no_choice(world: World, cali
     assert set(CHOSEN) < set(Methods(world(), calibration, delta=0.1).names)
 
 
-def test_traffic_certifies_d_and_nothing_else(world: World, calibration: CalibrationScores) -> None:
-    traffic = np.linspace(0, 1, 999)
-    ours, theirs = (Methods(world(), calibration, delta=0.1, traffic=scores) for scores in (traffic, None))
-    assert ours.delegate("ctd", 0.2).threshold == certify(traffic, 0.2, 0.1).threshold
+def test_turns_certify_d_and_nothing_else(world: World, calibration: CalibrationScores) -> None:
+    turns = TurnScores(np.linspace(0, 1, 999))
+    ours, theirs = (Methods(world(), calibration, delta=0.1, turns=scores) for scores in (turns, None))
+    assert ours.delegate("ctd", 0.2).threshold == certify(turns, 0.2, 0.1).threshold
     assert ours.delegate("uncertainty", 0.2).threshold == theirs.delegate("uncertainty", 0.2).threshold
 
 

@@ -53,7 +53,7 @@ def test_the_new_certificate_comes_from_the_traffic_and_the_old_policy_is_kept(p
     assert answer["delta_spent"] == pytest.approx(spent_delta(0.05, 1))
 
     again = read_policy(policy)
-    assert again.scores.size == 2000
+    assert again.scores.turns == 2000
     assert again.calibration.d.size == N
     assert np.array_equal(again.probe["0.weight"], np.ones((4, 3), np.float32))
     assert {path.name: path.read_bytes() for path in Path(answer["kept"]).iterdir()} == before
@@ -120,7 +120,7 @@ def test_tampered_traffic_scores_are_refused(policy: Path, tmp_path: Path) -> No
     edit(policy, recalibrations=[])  # and hashed again
     result, _ = _run(policy, _scores(tmp_path / "2.csv", 2000, seed=2))
     assert result.exit_code == 2
-    assert "traffic.d" in result.stderr
+    assert "turns.d" in result.stderr
 
 
 def test_a_policy_that_another_process_writes_is_left_alone(policy: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from calibrate.report.page import explore_policy
 from calibrate.report.words import NONE
 from ctd_guardrail.policy.budget import Guarantee, certify
 from ctd_guardrail.policy.store import Policy
+from ctd_guardrail.policy.turns import TurnScores
 from ctd_guardrail.probes.merge import Merge
 
 
@@ -124,13 +125,13 @@ def test_costs_are_calls_times_the_price(tested: ScoredRows, policy: Policy, exp
 
 
 def test_a_recalibrated_policy_is_shown_with_the_threshold_in_force(policy: Policy, tested: ScoredRows) -> None:
-    traffic = np.sort(np.random.default_rng(0).normal(size=500))
+    turns = TurnScores.of(np.random.default_rng(0).normal(size=500))
     record = {"file": "t", "sha256": "0", "rows": 500, "alpha": 0.2, "delta": 0.1, "delta_spent": 0.06}
     record |= {"k": 80, "threshold": 0.9, "created_at": "2026-01-01T00:00:00Z"}
     written = policy.manifest.model_dump() | {"recalibrations": [record]}
     manifest = type(policy.manifest).model_validate(written)
-    start = explore_policy(replace(policy, manifest=manifest, traffic=traffic), tested).at_start()
-    certificate = certify(traffic, 0.2, 6 * 0.1 / math.pi**2)
+    start = explore_policy(replace(policy, manifest=manifest, turns=turns), tested).at_start()
+    certificate = certify(turns, 0.2, 6 * 0.1 / math.pi**2)
     assert (start["lambda"], start["k"]) == (f"{certificate.threshold:.4f}", str(certificate.k))
 
 
