@@ -217,6 +217,7 @@ class FakeGuard(Guard):
             probes=cast("Any", None),  # the scorer has scores and no activations
             keys=Keys.of(config),
             refusals=Refusals(),
+            paced=None,
             watch=None,
             runtime=self._runtime,
         )

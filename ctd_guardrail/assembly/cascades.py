@@ -15,6 +15,7 @@ from ctd_guardrail.errors import OverrideError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.observability.events import Emit, Origin
 from ctd_guardrail.observability.watch import Watch
+from ctd_guardrail.policy.pace import PacedRule
 from ctd_guardrail.policy.plan import Budget, Plan, plan
 from ctd_guardrail.policy.rollout import Rollout
 from ctd_guardrail.policy.rule import DelegationRule
@@ -42,6 +43,7 @@ class CascadeFactory:
         probes: The policy's probes.
         keys: Secrets.
         refusals: The answers by which the app refuses.
+        paced: The plan's rule at a pace; None: the plan's rule runs unchanged.
         watch: Observes decisions; None: nothing does.
         runtime: Remembers decisions and answers.
     """
@@ -54,6 +56,7 @@ class CascadeFactory:
     probes: Probes
     keys: Keys
     refusals: Refusals
+    paced: PacedRule | None
     watch: Watch | None
     runtime: Runtime
 
@@ -81,7 +84,9 @@ class CascadeFactory:
             OverrideError: Another guarantee or horizon delegates more than the bounds do.
             ConfigError, InfeasibleBudgetError: The policy cannot give what the request asks for.
         """
-        settings = self._settings(config)
+        rule = self._rule(config)
+        is_configured = rule == self.plan.rule
+        settings = self._settings(config, self.paced if is_configured and self.paced is not None else rule)
         source = None if config.source is None else config.source.model_dump_json()
         key = judgement_key(settings, policy=self.policy.manifest, expert=expert.identity, source=source)
         return Cascade(
@@ -93,14 +98,14 @@ class CascadeFactory:
             receipts=None if self.keys.receipts is None else Receipts(self.keys.receipts, key),
             judgement_key=key,
             emit=emit,
-            origin=Origin.CONFIGURED if settings.rule == self.plan.rule else Origin.OTHER_BUDGET,
+            origin=Origin.CONFIGURED if is_configured else Origin.OTHER_BUDGET,
             runtime=self.runtime,
         )
 
-    def _settings(self, config: CtdConfig) -> CascadeSettings:
+    def _settings(self, config: CtdConfig, rule: DelegationRule) -> CascadeSettings:
         manifest = self.policy.manifest
         return CascadeSettings(
-            rule=self._rule(config),
+            rule=rule,
             decision_threshold=manifest.decision_threshold,
             merge=manifest.merge,
             abstain_band=0.0 if manifest.performance is None else manifest.performance.band,

@@ -19,10 +19,12 @@ from ctd_guardrail.decision import Decision, Reason, Route, Verdict
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, OverrideError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.observability.events import Decided, UnscreenedCall
+from ctd_guardrail.observability.pace_sink import PaceSink
 from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.observability.request import REQUEST_ID
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
+from ctd_guardrail.policy.pace import PacedRule
 from ctd_guardrail.policy.plan import Plan
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.runtime.cancellation import watch_cancellation
@@ -70,7 +72,8 @@ class Guard:
         self._bounds = factory.bounds
         self.tally = Tally()
         later = () if factory.watch is None else factory.watch.sinks
-        self.emit = event_queue(factory.runtime).emitter(at_once=[self.tally], later=later)
+        paced = () if factory.paced is None else (PaceSink(factory.paced.pace),)
+        self.emit = event_queue(factory.runtime).emitter(at_once=[self.tally, *paced], later=later)
         self._cascade = factory.build(factory.config, experts[None], self.emit)
         self._overridden: LruCache[Overrides, Cascade] = LruCache(capacity)
 
@@ -88,6 +91,11 @@ class Guard:
     def plan(self) -> Plan:
         """The threshold that runs, and its certificate."""
         return self._factory.plan
+
+    @property
+    def paced(self) -> PacedRule | None:
+        """The rule at its pace; None: no pace is configured, or this is a trial."""
+        return self._factory.paced
 
     @property
     def watch(self) -> Watch | None:

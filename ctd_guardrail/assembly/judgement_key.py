@@ -55,7 +55,7 @@ def _canonical(value: object) -> list[object]:
         case Mapping():
             form = _mapping(value)
         case _ if is_dataclass(value):
-            form = _mapping({field.name: getattr(value, field.name) for field in fields(value)})
+            form = _mapping({field.name: getattr(value, field.name) for field in fields(value) if field.compare})
         case _:
             raise TypeError(f"a setting of type {type(value).__name__} has no canonical form")
     return [type(value).__name__, form]

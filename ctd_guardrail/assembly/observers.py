@@ -20,6 +20,7 @@ from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.watch import Watch, shared_watch
+from ctd_guardrail.policy.pace import PacedRule
 from ctd_guardrail.policy.plan import Plan
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.runtime.runtime import Runtime
@@ -64,7 +65,15 @@ class Keys:
 
 
 def build_watch(
-    config: CtdConfig, policy: Policy, running: Plan, folder: Path, keys: Keys, *, load_s: float, runtime: Runtime
+    config: CtdConfig,
+    policy: Policy,
+    running: Plan,
+    folder: Path,
+    keys: Keys,
+    *,
+    paced: PacedRule | None = None,
+    load_s: float,
+    runtime: Runtime,
 ) -> Watch:
     """Return the watch of a configuration. All guards of one configuration share it.
 
@@ -74,6 +83,7 @@ def build_watch(
         running: The threshold that runs.
         folder: Folder that relative paths start from.
         keys: Secrets.
+        paced: The rule at its pace; None: no pace is configured.
         load_s: Seconds that loading took.
         runtime: Holds the watches.
 
@@ -102,9 +112,9 @@ def build_watch(
                 scores=audit_log.scores,
                 labels=facts.labels,
             )
-        return Watch(facts, load_s=load_s, kept=kept, audit_log=written, runtime=runtime)
+        return Watch(facts, load_s=load_s, paced=paced, kept=kept, audit_log=written, runtime=runtime)
 
-    return shared_watch((str(folder.resolve()), facts, monitor, audit_log), make, runtime=runtime)
+    return shared_watch((str(folder.resolve()), facts, monitor, audit_log, config.pace), make, runtime=runtime)
 
 
 def _keep(facts: Facts, scores: NDArray[np.float64], folder: Path, monitor: MonitorConfig) -> KeptMonitors:

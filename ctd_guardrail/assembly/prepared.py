@@ -20,6 +20,7 @@ from ctd_guardrail.assembly.experts import build_experts
 from ctd_guardrail.assembly.folder import RailFolder, read_folder
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.observers import Keys, build_watch
+from ctd_guardrail.assembly.pacing import check_pace, pace_rule
 from ctd_guardrail.config.experts import LocalExpertConfig, PythonExpertConfig, RailExpertConfig
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.config.source import VllmSourceConfig
@@ -117,10 +118,13 @@ class Prepared:
             probes = Probes(manifest.probe, self.policy.probe)
             with naming(folder):
                 scorer = _open_scorer(config, manifest, probes, folder, runtime)
-            watch = None
+            watch = paced = None
             if in_service:
                 load_s = perf_counter() - start
-                watch = build_watch(config, self.policy, self.plan, folder, keys, load_s=load_s, runtime=runtime)
+                paced = pace_rule(config, self.policy, self.plan, folder, runtime)
+                watch = build_watch(
+                    config, self.policy, self.plan, folder, keys, paced=paced, load_s=load_s, runtime=runtime
+                )
             factory = CascadeFactory(
                 config=config,
                 policy=self.policy,
@@ -130,6 +134,7 @@ class Prepared:
                 probes=probes,
                 keys=keys,
                 refusals=words,
+                paced=paced,
                 watch=watch,
                 runtime=runtime,
             )
@@ -192,10 +197,12 @@ def prepare(config: CtdConfig, *, folder: Path) -> Prepared:
     Raises:
         PolicyError: The policy folder cannot be used, or ``source.export`` is not its export.
         InfeasibleBudgetError: Its calibration scores cannot certify alpha at delta.
-        ConfigError: A setting of the budget is not usable with this policy; see :func:`ctd_guardrail.policy.plan.plan`.
+        ConfigError: A setting of the budget is not usable with this policy; see :func:`ctd_guardrail.policy.plan.plan`
+            and :func:`ctd_guardrail.assembly.pacing.check_pace`.
     """
     policy = read_policy(folder / config.policy)
     check_normaliser(policy.manifest)
+    check_pace(config, policy)
     if isinstance(config.source, VllmSourceConfig):
         export = folder / config.source.export
         check_record(read_record(export), policy.manifest, folder=export)

@@ -30,6 +30,7 @@ from ctd_guardrail.experts.protocol import Expert
 from ctd_guardrail.observability.events import Audited, Decided, Emit, ExpertCalled, Origin, Routed, discard
 from ctd_guardrail.observability.request import REQUEST_ID
 from ctd_guardrail.observability.tracing import check_span, describe, expert_span
+from ctd_guardrail.policy.pace import certified
 from ctd_guardrail.probes.windows import over_windows
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.text.conversation import Conversation, NonText
@@ -134,8 +135,12 @@ class Cascade:
         return limited
 
     def for_self_test(self) -> Cascade:
-        """Return this cascade without remembered decisions. Its events are marked as those of a self-test."""
+        """Return this cascade without remembered decisions and at its certified threshold.
+
+        Its events are marked as those of a self-test.
+        """
         tested = copy.copy(self)
+        tested.settings = replace(self.settings, rule=certified(self.settings.rule))
         tested._dialogue = self._dialogue.without_memory()  # noqa: SLF001  # as above
         tested._origin = Origin.SELF_TEST  # noqa: SLF001  # as above
         return tested

@@ -1,4 +1,4 @@
-"""The sections ``cap``, ``cap_store`` and ``principal``: limits on the use of the expert."""
+"""The sections ``cap``, ``cap_store``, ``pace`` and ``principal``: limits on the use of the expert."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ctd_guardrail.config.types import Count, Section, Text, VariableName
+from ctd_guardrail.policy.pace import Period
 
-__all__ = ["CapConfig", "CapStoreConfig", "PrincipalConfig"]
+__all__ = ["CapConfig", "CapStoreConfig", "PaceConfig", "PrincipalConfig"]
 
 
 class CapConfig(Section):
@@ -43,6 +44,14 @@ class CapStoreConfig(Section):
     """Name of the environment variable with the server's address, for example ``redis://127.0.0.1:6379/0``."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "default"
     """Name of the caps on the server. Processes with the same name share their caps; give each deployment its own."""
+
+
+class PaceConfig(Section):
+    """A pace that keeps the expert's calls at alpha per request, also if the scores rise."""
+
+    per: Period
+    """Time over which calls are balanced: ``minute``, ``hour`` or ``day``. The calls of any time exceed alpha x its
+    requests by at most the budget of the busiest ``minute``, ``hour`` or ``day``, or by 20."""
 
 
 class PrincipalConfig(Section):

@@ -16,7 +16,7 @@ from ctd_guardrail.config.experts import (
     OpenAIExpertConfig,
     PythonExpertConfig,
 )
-from ctd_guardrail.config.limits import CapConfig, CapStoreConfig, PrincipalConfig
+from ctd_guardrail.config.limits import CapConfig, CapStoreConfig, PaceConfig, PrincipalConfig
 from ctd_guardrail.config.observability import AuditLogConfig, MonitorConfig, RolloutConfig
 from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.config.override_bounds import OverrideBoundsConfig
@@ -114,6 +114,9 @@ class CtdConfig(Section):
     """Caps on the expert's calls and tokens: one or a list. Inputs beyond a cap fail with ``cap_exhausted``."""
     cap_store: CapStoreConfig | None = None
     """Server on which several processes share these caps. By default each process has its own."""
+    pace: PaceConfig | None = None
+    """Threshold that rises while traffic asks for more calls than alpha pays for, see docs/pacing.md. By default the
+    certified threshold runs unchanged."""
     principal: PrincipalConfig | None = None
     """Place where a request names its principal, for caps and rollouts by principal."""
     deadline_s: Seconds = 30.0

@@ -21,6 +21,7 @@ __all__ = [
     "Origin",
     "Recalled",
     "Routed",
+    "Served",
     "Sink",
     "UnscreenedCall",
     "discard",
@@ -111,6 +112,28 @@ class Recalled(NamedTuple):
     origin: Origin = Origin.CONFIGURED
 
 
+class Served(NamedTuple):
+    """A request ended, also if it was cancelled. A request is one new turn, and what a budget counts.
+
+    Attributes:
+        conversation: Keyed hash that names the conversation.
+        digest: Keyed hash of the conversation up to and including this turn.
+        scores: Delegation values of the user's turns that this request judged, in order.
+        calls: Units of this request that go to the expert: by the rule, by the coin, or unreadable.
+        is_placed: Whether the conversation's earlier turns are remembered. False: its place is unknown.
+        at: Seconds since 1970.
+        origin: The kind of request.
+    """
+
+    conversation: str
+    digest: str
+    scores: tuple[float, ...]
+    calls: int
+    is_placed: bool
+    at: float
+    origin: Origin = Origin.CONFIGURED
+
+
 class UnscreenedCall(NamedTuple):
     """The main LLM was called without a verdict of the guard.
 
@@ -121,7 +144,7 @@ class UnscreenedCall(NamedTuple):
     door: str
 
 
-Event = Decided | Routed | Audited | ExpertCalled | Recalled | UnscreenedCall
+Event = Decided | Routed | Audited | ExpertCalled | Recalled | Served | UnscreenedCall
 
 Emit = Callable[[Event], None]
 """Reports an event. It is called on the thread of the request; it returns at once and raises nothing."""

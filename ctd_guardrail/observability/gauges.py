@@ -53,6 +53,16 @@ def _lambda(watch: Watch) -> Values:
     yield _value(watch.facts.threshold, watch)
 
 
+def _paced(watch: Watch) -> Values:
+    if watch.paced is not None:
+        yield _value(watch.paced.threshold, watch)
+
+
+def _pace_share(watch: Watch) -> Values:
+    if watch.paced is not None:
+        yield _value(watch.paced.pace.share, watch)
+
+
 def _load(watch: Watch) -> Values:
     yield _value(watch.load_s, watch)
 
@@ -120,6 +130,8 @@ def _lost(watch: Watch) -> Values:
 _GAUGES = (
     ("ctd.alpha", "{share}", "The budget: largest share of the inputs that the expert may see.", _alpha),
     ("ctd.lambda", "{score}", "The threshold on the delegation value.", _lambda),
+    ("ctd.pace.lambda", "{score}", "The threshold that the pace runs now, at least ctd.lambda.", _paced),
+    ("ctd.pace.share", "{share}", "Share of the certified calls that the pace leaves to the rule.", _pace_share),
     ("ctd.load.duration", "s", "Time that loading the guard took.", _load),
     ("ctd.rate.expected", "{share}", "Share of the inputs that calibration expects at the expert.", _expected_rate),
     ("ctd.rate.realised", "{share}", "Share of the inputs that went to the expert.", _rate),

@@ -15,6 +15,7 @@ from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.monitor_sink import MonitorSink
 from ctd_guardrail.observability.queue import event_queue
+from ctd_guardrail.policy.pace import PacedRule
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
 
@@ -29,6 +30,7 @@ class Watch:
     Args:
         facts: Policy and budget.
         load_s: Seconds that loading took.
+        paced: The rule at its pace; None: no pace is configured.
         kept: The monitors; None: only the delegated share is counted.
         audit_log: The audit log; None: there is none.
         meter: Where the metrics' instruments are made; None: in the process's meter provider.
@@ -37,6 +39,7 @@ class Watch:
     Attributes:
         facts: The argument of the same name.
         load_s: The argument of the same name.
+        paced: The argument of the same name.
         kept: The argument of the same name.
         audit_log: The argument of the same name.
         sinks: What reads the guards' events, on the queue's thread.
@@ -47,6 +50,7 @@ class Watch:
         facts: Facts,
         *,
         load_s: float = 0.0,
+        paced: PacedRule | None = None,
         kept: KeptMonitors | None = None,
         audit_log: AuditLog | None = None,
         meter: Meter | None = None,
@@ -55,6 +59,7 @@ class Watch:
         self._queue = event_queue(runtime)
         self.facts = facts
         self.load_s = load_s
+        self.paced = paced
         self.kept = kept
         self.audit_log = audit_log
         self._monitor_sink = MonitorSink(kept)

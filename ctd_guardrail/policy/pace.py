@@ -1,8 +1,8 @@
 """Pacing: a threshold that rises while traffic asks for more calls of the expert than the budget pays for.
 
-A certificate holds for inputs like those of the calibration. If scores rise, the certified threshold delegates more than
-alpha until the policy is calibrated again. Meanwhile a pace keeps the calls at alpha. Its threshold is never below the
-certified one. :class:`Pace` is the state and :class:`PacedRule` the rule.
+A certificate holds for inputs like those of the calibration. If scores rise, the certified threshold delegates more
+than alpha until the policy is calibrated again. Meanwhile a pace keeps the calls at alpha. Its threshold is never below
+the certified one. :class:`Pace` is the state and :class:`PacedRule` the rule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ctd_guardrail.policy.guarantees import check_share
 from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.text.conversation import Conversation
 
-__all__ = ["LEAST_RESERVE", "Pace", "PacedRule", "Period"]
+__all__ = ["LEAST_RESERVE", "Pace", "PacedRule", "Period", "certified"]
 
 LEAST_RESERVE: Final = 20
 """Smallest reserve, in calls. A smaller one would raise the threshold by chance where the rate is at alpha."""
@@ -50,16 +50,16 @@ class Pace:
 
         share = min(1, 2 (B - U) / B),    0 if U + 1 > B.
 
-    Bound: over any span with T requests and c calls, U rises by at least c - alpha T, because the floor at 0 only adds to
-    it. So c <= alpha T + U(end) - U(start). With 0 <= U <= B,
+    Bound: over any span with T requests and c calls, U rises by at least c - alpha T, because the floor at 0 only adds
+    to it. So c <= alpha T + U(end) - U(start). With 0 <= U <= B,
 
         calls <= alpha x requests + B    in every span, for every sequence of requests.
 
     This is a token bucket that requests refill (Turner, IEEE Communications Magazine 24(10), 1986), with a threshold
     instead of a sharp edge. The tracker lambda <- max(lambda_cal, lambda + eta (D - alpha)) in rank space has the same
-    proof, with B = alpha / eta + 1 (Gibbs and Candes, arXiv 2106.00170). It raises the threshold after every call, while
-    this one does so only after B/2 calls too many. A call that no threshold can withhold, see :meth:`count_call`, counts
-    in U up to B. Further ones add to the bound.
+    proof, with B = alpha / eta + 1 (Gibbs and Candes, arXiv 2106.00170). It raises the threshold after every call. A
+    pace does so only after B/2 calls too many. A call that no threshold can withhold, see :meth:`count_call`, counts in
+    U up to B. Further ones add to the bound.
 
     The reserve is the budget of one period. At the end of each, B becomes the largest of alpha x its requests,
     :data:`LEAST_RESERVE` and min(B, 2 U). The last term keeps U <= B without forgiving a lead. So B never exceeds the
@@ -203,3 +203,8 @@ class PacedRule:
         k = self.above.size
         kept = math.floor(share * k)
         return self.rule.threshold if kept >= k else float(self.above[k - 1 - kept])
+
+
+def certified(rule: DelegationRule) -> DelegationRule:
+    """Return the certified rule behind a paced one, or the rule itself."""
+    return rule.rule if isinstance(rule, PacedRule) else rule

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import SecretBytes
 
@@ -14,6 +15,7 @@ from ctd_guardrail.cascade.settings import CascadeSettings, is_judgement
 from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, RefusedTurns, Verdict
 from ctd_guardrail.policy.manifest import Manifest
+from ctd_guardrail.policy.pace import Pace, PacedRule, Period
 from ctd_guardrail.policy.rollout import Rollout
 from ctd_guardrail.policy.rule import ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.store import read_policy
@@ -31,6 +33,8 @@ OTHERS: dict[str, list[Any]] = {
         TieBreakingRule(TieThreshold(0.5, 0.1), KEY),
         TieBreakingRule(TieThreshold(0.5, 0.2), KEY),
         TieBreakingRule(TieThreshold(0.5, 0.1), OTHER_KEY),
+        PacedRule.of(ThresholdRule(0.5), np.zeros(1), Period.HOUR, Pace(0.1, 3600.0)),
+        PacedRule.of(ThresholdRule(0.5), np.zeros(1), Period.DAY, Pace(0.1, 3600.0)),
     ],
     "decision_threshold": [0.4, 0.5000000000000001],
     "merge": [

@@ -63,7 +63,7 @@ def largest_excess(calls: np.ndarray) -> float:
     return float((walk - np.minimum.accumulate(walk)).max())
 
 
-# Runs of requests: scores that the budget never saw, above all, at the threshold or below, in bursts and after silences.
+# Runs of requests with scores above all of the calibration, just above the threshold, or below, after silences.
 _RUNS = st.lists(
     st.tuples(
         st.sampled_from(["flood", "edge", "low", "spread", "many units"]),
