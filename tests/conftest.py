@@ -46,7 +46,7 @@ def runtime() -> Iterator[Runtime]:
     from tests.support.runtimes import as_default
 
     for earlier in Runtime.all():  # those of fixtures with a wider scope
-        earlier.decisions.clear()
+        earlier.memory.clear()
         earlier.answers.clear()
     with as_default(Runtime()) as fresh:
         yield fresh

@@ -7,8 +7,7 @@ rows looks too good.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -108,13 +107,13 @@ def find_clusters(*datasets: Dataset) -> IntArray:
     clusters = DisjointSet(range(len(conversations)))
     first: dict[Hashable, int] = {}
     for row, conversation in enumerate(conversations):
-        *_, everything = _prefixes(conversation)
+        everything = _everything(conversation)
         clusters.merge(row, first.setdefault(everything, row))
         for field, names in named.items():
             if names[row] is not None:
                 clusters.merge(row, first.setdefault((field, names[row]), row))
     for row, conversation in enumerate(conversations):
-        for prefix in _prefixes(conversation):
+        for prefix in conversation.prefixes():
             clusters.merge(row, first.get(prefix, row))
     # Clusters are numbered in the order of their first rows.
     first_row: dict[int, int] = {}
@@ -128,28 +127,23 @@ def row_digests(conversations: Iterable[Conversation]) -> DigestArray:
     Texts that differ in case or white space alone share a digest. A digest tells whether a given text was among the
     rows. No text can be read from it.
     """
-    return np.unique(np.array([_short(list(_prefixes(row))[-1]) for row in conversations], dtype=np.uint64))
+    return np.unique(np.array([_short(_everything(row)) for row in conversations], dtype=np.uint64))
 
 
 def begin_with(conversations: Sequence[Conversation], digests: DigestArray) -> BoolArray:
     """Return a mask of the conversations that equal, or begin with, a conversation of these digests, shape [n]."""
     known = set(digests.tolist())
     return np.array(
-        [any(_short(prefix) in known for prefix in _prefixes(row)) for row in conversations], dtype=np.bool_
+        [any(_short(prefix) in known for prefix in row.prefixes()) for row in conversations], dtype=np.bool_
     )
+
+
+def _everything(conversation: Conversation) -> bytes:
+    return conversation.prefixes()[-1]
 
 
 def _short(digest: bytes) -> int:
     return int.from_bytes(digest[:8])
-
-
-def _prefixes(conversation: Conversation) -> Iterator[bytes]:
-    """Yield a hash of the first turn, of the first two, and so on. Case and white space are ignored."""
-    digest = hashlib.blake2b(digest_size=16)
-    for message in conversation.messages:
-        text = " ".join(message.content.casefold().split())
-        digest.update(f"{message.role}\0{text}\0".encode())
-        yield digest.digest()
 
 
 def _draw(clusters: IntArray, config: SplitConfig) -> IntArray:

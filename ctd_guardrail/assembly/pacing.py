@@ -50,4 +50,4 @@ def pace_rule(config: CtdConfig, policy: Policy, running: Plan, folder: Path, ru
     paces: Shared[tuple[str, str, float, Period], Pace] = runtime.shared("paces")
     key = (str(folder.resolve()), policy.manifest.tensors_sha256, running.alpha, period)
     pace = paces.get(key, lambda: Pace(running.alpha, period.seconds))
-    return PacedRule.of(running.rule, policy.scores, period, pace)
+    return PacedRule.of(running.rule, policy.scores.d, period, pace)

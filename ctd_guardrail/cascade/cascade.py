@@ -14,24 +14,25 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from ctd_guardrail.cascade.dialogue import Dialogue, Unit, note_answer
+from ctd_guardrail.cascade.dialogue import Dialogue, Judge, Unit, note_answer
 from ctd_guardrail.cascade.on_failure import conclude, fail, reason_of
-from ctd_guardrail.cascade.outcome import Outcome, Request
+from ctd_guardrail.cascade.outcome import Outcome, Request, Usage
 from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.decision import Decision, Mode, OnUnreadable, Reason, Route, Verdict
 from ctd_guardrail.errors import ActivationError, ExpertVerdictError, InputError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, Spend, countdown, unlimited
 from ctd_guardrail.experts.protocol import Expert
-from ctd_guardrail.observability.events import Audited, Decided, Emit, ExpertCalled, Origin, Routed, discard
+from ctd_guardrail.observability.events import Audited, Decided, Emit, ExpertCalled, Origin, Routed, Served, discard
 from ctd_guardrail.observability.request import REQUEST_ID
 from ctd_guardrail.observability.tracing import check_span, describe, expert_span
 from ctd_guardrail.policy.pace import certified
 from ctd_guardrail.probes.windows import over_windows
+from ctd_guardrail.runtime.memory import Memory, Placement
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.text.conversation import Conversation, NonText
 from ctd_guardrail.text.refusals import Receipts, Refusals
@@ -65,7 +66,8 @@ class Cascade:
             the process; None: each turn is judged at each request.
         emit: Reports events.
         origin: The kind of request that this cascade decides about, for its events.
-        runtime: Remembers decisions and answers; None: the runtime of the process.
+        memory: Remembers decisions and conversations; None: that of the runtime.
+        runtime: Remembers answers; None: the runtime of the process.
 
     Attributes:
         settings: The argument of the same name.
@@ -83,6 +85,7 @@ class Cascade:
         judgement_key: str | None = None,
         emit: Emit = discard,
         origin: Origin = Origin.CONFIGURED,
+        memory: Memory | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.default()
@@ -90,9 +93,10 @@ class Cascade:
         self._scorer = scorer
         self._probes = probes
         self._expert = expert if isinstance(expert, BoundedExpert) else BoundedExpert(expert)
-        self._take: Callable[[], bool] = unlimited
+        self._calls = settings.max_expert_calls
+        self._memory: Memory = memory or runtime.memory
         self._dialogue = Dialogue(
-            settings, refusals or Refusals(), judgement_key, receipts, runtime.decisions, runtime.answers
+            settings, refusals or Refusals(), judgement_key, receipts, self._memory, runtime.answers
         )
         self._emit = emit
         self._origin = origin
@@ -129,9 +133,10 @@ class Cascade:
         await self._expert.aclose()
 
     def limited(self, calls: int) -> Cascade:
-        """Return this cascade with a limit on the calls of the expert: for one request."""
+        """Return this cascade with a limit on the expert's calls for each request, if it is below the configured one."""
         limited = copy.copy(self)
-        limited._take = countdown(calls)  # noqa: SLF001  # a copy of this very object
+        least = calls if self._calls is None else min(calls, self._calls)
+        limited._calls = least  # noqa: SLF001  # a copy of this very object
         return limited
 
     def for_self_test(self) -> Cascade:
@@ -159,23 +164,55 @@ class Cascade:
             outcome = Outcome(settings.mode)
             fail(outcome, reason_of(error), type(error).__name__, settings)
             return self._report(outcome, request_id)
-        after_s = settings.deadline_s
-        deadline = None if after_s is None else asyncio.get_running_loop().time() + after_s
-        decision = await self._dialogue.judge(
-            conversation,
-            apart,
-            partial(self._decide, Request(mode, principal, request_id, deadline)),
-            mode=mode,
-            emit=self._emit,
-            origin=self._origin,
-            characters=_CHARACTERS_PER_TOKEN * self._scorer.spec.max_tokens,
-        )
+        usage = Usage()
+        take = unlimited if self._calls is None else countdown(self._calls)
+        request = Request(mode, principal, request_id, self._deadline(), take, usage)
+        place = await self._place(conversation)
+        try:
+            decision = await self._dialogue.judge(
+                conversation,
+                apart,
+                Judge(partial(self._decide, request), self._draw_audit, partial(self._audit_again, request)),
+                mode=mode,
+                emit=self._emit,
+                origin=self._origin,
+                characters=_CHARACTERS_PER_TOKEN * self._scorer.spec.max_tokens,
+            )
+        finally:
+            # A request that was cancelled has cost its calls too.
+            self._serve(usage, place)
         if decision is None:
             outcome = Outcome(mode)
             outcome.conclude(Verdict.ALLOW, Reason.BLANK)
             return self._report(outcome, request_id)
         # A remembered decision may have been made in the other mode.
         return decision if decision.mode is mode else replace(decision, mode=mode)
+
+    def _deadline(self) -> float | None:
+        after_s = self.settings.deadline_s
+        return None if after_s is None else asyncio.get_running_loop().time() + after_s
+
+    async def _place(self, conversation: Conversation) -> Placement | None:
+        """Return the conversation that the request belongs to; None if it is no traffic, or holds no text."""
+        if self._origin is Origin.SELF_TEST or conversation.is_blank:
+            return None
+        return await self._memory.place(*await conversation.place())
+
+    def _serve(self, usage: Usage, place: Placement | None) -> None:
+        """Report what the request has used."""
+        if place is not None:
+            calls = usage.calls if self._calls is None else min(usage.calls, self._calls)
+            self._emit(
+                Served(
+                    place.conversation,
+                    place.digest,
+                    tuple(usage.scores),
+                    calls,
+                    place.is_placed,
+                    time.time(),
+                    self._origin,
+                )
+            )
 
     def _mode_for(self, conversation: Conversation, principal: str | None) -> Mode:
         rollout = self.settings.rollout
@@ -196,11 +233,15 @@ class Cascade:
         except InputError as error:
             if self.settings.on_unreadable(error) is not OnUnreadable.EXPERT:
                 raise
+            request.usage.calls += 1
             p_expert = await self._ask(unit, request, outcome)
             outcome.conclude(*self.settings.judge(p_expert, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
             return
         is_due = self.settings.rule.delegates(d, unit.conversation)
         is_audited = self._draw_audit()
+        request.usage.calls += is_due or is_audited
+        if unit.is_turn:
+            request.usage.scores.append(d)
         # Reported before the expert answers. Otherwise the order would depend on the scores, and cancelled requests
         # would be lost.
         self._emit(Routed(d, is_due or is_audited, is_audited, self._origin))
@@ -255,13 +296,32 @@ class Cascade:
             is_called_safe = p_expert is not None and p_expert < self.settings.decision_threshold
             self._emit(Audited(alone is Verdict.ALLOW and not is_called_safe, self._origin))
 
+    async def _audit_again(self, request: Request, unit: Unit, known: Decision) -> Decision:
+        """Audit a remembered decision, and return the one that stands. The expert is not asked what it has answered."""
+        settings, p, d = self.settings, known.p, known.d
+        if known.p_expert is None and p is not None and d is not None:
+            request.usage.calls += 1
+            outcome = Outcome(request.mode)
+            outcome.add_scores(p, d)
+            outcome.conclude(*settings.judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE))
+            await conclude(
+                self._audit(unit, p, request, outcome, is_due=False), outcome, settings, deadline=request.deadline
+            )
+            return self._report(outcome, request.request_id, unit.digest)
+        alone = known.verdict
+        if p is not None and d is not None and not certified(settings.rule).delegates(d, unit.conversation):
+            alone, _ = settings.judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE)
+        is_called_safe = known.p_expert is not None and known.p_expert < settings.decision_threshold
+        self._emit(Audited(alone is Verdict.ALLOW and not is_called_safe, self._origin))
+        return known
+
     async def _ask(self, unit: Unit, request: Request, outcome: Outcome) -> float:
         """Return the expert's score."""
         outcome.route = Route.EXPERT
         spend = Spend()
         try:
             with expert_span():
-                score = await self._expert.ask(unit.conversation, spend, principal=request.principal, take=self._take)
+                score = await self._expert.ask(unit.conversation, spend, principal=request.principal, take=request.take)
         finally:
             if spend.attempts:
                 self._emit(ExpertCalled(spend.attempts, spend.tokens, self._origin))

@@ -17,12 +17,13 @@ from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.decision import Decision, Mode, OnHistory, RefusedTurns, Timings, Verdict
 from ctd_guardrail.errors import InputError, NonTextError, OverlongError
 from ctd_guardrail.observability.events import Emit, Origin, Recalled
-from ctd_guardrail.runtime.decision_cache import AnswerCache, DecisionCache
+from ctd_guardrail.runtime.decision_cache import AnswerCache
+from ctd_guardrail.runtime.memory import Memory
 from ctd_guardrail.text.conversation import Context, Conversation, History, Message, Turn
 from ctd_guardrail.text.message_text import size_of
 from ctd_guardrail.text.refusals import Receipts, Refusals
 
-__all__ = ["Decide", "Dialogue", "Unit", "note_answer"]
+__all__ = ["Dialogue", "Judge", "Unit", "note_answer"]
 
 # Above this many characters, reading an answer takes too long for an event loop.
 _LONGEST_NOTED: Final = 16_384
@@ -35,15 +36,28 @@ class Unit(NamedTuple):
         conversation: The text.
         digest: Its digest.
         obstacle: Why the base model cannot read it, if that is known before it tries; None elsewhere.
+        is_turn: Whether it is a turn of the user, of which calibration has seen the like.
     """
 
     conversation: Conversation
     digest: str
-    obstacle: InputError | None
+    obstacle: InputError | None = None
+    is_turn: bool = True
 
 
-Decide = Callable[[Unit], Awaitable[Decision]]
-"""Decides about a unit."""
+class Judge(NamedTuple):
+    """Decides about the units of one request.
+
+    Attributes:
+        decide: Decides about a unit.
+        draw_audit: Throws the coin of the audits for a turn that is recalled. A coin for each request: with one for
+            each text, a repeated attack would be audited always or never.
+        audit: Audits a remembered decision. Returns the decision that stands.
+    """
+
+    decide: Callable[[Unit], Awaitable[Decision]]
+    draw_audit: Callable[[], bool]
+    audit: Callable[[Unit, Decision], Awaitable[Decision]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,7 @@ class Dialogue:
         refusals: The answers by which the app refuses.
         judgement_key: Hash of everything that judgements depend on beside the unit; None: nothing is remembered.
         receipts: Signs refusals; None: only a remembered decision proves one.
-        decisions: Remembers decisions.
+        memory: Remembers decisions.
         answers: Remembers the answers of the main LLM.
     """
 
@@ -63,7 +77,7 @@ class Dialogue:
     refusals: Refusals
     judgement_key: str | None
     receipts: Receipts | None
-    decisions: DecisionCache
+    memory: Memory
     answers: AnswerCache
 
     def without_memory(self) -> Dialogue:
@@ -74,7 +88,7 @@ class Dialogue:
         self,
         conversation: Conversation,
         asides: tuple[Conversation, ...],
-        decide: Decide,
+        judge: Judge,
         *,
         mode: Mode,
         emit: Emit,
@@ -86,7 +100,7 @@ class Dialogue:
         Args:
             conversation: The conversation.
             asides: Texts outside the dialogue, each a conversation of one user turn.
-            decide: Decides about a unit.
+            judge: Decides about a unit.
             mode: Whether this request's verdict counts: in shadow mode the user is refused nothing.
             emit: Reports the turns that were judged before.
             origin: The kind of request.
@@ -97,7 +111,7 @@ class Dialogue:
             turn, else about the last aside. None if there was nothing to judge. Its times are those of all units of
             this request.
         """
-        walk = _Walk(self, decide, mode=mode, emit=emit, origin=origin, characters=characters)
+        walk = _Walk(self, judge, mode=mode, emit=emit, origin=origin, characters=characters)
         stop = last = await walk.asides(asides)
         if stop is None or stop.verdict is Verdict.ALLOW:
             last = await walk.turns(conversation) or last
@@ -133,11 +147,11 @@ class _Walk:
     """The parts of one request, judged one after another."""
 
     def __init__(
-        self, dialogue: Dialogue, decide: Decide, *, mode: Mode, emit: Emit, origin: Origin, characters: int
+        self, dialogue: Dialogue, judge: Judge, *, mode: Mode, emit: Emit, origin: Origin, characters: int
     ) -> None:
         self.timings: Timings | None = None
         self._dialogue = dialogue
-        self._decide = decide
+        self._judge = judge
         self._mode = mode
         self._emit = emit
         self._origin = origin
@@ -159,10 +173,11 @@ class _Walk:
         decision: Decision | None = None
         refused: Decision | None = None  # settled, and no turn of the user follows
         unshown: list[Message] = []
-        for turn in self._ended(conversation.turns()):
+        turns = self._ended(conversation.turns())
+        for turn in turns:
             if not turn.is_blank:
                 digest = history.digest(turn)
-                decision, was_refused = await self._judge(turn, digest, history)
+                decision, was_refused = await self._judge_turn(turn, digest, history, is_newest=turn is turns[-1])
                 if decision.verdict is Verdict.BLOCK:
                     decision = self._with_receipt(turn, digest, decision)
                     if not self._is_settled(turn, digest, decision, was_refused=was_refused):
@@ -191,14 +206,28 @@ class _Walk:
         last = turns[-1].ended()
         return (*turns[:-1], last) if self._dialogue.refusals.answer(last) else turns
 
-    async def _judge(self, turn: Turn, digest: str, history: History) -> tuple[Decision, bool]:
+    async def _judge_turn(self, turn: Turn, digest: str, history: History, *, is_newest: bool) -> tuple[Decision, bool]:
         """Return the decision about a turn, and whether an earlier request was refused for it."""
-        known = self._recall(digest) if turn.is_text else None
+        known = await self._recall(digest) if turn.is_text else None
         if known is None:
-            return await self._judge_now(history.unit(turn), digest, is_text=turn.is_text), False
+            return await self._judge_now(history.unit(turn), digest, is_text=turn.is_text, is_turn=True), False
+        was_refused = known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
+        is_audited = is_newest and self._judge.draw_audit()
+        self._emit(Recalled(self._origin, is_newest, is_audited))
+        if is_audited:
+            known = await self._audit(Unit(history.unit(turn), digest), known)
         if known.mode is not self._mode is Mode.ENFORCE:
-            self._remember(digest, replace(known, mode=self._mode))  # from now on the user has seen the refusal
-        return known, known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
+            # From now on the user has seen the refusal.
+            await self._remember(digest, replace(known, mode=self._mode))
+        return known, was_refused
+
+    async def _audit(self, unit: Unit, known: Decision) -> Decision:
+        """Audit a remembered decision, and remember what the expert has changed."""
+        decision = await self._judge.audit(unit, known)
+        if decision is not known:
+            self._count_time(decision)
+            await self._remember(unit.digest, decision)
+        return decision
 
     async def _judge_answers(self, answers: Sequence[Message]) -> Decision | None:
         """Judge answers that a client may have written, each by itself. Return the decision that stops the request."""
@@ -214,30 +243,36 @@ class _Walk:
         digest = unit.digest()
         if digest in self._passed:
             return None
-        decision = self._recall(digest) if message.is_text else None
-        decision = decision or await self._judge_now(unit, digest, is_text=message.is_text)
+        decision = await self._recall(digest) if message.is_text else None
+        if decision is None:
+            decision = await self._judge_now(unit, digest, is_text=message.is_text, is_turn=False)
+        else:
+            self._emit(Recalled(self._origin))
         if message.is_text:
             self._passed.add(digest)
         return decision
 
-    async def _judge_now(self, unit: Conversation, digest: str, *, is_text: bool) -> Decision:
+    async def _judge_now(self, unit: Conversation, digest: str, *, is_text: bool, is_turn: bool) -> Decision:
         self._characters -= unit.length
-        decision = await self._decide(Unit(unit, digest, _obstacle(self._characters, is_text=is_text)))
-        self.timings = decision.timings if self.timings is None else self.timings.plus(decision.timings)
+        obstacle = _obstacle(self._characters, is_text=is_text)
+        decision = await self._judge.decide(Unit(unit, digest, obstacle, is_turn))
+        self._count_time(decision)
         if is_text:
-            self._remember(digest, decision)
+            await self._remember(digest, decision)
         return decision
 
-    def _remember(self, digest: str, decision: Decision) -> None:
+    def _count_time(self, decision: Decision) -> None:
+        self.timings = decision.timings if self.timings is None else self.timings.plus(decision.timings)
+
+    async def _remember(self, digest: str, decision: Decision) -> None:
         if self._dialogue.judgement_key is not None:
-            self._dialogue.decisions.put(self._dialogue.judgement_key, digest, decision)
+            await self._dialogue.memory.remember(self._dialogue.judgement_key, digest, decision)
 
-    def _recall(self, digest: str) -> Decision | None:
+    async def _recall(self, digest: str) -> Decision | None:
         dialogue = self._dialogue
-        decision = None if dialogue.judgement_key is None else dialogue.decisions.get(dialogue.judgement_key, digest)
-        if decision is not None:
-            self._emit(Recalled(self._origin))
-        return decision
+        if dialogue.judgement_key is None:
+            return None
+        return await dialogue.memory.recall(dialogue.judgement_key, digest)
 
     def _needs_verdict(self, message: Message) -> bool:
         """Return whether a client may have written an assistant's message."""

@@ -1,13 +1,29 @@
-"""The outcome of one unit while it is judged: scores, route, times and verdict."""
+"""The outcome of one unit while it is judged: scores, route, times and verdict. And the use of one request."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import NamedTuple
 
 from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Timings, Verdict
 
-__all__ = ["Outcome", "Request"]
+__all__ = ["Outcome", "Request", "Usage"]
+
+
+class Usage:
+    """What a request has used so far.
+
+    Attributes:
+        scores: Delegation values of the user's turns that it judged, in order.
+        calls: Units that go to the expert: by the rule, by the coin, or because the probes cannot read them.
+    """
+
+    __slots__ = ("calls", "scores")
+
+    def __init__(self) -> None:
+        self.scores: list[float] = []
+        self.calls = 0
 
 
 class Request(NamedTuple):
@@ -18,12 +34,16 @@ class Request(NamedTuple):
         principal: On whose behalf it is made; None: unknown.
         request_id: Its id at the door; None if the door has none.
         deadline: Time of the running event loop at which the decision is due; None: no deadline.
+        take: Takes one of the calls of the expert that the request may make; False if none is left.
+        usage: What it has used so far.
     """
 
     mode: Mode
     principal: str | None
     request_id: str | None
     deadline: float | None
+    take: Callable[[], bool]
+    usage: Usage
 
 
 class Outcome:

@@ -48,6 +48,7 @@ class CascadeSettings:
         history: What to do with the assistant's messages that no unit shows.
         refused_turns: What to do with an earlier turn that was refused.
         audit_share: Share of the inputs that the expert judges in addition, drawn at random.
+        max_expert_calls: Most calls of the expert for one request; None: no limit.
     """
 
     rule: DelegationRule
@@ -76,6 +77,9 @@ class CascadeSettings:
         metadata=_outside("it decides what follows from the verdict on an earlier turn, not the verdict"),
     )
     audit_share: float = 0.0
+    max_expert_calls: int | None = field(
+        default=None, metadata=_outside("a unit beyond it is not judged, and is not remembered")
+    )
 
     def judge(self, score: float, safe: Reason, unsafe: Reason) -> tuple[Verdict, Reason]:
         """Return the verdict on a score: by tau, or by ``on_abstain`` in the band around it."""

@@ -107,9 +107,13 @@ class Recalled(NamedTuple):
 
     Attributes:
         origin: The kind of request.
+        is_newest: Whether it is the newest turn of its request. The coin of the audits falls for it.
+        is_audited: Whether the coin fell on it; an :class:`Audited` follows, however the request ends.
     """
 
     origin: Origin = Origin.CONFIGURED
+    is_newest: bool = False
+    is_audited: bool = False
 
 
 class Served(NamedTuple):

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-from ctd_guardrail.runtime.decision_cache import AnswerCache, DecisionCache
+from ctd_guardrail.runtime.decision_cache import AnswerCache
 from ctd_guardrail.runtime.io_thread import IoThread
+from ctd_guardrail.runtime.memory import LocalMemory
 from ctd_guardrail.runtime.shared import Shared
 
 __all__ = ["Runtime"]
@@ -25,13 +26,13 @@ class Runtime:
 
     Attributes:
         io: Runs calls to remote experts, serving engines and stores.
-        decisions: Decisions that were made.
+        memory: Judgements and conversations of this process.
         answers: Answers that the main LLM gave. They do not depend on a policy.
     """
 
     def __init__(self) -> None:
         self.io = IoThread()
-        self.decisions = DecisionCache()
+        self.memory = LocalMemory()
         self.answers = AnswerCache()
         self._lock = threading.Lock()
         self._owned: dict[str, Any] = {}
@@ -109,7 +110,7 @@ class Runtime:
             if close is not None:
                 close()
         self.io.close()
-        self.decisions.clear()
+        self.memory.clear()
         self.answers.clear()
         with _PROCESS.lock:
             _PROCESS.runtimes.discard(self)

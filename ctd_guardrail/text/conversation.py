@@ -262,6 +262,33 @@ class Conversation:
         """Return a SHA-256 of roles and texts, in hexadecimal: the key under which results are cached."""
         return _Digest().ending_with(self.messages)
 
+    def prefixes(self) -> list[bytes]:
+        """Return a hash of the first message, of the first two, and so on: 16 bytes each.
+
+        Texts that differ in case or white space alone have one hash: apps strip and wrap what they keep, and rows that
+        differ so are copies. So these hashes tell which requests and rows belong together, online and offline. They
+        are no keys for judgements: a verdict on one text must not be used for another.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        prefixes = []
+        for message in self.messages:
+            text = " ".join(message.content.casefold().split())
+            digest.update(f"{message.role}\0{text}\0".encode())
+            prefixes.append(digest.digest())
+        return prefixes
+
+    async def place(self) -> tuple[list[bytes], bytes]:
+        """Return the hash of the conversation up to each earlier turn of the user, and that of the whole.
+
+        Long texts are hashed without blocking the event loop.
+        """
+        hashed = self.prefixes() if self.length <= _INLINE_CHARACTERS else await asyncio.to_thread(self.prefixes)
+        ends = [hashed[i - 1] for i in range(1, len(hashed)) if self._ends_question(i)]
+        return ends, hashed[-1]
+
+    def _ends_question(self, i: int) -> bool:
+        return self.messages[i].role == "assistant" and self.messages[i - 1].role == "user"
+
 
 class History:
     """The earlier turns that the next unit shows.

@@ -194,7 +194,7 @@ async def test_the_memory_is_bounded_and_forgets_what_was_not_used() -> None:
 
 async def test_nothing_but_hashes_is_remembered() -> None:
     await TurnGuard().check("canary")
-    assert "canary" not in repr(Runtime.default().decisions._decisions._values)
+    assert "canary" not in repr(Runtime.default().memory.decisions._decisions._values)
 
 
 @pytest.mark.parametrize(

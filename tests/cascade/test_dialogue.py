@@ -166,7 +166,7 @@ words = st.sampled_from(["fine", "harmful", " ", f">{REFUSAL}", ">yes", ">harmfu
 
 @given(st.lists(words, max_size=7), st.sampled_from(Context), st.booleans())
 async def test_no_conversation_with_unrefused_harm_passes(turns: list[str], context: Context, remembers: bool) -> None:  # noqa: FBT001
-    Runtime.default().decisions.clear()
+    Runtime.default().memory.clear()
     guard = word_guard(context=context, judgement_key="words" if remembers else None)
     decision = await guard.check(dialogue(*turns))
     expected = Verdict.BLOCK if any("harmful" in turn for turn in turns) else Verdict.ALLOW
@@ -187,7 +187,7 @@ SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @given(st.lists(st.lists(st.sampled_from(sorted(SHOWN)), max_size=7), min_size=1, max_size=3), st.sampled_from(Context))
 async def test_what_passes_was_read_to_the_last_word(shapes: list[list[str]], context: Context) -> None:
-    Runtime.default().decisions.clear()
+    Runtime.default().memory.clear()
     reader = WordReader()
     guard = word_guard(reader=reader, context=context, judgement_key="words")
     for shape in shapes:  # requests share their first words, so that later ones recall what earlier ones have judged
@@ -244,12 +244,12 @@ async def test_a_receipt_settles_its_turn_in_a_process_that_knows_nothing_of_it(
     turns = dialogue("fine", ">yes", "harmful")
     refused = await word_guard(context=context, judgement_key="words", receipts=receipts()).check(turns)
     assert refused.verdict is Verdict.BLOCK
-    Runtime.default().decisions.clear()
+    Runtime.default().memory.clear()
     replica = word_guard(context=context, judgement_key="words", receipts=receipts())
     for _ in range(2):
         decision = await replica.check([*turns, refusal(refused.receipt), *dialogue("go on")])
         assert (decision.verdict, decision.receipt) == (Verdict.ALLOW, None)
-        Runtime.default().decisions.clear()
+        Runtime.default().memory.clear()
     again = await replica.check([*turns, refusal(refused.receipt), *dialogue(" ")])
     assert (again.verdict, again.receipt) == (Verdict.BLOCK, refused.receipt)
 
@@ -257,7 +257,7 @@ async def test_a_receipt_settles_its_turn_in_a_process_that_knows_nothing_of_it(
 async def _receipt_for(turns: list[dict[str, Any]], guard: Cascade) -> str:
     receipt = (await guard.check(turns)).receipt
     assert receipt is not None
-    Runtime.default().decisions.clear()
+    Runtime.default().memory.clear()
     return receipt
 
 
@@ -286,13 +286,13 @@ async def test_no_other_receipt_settles_a_turn() -> None:
     for receipt in others:
         decision = await guard.check([*turns, refusal(receipt), *dialogue("fine")])
         assert decision.verdict is Verdict.BLOCK, receipt
-        Runtime.default().decisions.clear()
+        Runtime.default().memory.clear()
     for message in (refusal(good, "Sure."), {"role": "assistant", "content": REFUSAL, "metadata": good}):
         assert (await guard.check([*turns, message, *dialogue("fine")])).verdict is Verdict.BLOCK
-        Runtime.default().decisions.clear()
+        Runtime.default().memory.clear()
     on_the_question = [turns[0] | {"metadata": {RECEIPT: good}}, *dialogue(f">{REFUSAL}", "fine")]
     assert (await guard.check(on_the_question)).verdict is Verdict.BLOCK
-    Runtime.default().decisions.clear()
+    Runtime.default().memory.clear()
     assert (await guard.check([*turns, refusal(good), *dialogue("fine")])).verdict is Verdict.ALLOW
 
 

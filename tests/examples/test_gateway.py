@@ -218,7 +218,7 @@ def gateway(example: tuple[Path, int, int], server: None) -> Iterator[Gateway]:
 @pytest.fixture(autouse=True)
 def _nobody_before(principals: list[object], runtime: Runtime) -> None:
     principals.clear()
-    runtime.decisions.clear()
+    runtime.memory.clear()
     runtime.answers.clear()
 
 

@@ -51,7 +51,7 @@ async def test_it_judges_on_both_engines_and_its_call_is_in_the_log(
     assert TASK in [call.task for call in reply.log.llm_calls]
     assert TASK in [call.task for call in rails.explain().llm_calls]
     assert judge.calls == 1
-    Runtime.default().decisions.clear()
+    Runtime.default().memory.clear()
     async with IORails(make_config()) as engine:
         reply = await engine.generate_async(messages=user(text), options=options)
     assert reply.response[0]["content"] == answer
@@ -78,7 +78,7 @@ async def test_an_answer_in_another_form_is_a_broken_guard_and_no_verdict(
     config = make_config(prompts=[{"task": TASK, "content": "{{ user_input }}", "output_parser": "is_content_safe"}])
     reply = await LLMRails(config).generate_async(messages=user(text))
     assert reply["content"] == UNAVAILABLE
-    Runtime.default().decisions.clear()
+    Runtime.default().memory.clear()
     async with IORails(config) as engine:
         reply = await engine.generate_async(messages=user(text))
     assert reply["content"] == BROKEN
@@ -88,7 +88,7 @@ async def test_an_answer_in_another_form_is_a_broken_guard_and_no_verdict(
 def test_asyncio_run_again_and_again(make_config: Callable[..., RailsConfig], judge: Any) -> None:
     app = LLMRails(make_config())
     for text, answer in [("an odd question", ANSWER), ("an odd and harmful wish", REFUSED)] * 3:
-        Runtime.default().decisions.clear()
+        Runtime.default().memory.clear()
         assert asyncio.run(app.generate_async(messages=user(text)))["content"] == answer
     assert judge.calls >= 6
 

@@ -17,7 +17,7 @@ EACH = {"cap": {"calls": 2, "per_s": 3600, "per": "principal"}, "principal": {"v
 
 
 async def told(app: LLMRails, tenant: object) -> str:
-    Runtime.default().decisions.clear()  # what is remembered costs nothing
+    Runtime.default().memory.clear()  # what is remembered costs nothing
     context = {} if tenant is None else {"tenant": tenant}
     messages = [{"role": "context", "content": context}, {"role": "user", "content": "an odd question"}]
     reply: Any = await app.generate_async(messages=messages)

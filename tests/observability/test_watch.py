@@ -42,7 +42,7 @@ def ask(guard: Guard, texts: list[str], overrides: Any = None) -> list[Any]:
     async def run() -> list[Any]:
         decisions = []
         for text in texts:
-            Runtime.default().decisions.clear()
+            Runtime.default().memory.clear()
             decisions.append(await guard.check(user(text), overrides))
         await guard.aclose()
         return decisions

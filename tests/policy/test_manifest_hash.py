@@ -165,7 +165,7 @@ def decisions(folder: Path) -> list[Any]:
         guard = load_guard(folder)
         found: list[Any] = [guard.plan.rule, guard.plan.certificate]
         for text in TEXTS:
-            Runtime.default().decisions.clear()
+            Runtime.default().memory.clear()
             decision = await guard.check([{"role": "user", "content": text}])
             found.append((decision.verdict, decision.route, decision.reason, decision.p, decision.d))
         await guard.aclose()

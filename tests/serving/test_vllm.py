@@ -452,7 +452,7 @@ async def test_the_doctor_says_where_the_base_model_is_and_whether_it_answers(
     well = {finding.subject: finding for finding in await examine(tmp_path)}
     assert "served as 'ctd' by vLLM" in well["base model"].text
     assert well["built-in safe"].outcome is not Outcome.ERROR
-    Runtime.default().decisions.clear()
+    Runtime.default().memory.clear()
     double.fault = lambda handler: handler.refuse(503, "")
     ill = {finding.subject: finding for finding in await examine(tmp_path)}
     assert ill["built-in safe"].outcome is Outcome.ERROR

@@ -223,7 +223,7 @@ def test_a_refusal_has_a_receipt_by_which_another_process_lets_the_conversation_
     question, threat = ({"role": "user", "content": text} for text in ("a plain question", "a plain threat"))
 
     def ask(sidecar: Any, *messages: dict[str, Any]) -> dict[str, Any]:
-        Runtime.default().decisions.clear()  # what a process that has just begun knows
+        Runtime.default().memory.clear()  # what a process that has just begun knows
         return dict(httpx.post(f"{sidecar.url}/v1/check", json={"messages": messages}).json())
 
     refused = ask(make_sidecar(folder), threat)

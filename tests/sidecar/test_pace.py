@@ -18,7 +18,7 @@ ALPHA = 0.2
 
 
 def check(sidecar: Any, text: str = ODD) -> str:
-    Runtime.default().decisions.clear()  # what is remembered costs nothing
+    Runtime.default().memory.clear()  # what is remembered costs nothing
     answer = httpx.post(f"{sidecar.url}/v1/check", json={"text": text}, timeout=60).json()
     return str(answer["route"])
 

@@ -14,7 +14,7 @@ ODD, PLAIN = "an odd question", "a plain question"
 
 
 def check(sidecar: Any, text: str = ODD, **headers: str) -> dict[str, Any]:
-    Runtime.default().decisions.clear()  # what is remembered costs nothing
+    Runtime.default().memory.clear()  # what is remembered costs nothing
     return dict(httpx.post(f"{sidecar.url}/v1/check", json={"text": text}, headers=headers, timeout=60).json())
 
 
@@ -37,7 +37,7 @@ def test_each_principal_of_the_header_has_its_own_share_and_a_bypass_is_shown(
         assert [answer["reason"] for answer in answers] == ["expert_safe", "expert_safe", "cap_exhausted"]
         assert "on_failure" not in answers[0]
         assert (answers[2]["verdict"], answers[2]["failed"], answers[2]["on_failure"]) == ("allow", True, "allow")
-    Runtime.default().decisions.clear()
+    Runtime.default().memory.clear()
     body = {"contents": [ODD]}
     detected = httpx.post(f"{sidecar.url}/api/v1/text/contents", json=body, headers={"X-Tenant": "a"}, timeout=60)
     assert detected.json() == [[]]

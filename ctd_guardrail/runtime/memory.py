@@ -1,0 +1,173 @@
+"""What a guard remembers from one request to the next: judgements, and which requests are of one conversation.
+
+Both are under keyed hashes and hold no text. A judgement belongs to the exact unit: a verdict on one text is never used
+for another. Conversations are told apart by digests that fold case and white space
+(:meth:`ctd_guardrail.text.conversation.Conversation.prefixes`), because apps strip and wrap what they keep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from ctd_guardrail.decision import Decision
+from ctd_guardrail.runtime.decision_cache import DecisionCache
+
+__all__ = ["LocalMemory", "Memory", "Placement", "keyed"]
+
+_CAPACITY: Final = 16_384
+# Requests that began alike and wait for their second turn. More of them share the newest names.
+_MOST_WAITING: Final = 1_024
+_DIGEST_BYTES: Final = 16
+
+
+class Placement(NamedTuple):
+    """The place of a request in its conversation.
+
+    Attributes:
+        conversation: Random name of the conversation.
+        digest: Keyed hash of the conversation up to this request, under which :meth:`Memory.place` finds it again.
+        is_placed: False if the request shows earlier turns, and none of them is remembered: after a restart, at
+            another replica, or because a client wrote them.
+    """
+
+    conversation: str
+    digest: str
+    is_placed: bool
+
+
+class Memory(Protocol):
+    """Remembers judgements and conversations. It raises nothing: what it cannot answer is not remembered."""
+
+    async def recall(self, judgement_key: str, unit: str) -> Decision | None:
+        """Return the decision about a unit, or None if there is none.
+
+        Args:
+            judgement_key: Hash of everything that decisions depend on beside the unit.
+            unit: Digest of the unit.
+        """
+        ...
+
+    async def remember(self, judgement_key: str, unit: str, decision: Decision) -> None:
+        """Keep a decision, unless a failure policy made it."""
+        ...
+
+    async def place(self, before: Sequence[bytes], now: bytes) -> Placement:
+        """Return the conversation that a request belongs to.
+
+        A request without earlier turns begins a conversation. Its name waits under the digest ``now``. A later request
+        takes the name that waits longest under the longest prefix that is known, and lets it wait under its own
+        digest. Two conversations that begin alike may swap names there. Their turns so far are equal, so nothing that
+        is counted by conversation changes.
+
+        If no name waits, the request is a repetition or shows an edited turn. It gets the name that its own digest, or
+        else that prefix, has seen last.
+
+        Args:
+            before: Digests of the conversation up to each earlier turn of the user, oldest first.
+            now: Digest of the whole conversation.
+        """
+        ...
+
+
+def keyed(digest: bytes, key: bytes) -> str:
+    """Return the keyed hash under which a digest is kept, in hexadecimal. Without the key no text can be tested."""
+    return hashlib.blake2b(digest, key=key, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+class _Place:
+    """The names at one digest."""
+
+    __slots__ = ("last", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[str] = deque(maxlen=_MOST_WAITING)
+        self.last = ""
+
+    def add(self, name: str) -> None:
+        self.waiting.append(name)
+        self.last = name
+
+
+class LocalMemory:
+    """The memory of one process. Thread-safe; its coroutines never suspend.
+
+    Args:
+        capacity: Largest number of judgements, and of digests of conversations. The least recently used are dropped
+            first.
+    """
+
+    def __init__(self, capacity: int = _CAPACITY) -> None:
+        self.decisions = DecisionCache(capacity)
+        self._capacity = capacity
+        self._key = secrets.token_bytes(_DIGEST_BYTES)
+        self._places: OrderedDict[str, _Place] = OrderedDict()
+        self._lock = threading.Lock()
+
+    async def recall(self, judgement_key: str, unit: str) -> Decision | None:
+        """Return the decision about a unit; see :class:`Memory`."""
+        return self.decisions.get(judgement_key, unit)
+
+    async def remember(self, judgement_key: str, unit: str, decision: Decision) -> None:
+        """Keep a decision; see :class:`Memory`."""
+        self.decisions.put(judgement_key, unit, decision)
+
+    async def place(self, before: Sequence[bytes], now: bytes) -> Placement:
+        """Return the conversation of a request; see :class:`Memory`."""
+        with self._lock:
+            digest = keyed(now, self._key)
+            name, is_placed = self._name(before, digest) if before else (_fresh(), True)
+            self._place(digest).add(name)
+            return Placement(name, digest, is_placed)
+
+    def restore(self, key: bytes, conversations: Iterable[tuple[str, str]]) -> None:
+        """Continue conversations of an earlier process.
+
+        Args:
+            key: The :attr:`key` of that process.
+            conversations: Digest and name of each.
+        """
+        with self._lock:
+            self._key = key
+            self._places.clear()
+            for digest, name in conversations:
+                self._place(digest).add(name)
+
+    @property
+    def key(self) -> bytes:
+        """The secret of the keyed hashes."""
+        return self._key
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.decisions.clear()
+        with self._lock:
+            self._places.clear()
+
+    def _name(self, before: Sequence[bytes], digest: str) -> tuple[str, bool]:
+        here = self._places.get(digest)
+        for prefix in reversed(before):
+            found = self._places.get(keyed(prefix, self._key))
+            if found is not None:
+                if found.waiting:
+                    found.last = found.waiting.popleft()
+                    return found.last, True
+                break
+        else:
+            return (here.last, True) if here is not None else (_fresh(), False)
+        return (here or found).last, True
+
+    def _place(self, digest: str) -> _Place:
+        place = self._places.pop(digest, None) or _Place()
+        self._places[digest] = place
+        if len(self._places) > self._capacity:
+            self._places.popitem(last=False)
+        return place
+
+
+def _fresh() -> str:
+    return secrets.token_hex(_DIGEST_BYTES)
