@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from itertools import chain
@@ -37,7 +38,7 @@ _BOT_MESSAGES: Final = ("refuse to respond", "inform guard unavailable")
 _SAID: Final = re.compile(r'bot say "([^"]+)"')
 
 
-def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> LoadableGuard:
+def guard_for(config: RailsConfig, section: CtdConfig, collaborators: RailCollaborators) -> LoadableGuard:
     """Return the guard of a configuration. Apps with the same content share one.
 
     NeMo builds an app for every model name in requests, and IORails an engine for every synchronous call. A guard
@@ -50,12 +51,13 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Loadable
 
     Args:
         config: The configuration that NeMo has read.
+        section: Its section; see :func:`section_of`.
         collaborators: The host's models and prompts, for an expert of type ``rail``.
 
     Raises:
         CtdError: The configuration, the policy, the base model or the expert is not usable.
     """
-    runtime, folder, section = Runtime.default(), config_folder(config), section_of(config)
+    runtime, folder = Runtime.default(), config_folder(config)
     refusals = tuple(chain.from_iterable(refusals_of(config)))
 
     def start(prepared: Prepared) -> LoadableGuard:
@@ -63,10 +65,11 @@ def guard_for(config: RailsConfig, collaborators: RailCollaborators) -> Loadable
         return _start(load, section, runtime)
 
     def key(policy: str) -> _Key:
-        return str(folder.resolve()), section.model_dump_json(), policy, refusals
+        return place, settings, policy, refusals
 
     if isinstance(section.expert, RailExpertConfig):
         return start(prepare(section, folder=folder))
+    place, settings = os.path.realpath(folder), section.model_dump_json()
     guards: Shared[_Key, LoadableGuard] = runtime.shared("guards")
     # Reads one small file, because IORails asks at every synchronous call.
     guard = guards.find(key(_digest(folder / section.policy / MANIFEST_FILE)))

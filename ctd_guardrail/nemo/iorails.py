@@ -95,13 +95,13 @@ def _prepare(config: RailsConfig) -> None:
         collaborators = RailCollaborators(config=config, llms=_llms.get, llm_task_manager=LLMTaskManager(config))
         gates = _gates(Runtime.default())
         gates[id(config)] = Gate(
-            guard_for(config, collaborators), section, refusals=refusals_of(config), operator_texts=tuple
+            guard_for(config, section, collaborators), section, refusals=refusals_of(config), operator_texts=tuple
         )
         weakref.finalize(config, gates.pop, id(config), None)
 
 
 def _gate_of(config: RailsConfig) -> Gate | None:
-    return next((gate for runtime in Runtime.all() if (gate := _gates(runtime).get(id(config)))), None)
+    return _gates(Runtime.default()).get(id(config))
 
 
 def _gates(runtime: Runtime) -> dict[int, Gate]:

@@ -38,10 +38,11 @@ def init(app: object) -> None:
         registered = app.runtime.registered_action_params
         return {**registered.get("llms", {}), "main": registered.get("llm")}
 
+    section = section_of(app.config)
     collaborators = RailCollaborators(config=app.config, llms=llms, llm_task_manager=app.runtime.llm_task_manager)
     gate = Gate(
-        guard_for(app.config, collaborators),
-        section_of(app.config),
+        guard_for(app.config, section, collaborators),
+        section,
         refusals=refusals_of(app.config),
         operator_texts=lambda: operator_texts(app),
     )

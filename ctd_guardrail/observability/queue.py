@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ctd_guardrail.observability.events import Emit, Event, Sink, UnscreenedCall
 from ctd_guardrail.runtime.runtime import Runtime
@@ -105,13 +105,19 @@ class EventQueue:
             for _ in range(len(self._waiting)):
                 sinks, event = self._waiting.popleft()
                 for sink in sinks:
-                    self._run(sink, event)
+                    try:
+                        sink(event)
+                    except Exception as error:  # noqa: BLE001  # a failed sink stops neither the others nor the guard
+                        self._log_once(sink, error)
                 # A thread that computes keeps the interpreter for 5 ms unless it offers it. Each offer has a cost.
                 if time.perf_counter() - offered > _LONGEST_TURN_S:
                     time.sleep(0)
                     offered = time.perf_counter()
             for periodic in list(self._periodic):
-                self._run(periodic.tick, is_last=is_last)
+                try:
+                    periodic.tick(is_last=is_last)
+                except Exception as error:  # noqa: BLE001  # as above
+                    self._log_once(periodic.tick, error)
 
     def close(self) -> None:
         """Hand over all events that wait, and end the thread. Later events reach the sinks at a :meth:`flush` only."""
@@ -122,14 +128,11 @@ class EventQueue:
             thread.join()
         self.flush(is_last=True)
 
-    def _run(self, call: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        try:
-            call(*arguments, **options)
-        except Exception as error:  # noqa: BLE001  # a failed sink stops neither the others nor the guard
-            failure = f"{_name(call)}: {type(error).__name__}"
-            if failure not in self._failures:
-                self._failures.add(failure)
-                log.error("observing the guard failed, logged once: %s", failure)  # noqa: TRY400  # may quote
+    def _log_once(self, call: Callable[..., None], error: Exception) -> None:
+        failure = f"{_name(call)}: {type(error).__name__}"
+        if failure not in self._failures:
+            self._failures.add(failure)
+            log.error("observing the guard failed, logged once: %s", failure)  # its message may quote a text
 
     def _start(self) -> None:
         with self._starting:

@@ -6,8 +6,8 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 
-from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
-from ctd_guardrail.observability.events import Decided, Event, ExpertCalled, Recalled, UnscreenedCall
+from ctd_guardrail.decision import Mode, OnFailure, Reason, Route, Verdict
+from ctd_guardrail.observability.events import Decided, Event, ExpertCalled, Recalled, Routed, UnscreenedCall
 
 __all__ = ["Tally", "TallySnapshot"]
 
@@ -63,8 +63,15 @@ class Tally:
     def __call__(self, event: Event) -> None:
         """Count an event, whatever its origin."""
         match event:
+            case Routed():
+                pass  # each request has one: it takes no lock and is compared with nothing else
             case Decided():
-                self._count(event.decision)
+                decision = event.decision
+                with self._lock:
+                    self._decisions[decision.verdict, decision.route, decision.reason] += 1
+                    self._shadow += decision.mode is Mode.SHADOW
+                    if decision.on_failure is not None and decision.is_bypass:
+                        self._bypasses[decision.reason, decision.on_failure, decision.verdict] += 1
             case ExpertCalled():
                 with self._lock:  # a budget pays for each call, answered or not
                     self._expert_attempts += event.attempts
@@ -88,10 +95,3 @@ class Tally:
                 shadow=self._shadow,
                 unscreened_calls=self._unscreened_calls,
             )
-
-    def _count(self, decision: Decision) -> None:
-        with self._lock:
-            self._decisions[decision.verdict, decision.route, decision.reason] += 1
-            self._shadow += decision.mode is Mode.SHADOW
-            if decision.on_failure is not None and decision.is_bypass:
-                self._bypasses[decision.reason, decision.on_failure, decision.verdict] += 1

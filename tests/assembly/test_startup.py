@@ -17,7 +17,7 @@ from ctd_guardrail.assembly.budget import budget_of
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.prepared import load_guard
 from ctd_guardrail.errors import PolicyError
-from ctd_guardrail.nemo.guards import guard_for
+from ctd_guardrail.nemo.guards import guard_for, section_of
 from ctd_guardrail.policy.plan import plan
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
 from ctd_guardrail.runtime.runtime import Runtime
@@ -69,7 +69,7 @@ async def by_sidecar(folder: Path, runtime: Runtime) -> tuple[Guard, dict[str, A
 
 async def by_nemo(folder: Path, runtime: Runtime) -> tuple[Guard, dict[str, Any] | None]:
     config = await asyncio.to_thread(RailsConfig.from_path, str(folder))
-    guard = await asyncio.to_thread(guard_for, config, None)  # type: ignore[arg-type]  # its expert is no rail
+    guard = await asyncio.to_thread(guard_for, config, section_of(config), None)  # type: ignore[arg-type]  # its expert is no rail
     assert isinstance(guard, Guard)
     return guard, None
 
