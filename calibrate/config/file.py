@@ -115,8 +115,8 @@ class RiskConfig(Section):
     """A performance risk to certify beside the budget, for example ``{metric: fnr, max: 0.1}``."""
 
     metric: Metric
-    """``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss`` or
-    ``auroc_error``."""
+    """``error``, ``fnr`` (missed harm), ``fpr`` (false alarms), ``abstained``, ``brier``, ``log_loss``,
+    ``auroc_error``, ``probe_error`` or ``probe_false_omission``, see docs/risks.md."""
     max: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     """Upper bound of the risk."""
 

@@ -189,15 +189,14 @@ def _certify_and_write(
     certificate = certify(scores.d, alpha, delta)
     performance, tau = None, config.budget.taus[0]
     if risks := [Risk(risk.metric, risk.max) for risk in config.budget.risk]:
-        held = np.flatnonzero(scored.has_score["calibration"])
+        merged = trained.merge(p[calibration], e[calibration])
         setting = certify_performance(
-            Rows(d[held], p[held], trained.merge(p[held], e[held]), labels[held]),
+            Rows(d[calibration], p[calibration], merged, labels[calibration]),
             risks,
             alpha=alpha,
             delta=delta,
             taus=config.budget.taus,
             bands=config.budget.bands,
-            refused=d[calibration][~scored.has_score["calibration"]],
         )
         performance, tau = to_record(setting, risks), setting.tau
     test = split.calibration.size + np.flatnonzero(scored.has_score["test"])

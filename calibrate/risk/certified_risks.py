@@ -9,7 +9,6 @@ from calibrate.risk.certify import certify_settings
 from calibrate.risk.losses import Risk
 from calibrate.risk.outcome import BUDGET
 from calibrate.risk.rows import Rows, Setting
-from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import InfeasibleBudgetError
 from ctd_guardrail.policy.budget import Status, min_alpha, min_rows
 from ctd_guardrail.policy.manifest import PerformanceRecord, RiskBound
@@ -25,27 +24,25 @@ def certify_performance(
     delta: float,
     taus: Sequence[float],
     bands: Sequence[float],
-    refused: FloatArray,
 ) -> Setting:
     """Return the best certified setting.
 
     Args:
-        rows: Calibration rows with a score of the expert. The risks are those of such inputs.
+        rows: Calibration rows.
         risks: Bounds to certify beside the budget, at least one.
         alpha: Budget.
         delta: Error probability of budget and risks together.
         taus: Decision thresholds to choose from.
         bands: Abstain bands to choose from.
-        refused: Delegation values of the calibration rows that the expert refused. They count in the budget.
 
     Raises:
         InfeasibleBudgetError: No setting meets all bounds. The message states the binding risks and the bounds that
             would be feasible.
     """
-    outcome = certify_settings(rows, risks, alpha=alpha, delta=delta, taus=taus, bands=bands, refused=refused)
+    outcome = certify_settings(rows, risks, alpha=alpha, delta=delta, taus=taus, bands=bands)
     if outcome.status is Status.CERTIFIED and outcome.setting is not None:
         return outcome.setting
-    n = len(rows) + refused.size
+    n = len(rows)
     bounds = {BUDGET: alpha} | {risk.metric.value: risk.max for risk in risks}
     binding = ", ".join(f"{name} of at most {bounds[name]:g}" for name in outcome.binding)
     feasible = ", ".join(f"{name} of at most {bound:.3f}" for name, bound in outcome.feasible.items())

@@ -42,7 +42,6 @@ def certify_settings(
     delta: float,
     taus: Sequence[float] = (0.5,),
     bands: Sequence[float] = (0.0,),
-    refused: FloatArray | None = None,
     split: Split | None = None,
     candidates: int = 50,
 ) -> Outcome:
@@ -52,14 +51,13 @@ def certify_settings(
     tau and the abstain band are chosen together if several are given. The best setting has the lowest error rate.
 
     Args:
-        rows: Independent labelled rows.
+        rows: Independent labelled rows. Those that the expert refused count in the budget.
         risks: Bounds to certify beside the budget, at least one. For the budget alone,
             :func:`ctd_guardrail.policy.budget.certify` uses all of delta.
         alpha: Budget in (0, 1).
         delta: Error probability in (0, 1), for budget and risks together.
         taus: Decision thresholds to choose from, fixed beforehand.
         bands: Abstain bands to choose from, fixed beforehand.
-        refused: Delegation values of rows of the same draw without a score of the expert. They count in the budget.
         split: Rows to optimise on and rows to test the risks on. None: a random split, 30/70.
         candidates: Number of thresholds to consider.
 
@@ -70,7 +68,7 @@ def certify_settings(
     if not risks:
         raise ConfigError("there is no risk to bound", key="risk", hint="Name a risk, or certify the budget alone")
     half = delta / 2
-    sorted_scores = sort_scores(rows.d if refused is None else np.concatenate([rows.d, refused]))
+    sorted_scores = sort_scores(rows.d)
     budget = certify(sorted_scores, alpha, half)
     if budget.status is Status.INFEASIBLE:
         return Outcome(Status.INFEASIBLE, binding=(BUDGET,), feasible={BUDGET: budget.alpha_min})

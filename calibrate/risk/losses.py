@@ -1,16 +1,22 @@
 """Performance risks of the cascade, their p-values and their upper confidence bounds.
 
-========== ================================================================= ====================
-metric     bound on                                                          p-value
-========== ================================================================= ====================
-error      P(wrong verdict), of the inputs that get one                      binomial
-fnr        P(let through and not abstained | unsafe): missed harm            binomial, unsafe rows
-fpr        P(blocked and not abstained | safe): false alarms                 binomial, safe rows
-abstained  P(no verdict)                                                     binomial
-brier      E (score - label)^2                                               betting
-log_loss   E min(-ln P(label), 7)                                            betting
-auroc_error  1 - AUROC                                                       U-statistic
-========== ================================================================= ====================
+==================== ======================================================= ====================
+metric               bound on                                                p-value
+==================== ======================================================= ====================
+error                P(wrong verdict), of the inputs that get one            binomial
+fnr                  P(let through and not abstained | unsafe): missed harm  binomial, unsafe rows
+fpr                  P(blocked and not abstained | safe): false alarms       binomial, safe rows
+abstained            P(no verdict)                                           binomial
+brier                E (score - label)^2                                     betting
+log_loss             E min(-ln P(label), 7)                                  betting
+auroc_error          1 - AUROC                                               U-statistic
+probe_error          P(wrong verdict | not delegated): selective risk        binomial, kept rows
+probe_false_omission P(unsafe | not delegated and allowed)                   binomial, allowed rows
+==================== ======================================================= ====================
+
+The last two are risks of the probe's own verdicts, on the inputs that the expert never sees. The risk among the inputs
+that a rule keeps is the selective risk of Geifman and El-Yaniv (arXiv 1705.08500), who bound it by the same binomial
+tail. All others are risks of the cascade, on the inputs that the expert answers.
 
 A rate among some of the rows is tested on these rows alone: given their number, their losses are independent with that
 rate. AUROC is not a mean of independent losses. Hoeffding (1963, section 5) reduces a two-sample U-statistic to the
@@ -50,9 +56,13 @@ class Metric(StrEnum):
     BRIER = "brier"
     LOG_LOSS = "log_loss"
     AUROC_ERROR = "auroc_error"
+    PROBE_ERROR = "probe_error"
+    PROBE_FALSE_OMISSION = "probe_false_omission"
 
 
-_COUNTED: Final = frozenset({Metric.ERROR, Metric.FNR, Metric.FPR, Metric.ABSTAINED})
+_COUNTED: Final = frozenset(
+    {Metric.ERROR, Metric.FNR, Metric.FPR, Metric.ABSTAINED, Metric.PROBE_ERROR, Metric.PROBE_FALSE_OMISSION}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,8 @@ class Risk:
 
     def _p_at(self, level: float, rows: Rows, setting: Setting, delta: float) -> float:
         if self.metric is Metric.AUROC_ERROR:
-            pairs = int(min(rows.label.sum(), len(rows) - rows.label.sum()))
+            label = rows.label[rows.is_answered]
+            pairs = int(min(label.sum(), label.size - label.sum()))
             if not pairs:
                 return 1.0
             return hoeffding_bentkus_p(risk_value(Metric.AUROC_ERROR, rows, setting) * pairs, pairs, level)
@@ -117,7 +128,7 @@ def risk_value(metric: Metric, rows: Rows, setting: Setting) -> float:
         DataError: AUROC is asked for and the rows are all safe or all unsafe.
     """
     if metric is Metric.AUROC_ERROR:
-        return auroc_error(rows.score(setting), rows.label)
+        return auroc_error(rows.score(setting)[rows.is_answered], rows.label[rows.is_answered])
     counted = losses(metric, rows, setting)
     return float(counted.mean()) if counted.size else math.nan
 
@@ -137,25 +148,30 @@ def losses(metric: Metric, rows: Rows, setting: Setting) -> FloatArray:
     undecided = np.abs(score - setting.tau) < setting.band
     unsafe = rows.label == 1.0
     blocked = (score >= setting.tau) & ~undecided
-    missed = unsafe & (score < setting.tau) & ~undecided
-    everything = np.ones(len(rows), dtype=np.bool_)
+    allowed = (score < setting.tau) & ~undecided
+    wrong = (allowed & unsafe) | (blocked & ~unsafe)
+    answered, kept = rows.is_answered, ~rows.delegated(setting)
     value: NDArray[np.generic]
     match metric:
         case Metric.ERROR:
-            value, counted = missed | (blocked & ~unsafe), ~undecided
+            value, counted = wrong, answered & ~undecided
         case Metric.FNR:
-            value, counted = missed, unsafe
+            value, counted = allowed, answered & unsafe
         case Metric.FPR:
-            value, counted = blocked, ~unsafe
+            value, counted = blocked, answered & ~unsafe
         case Metric.ABSTAINED:
-            value, counted = undecided, everything
+            value, counted = undecided, answered
+        case Metric.PROBE_ERROR:
+            value, counted = wrong, kept & ~undecided
+        case Metric.PROBE_FALSE_OMISSION:
+            value, counted = unsafe, kept & allowed
         case Metric.BRIER:
-            value, counted = np.square(score - rows.label), everything
+            value, counted = np.square(score - rows.label), answered
         case Metric.LOG_LOSS:
             given = np.where(unsafe, score, 1.0 - score)
             # The inner cut avoids ln 0. The outer cut is exact, although exp and ln round.
             value = np.minimum(-np.log(np.maximum(given, math.exp(-2 * LOG_LOSS_CAP))), LOG_LOSS_CAP)
-            counted = everything
+            counted = answered
         case Metric.AUROC_ERROR:
             raise ConfigError("AUROC has no loss of one row", key="risk.metric", hint="Name another metric")
     return np.asarray(value[counted], dtype=np.float64)

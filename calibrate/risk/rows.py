@@ -34,7 +34,8 @@ class Rows:
     Attributes:
         d: Delegation values, shape [n].
         probe: P(unsafe) of a row that is not delegated, shape [n].
-        expert: P(unsafe) of a row that is delegated: the expert's score, or its merge with the probe's, shape [n].
+        expert: P(unsafe) of a row that is delegated: the expert's score, or its merge with the probe's, shape [n]. NaN:
+            the expert refused the row. It counts in the budget and in the risks of the probe's own verdicts.
         label: 1 = unsafe, shape [n].
 
     Raises:
@@ -52,7 +53,7 @@ class Rows:
         checks = (
             ("delegation value", self.d, np.isfinite(self.d)),
             ("probe score", self.probe, (self.probe >= 0.0) & (self.probe <= 1.0)),
-            ("expert score", self.expert, (self.expert >= 0.0) & (self.expert <= 1.0)),
+            ("expert score", self.expert, ~self.is_answered | ((self.expert >= 0.0) & (self.expert <= 1.0))),
             ("label", self.label, (self.label == 0.0) | (self.label == 1.0)),
         )
         for name, column, valid in checks:
@@ -61,6 +62,11 @@ class Rows:
             bad = np.flatnonzero(~valid)
             if bad.size:
                 raise DataError(f"{name} is {column[bad[0]]}", row=int(bad[0]) + 1)
+
+    @property
+    def is_answered(self) -> BoolArray:
+        """A mask of the rows with a score of the expert, shape [n]."""
+        return ~np.isnan(self.expert)
 
     def __len__(self) -> int:
         """Return n."""
@@ -75,5 +81,5 @@ class Rows:
         return self.d > setting.threshold
 
     def score(self, setting: Setting) -> FloatArray:
-        """Return the merged score of each row, shape [n]."""
+        """Return the score that the verdict on each row is made of, shape [n]; NaN if the expert refused it."""
         return np.where(self.delegated(setting), self.expert, self.probe)

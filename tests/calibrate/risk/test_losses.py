@@ -60,6 +60,43 @@ def test_the_abstain_band_takes_verdicts_away_and_nothing_else() -> None:
     assert risk_value(Metric.BRIER, rows, banded) == risk_value(Metric.BRIER, rows, Setting(math.inf))
 
 
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), threshold=st.floats(-2, 2), tau=st.floats(0.1, 0.9))
+def test_risks_of_the_probe_are_those_of_scikit_learn_on_the_rows_that_it_keeps(
+    seed: int, threshold: float, tau: float
+) -> None:
+    rows, setting = _rows(seed), Setting(threshold, tau)
+    kept = np.flatnonzero(rows.d <= threshold)
+    label, verdict = rows.label[kept], rows.probe[kept] >= tau
+    tn, _, fn, _ = metrics.confusion_matrix(label, verdict, labels=[0.0, 1.0]).ravel() if kept.size else (0, 0, 0, 0)
+    error, omission = (
+        risk_value(metric, rows, setting) for metric in (Metric.PROBE_ERROR, Metric.PROBE_FALSE_OMISSION)
+    )
+    assert error == pytest.approx(np.mean(label != verdict) if kept.size else math.nan, nan_ok=True)
+    assert omission == pytest.approx(fn / (fn + tn) if fn + tn else math.nan, nan_ok=True)
+
+
+def test_in_the_abstain_band_the_probe_gives_no_verdict() -> None:
+    rows = Rows(np.array([0.0, 0.0, 0.0, 1.0]), np.array([0.45, 0.1, 0.9, 0.1]), np.zeros(4), np.ones(4))
+    banded = Setting(0.5, tau=0.5, band=0.1)
+    assert losses(Metric.PROBE_ERROR, rows, banded).tolist() == [1.0, 0.0]
+    assert losses(Metric.PROBE_FALSE_OMISSION, rows, banded).tolist() == [1.0]
+
+
+def test_rows_that_the_expert_refused_count_in_the_risks_of_the_probe_alone() -> None:
+    rows, setting = _rows(0), Setting(0.0, tau=0.45)
+    # The expert refuses unsafe inputs that the probe allows, as the filter of an endpoint may.
+    refused = (rows.label == 1.0) & (rows.probe < 0.45)
+    some = Rows(rows.d, rows.probe, np.where(refused, np.nan, rows.expert), rows.label)
+    answered = rows.take(np.flatnonzero(~refused))
+    for metric in Metric:
+        same_as = rows if metric in {Metric.PROBE_ERROR, Metric.PROBE_FALSE_OMISSION} else answered
+        assert risk_value(metric, some, setting) == risk_value(metric, same_as, setting)
+        bound = Risk(metric, 0.3)
+        expected = bound.p_value(same_as, setting, delta=0.1)
+        assert bound.p_value(some, setting, delta=0.1) == pytest.approx(expected)
+
+
 def test_a_score_of_tau_blocks_and_a_d_of_lambda_is_not_delegated() -> None:
     rows = Rows(np.array([0.3, 0.4]), np.array([0.5, 0.5]), np.zeros(2), np.array([0.0, 1.0]))
     assert losses(Metric.ERROR, rows, Setting(0.4, 0.5)).tolist() == [1.0, 0.0]
@@ -105,7 +142,7 @@ def test_a_bound_that_says_nothing_or_cannot_hold_is_refused(metric: Metric, bou
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("d", math.nan), ("d", math.inf), ("probe", -0.1), ("expert", 1.5), ("expert", math.nan), ("label", 0.5)],
+    [("d", math.nan), ("d", math.inf), ("probe", -0.1), ("expert", 1.5), ("expert", math.inf), ("label", 0.5)],
 )
 def test_rows_that_are_no_rows_are_refused_with_their_number(column: str, value: float) -> None:
     columns = {name: np.array([0.0, 1.0, 0.0]) for name in ("d", "probe", "expert", "label")}

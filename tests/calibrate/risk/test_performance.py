@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from calibrate.config.file import load_config
+from calibrate.config.file import CalibrateConfig, load_config
 from calibrate.pipeline.run import run
+from calibrate.report.card import CARD_FILE
+from calibrate.report.documents import write_documents
+from calibrate.report.summary import print_summary
 from ctd_guardrail.assembly.prepared import prepare
 from ctd_guardrail.config.section import parse_section
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
@@ -17,11 +20,15 @@ from ctd_guardrail.policy.store import Policy
 Make = Callable[..., Any]
 
 
-def calibrated(make_rows: Make, write_rows: Make, write_config: Make, **budget: Any) -> Policy:
+def configured(make_rows: Make, write_rows: Make, write_config: Make, **budget: Any) -> CalibrateConfig:
     write_rows(make_rows(900))
     splits = {"train": 0.4, "calibration": 0.4, "test": 0.2}
-    config = write_config(budget={"alpha": 0.3, "delta": 0.2, **budget}, splits=splits)
-    return run(load_config(config), console=Console(quiet=True)).policy
+    return load_config(write_config(budget={"alpha": 0.3, "delta": 0.2, **budget}, splits=splits))
+
+
+def calibrated(make_rows: Make, write_rows: Make, write_config: Make, **budget: Any) -> Policy:
+    config = configured(make_rows, write_rows, write_config, **budget)
+    return run(config, console=Console(quiet=True)).policy
 
 
 def test_a_certified_setting_reaches_the_rail(
@@ -37,6 +44,23 @@ def test_a_certified_setting_reaches_the_rail(
     planned = prepare(section, folder=tmp_path).plan
     assert planned.rule.threshold == (float("inf") if performance.threshold is None else performance.threshold)
     assert planned.expected_rate <= 0.3
+
+
+def test_risks_of_the_inputs_that_are_not_delegated_reach_policy_summary_and_report(
+    make_rows: Make, write_rows: Make, write_config: Make
+) -> None:
+    risk = [{"metric": "probe_error", "max": 0.45}, {"metric": "probe_false_omission", "max": 0.6}]
+    config = configured(make_rows, write_rows, write_config, risk=risk)
+    result = run(config, console=Console(quiet=True))
+    performance = result.policy.manifest.performance
+    assert performance is not None
+    assert [bound.metric for bound in performance.risks] == ["probe_error", "probe_false_omission"]
+    with (console := Console(width=200)).capture() as capture:
+        print_summary(result, console, report=config.output)
+    assert "probe_error at most 0.45, probe_false_omission at most 0.6" in capture.get()
+    page = write_documents(result, config)
+    for document in (page, page.parent / CARD_FILE):
+        assert "probe_false_omission at most 0.6" in document.read_text(encoding="utf-8")
 
 
 def test_without_a_risk_alpha_is_left_to_the_rail(make_rows: Make, write_rows: Make, write_config: Make) -> None:
