@@ -1,4 +1,4 @@
-"""Time of certificates, beside a sort of the same array and beside MAPIE; and time of one update of each monitor.
+"""Time of certificates beside a sort of the same array, and time of one update of each monitor.
 
 All figures come from one run on one machine. Compare ratios between machines, not milliseconds.
 """
@@ -23,7 +23,6 @@ from ctd_guardrail.policy.selection import Criterion, best_threshold
 
 ALPHA, DELTA = 0.1, 0.05
 SIZES = (10_000, 100_000, 1_000_000)
-MAPIE_THRESHOLDS = 100
 UPDATES = 20_000
 
 
@@ -34,14 +33,11 @@ def main() -> None:
     """Measure, and print one row for each figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_csv_option(parser)
-    parser.add_argument(
-        "--mapie-rows", type=int, default=100_000, metavar="N", help="largest n for MAPIE (1.1 GB at 1e6)"
-    )
     options = parser.parse_args()
 
     table = Table(COLUMNS)
     for n in SIZES:
-        times = certificate_times(n, mapie=n <= options.mapie_rows)
+        times = certificate_times(n)
         table.extend(("certificate", n, figure, f"{float(f'{value:.3g}'):g}") for figure, value in times.items())
     table.extend(
         ("monitor", None, f"update of the {name}, us", f"{microseconds:.1f}")
@@ -50,7 +46,7 @@ def main() -> None:
     table.publish(options.csv)
 
 
-def certificate_times(n: int, *, mapie: bool) -> dict[str, float]:
+def certificate_times(n: int) -> dict[str, float]:
     """Return milliseconds for n scores, with ratios to a sort."""
     rng = np.random.default_rng(0)
     scores = rng.random(n)
@@ -81,27 +77,7 @@ def certificate_times(n: int, *, mapie: bool) -> dict[str, float]:
         row[f"best by {criterion.value}, ms"] = _milliseconds(
             partial(best_threshold, budget, criterion, d=stored, probe=probe, expert=expert, label=label), runs=1
         )
-    if mapie:
-        row["MAPIE, 100 thresholds, ms"] = milliseconds = mapie_milliseconds(scores)
-        row["MAPIE / ours"] = milliseconds / certificate
     return row
-
-
-def mapie_milliseconds(scores: np.ndarray) -> float:
-    """Return the time of MAPIE for a hundred thresholds. This package tests all n."""
-    from mapie.risk_control import BinaryClassificationController  # noqa: PLC0415 - slow to import, and optional
-
-    controller = BinaryClassificationController(
-        predict_function=lambda x: np.column_stack([1 - x, x]),
-        risk="predicted_positive_fraction",
-        target_level=ALPHA,
-        confidence_level=1 - DELTA,
-        best_predict_param_choice="predicted_positive_fraction",
-        list_predict_params=np.linspace(0.8, 0.99, MAPIE_THRESHOLDS),
-        fwer_method="bonferroni",
-    )
-    labels = np.zeros(scores.size, dtype=int)
-    return _milliseconds(lambda: controller.calibrate(scores, labels), runs=1)
 
 
 def monitor_times() -> dict[str, float]:

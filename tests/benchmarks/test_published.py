@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.activations import run as activations
-from benchmarks.calibration import certificates
+from benchmarks.calibration import certificates, mapie
 from benchmarks.calibration import run as calibration
 from benchmarks.load import compare, latency, memory, serving
 from benchmarks.load import run as load
@@ -25,6 +25,7 @@ FILES = ROOT / "docs" / "benchmarks"
 COLUMNS = {
     "activations": activations.COLUMNS,
     "calibration-certificates": certificates.COLUMNS,
+    "calibration-mapie": mapie.COLUMNS,
     "calibration-run": calibration.COLUMNS,
     "load-compare-clock": compare.COLUMNS,
     "load-compare-forward": compare.COLUMNS,
@@ -144,6 +145,20 @@ def test_the_costs_of_certificates_are_those_of_the_file() -> None:
         assert sorts == found[rows, "in sorts"]
         figures = ("new alpha, exact, ms", "simultaneous, ms", "next 1e4, ms")
         assert alphas.split(" / ") == [found[rows, figure] for figure in figures]
+
+
+def test_the_closed_form_is_tighter_than_mapie_in_a_hundredth_of_its_time() -> None:
+    found = {(row["rows"], row["method"]): row for row in read("calibration-mapie")}
+    shown = table("method | broken / of alpha, 1,000 rows")
+    assert shown[0][0] == "closed form"
+    for name, *cells in shown:
+        small, middle, large = (found[rows, name] for rows in ("1000", "10000", "100000"))
+        both = [f"{row['broken']} / {row['rate_of_alpha']}" for row in (small, middle)]
+        assert cells == [*both, large["rate_of_alpha"], large["ms"]]
+        for rows in ("1000", "10000", "100000"):
+            assert float(found[rows, name]["rate_of_alpha"]) <= float(found[rows, "closed form"]["rate_of_alpha"])
+        if name != "closed form":
+            assert float(large["ms"]) >= 100 * float(found["100000", "closed form"]["ms"])
 
 
 def test_the_simulation_is_as_near_as_the_page_says() -> None:
