@@ -1,8 +1,9 @@
 """The exact certificate beside MAPIE on independent rows: broken budgets, use of the budget, and time.
 
 Scores are uniform, so the rate of a threshold is known: 1 - threshold. A draw breaks the budget if the smallest
-certified threshold delegates more than alpha. MAPIE chooses among 100 thresholds, fixed beforehand around 1 - alpha. The
-closed form chooses among all n scores. All figures come from one run on one machine. Compare ratios between machines, not milliseconds.
+certified threshold delegates more than alpha. MAPIE chooses among 100 thresholds, fixed beforehand around 1 - alpha.
+The closed form chooses among all n scores. All figures come from one run on one machine. Compare ratios between
+machines, not milliseconds.
 """
 
 from __future__ import annotations
