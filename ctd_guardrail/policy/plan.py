@@ -15,7 +15,8 @@ from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreaking
 from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_threshold
 from ctd_guardrail.policy.spending import budget_beside_audit, spent_delta
 from ctd_guardrail.policy.store import Policy
-from ctd_guardrail.policy.turns import BudgetUnit
+from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
+from ctd_guardrail.policy.unreadable import Unreadable
 
 __all__ = ["Budget", "Plan", "plan"]
 
@@ -33,6 +34,8 @@ class Budget:
         criterion: Which of the certified thresholds is used.
         costs: Prices for ``criterion: cost``.
         audit_share: Share of the inputs that the expert audits. It is paid out of alpha.
+        unreadable: Causes for which the expert judges turns that the base model cannot read. They are paid out of
+            alpha: each costs a call whatever the threshold.
         tie_key: Secret of 16 to 64 bytes that draws inputs that tie with lambda; None: they stay with the probe.
         section: Dotted path of the settings in the operator's file, for error messages.
     """
@@ -45,6 +48,7 @@ class Budget:
     criterion: Criterion = Criterion.BUDGET
     costs: Costs = Costs()  # noqa: RUF009  # frozen
     audit_share: float = 0.0
+    unreadable: frozenset[Unreadable] = frozenset()
     tie_key: SecretBytes | None = None
     section: str = ""
 
@@ -99,8 +103,9 @@ def plan(policy: Policy, budget: Budget) -> Plan:
     alpha = in_force.alpha if budget.alpha is None else budget.alpha
     delta = in_force.delta if budget.delta is None else budget.delta
     audited = budget.audit_share
+    scores = policy.scores_with(budget.unreadable)
     certificate = certify(
-        policy.scores,
+        scores,
         _alpha_of_rule(budget, policy, alpha),
         spent_delta(delta, in_force.looks),
         unit=in_force.unit if budget.unit is None else budget.unit,
@@ -110,7 +115,7 @@ def plan(policy: Policy, budget: Budget) -> Plan:
     )
     if certificate.status is Status.INFEASIBLE:
         raise infeasible(certificate, key=budget.key("alpha"), audit_share=audited)
-    rule, rate = _rule(budget, policy, certificate)
+    rule, rate = _rule(budget, policy, scores, certificate)
     return Plan(certificate, rule, audited + (1.0 - audited) * rate, alpha)
 
 
@@ -131,11 +136,11 @@ def _alpha_of_rule(budget: Budget, policy: Policy, alpha: float) -> float:
     return budget_beside_audit(alpha, audited)
 
 
-def _rule(budget: Budget, policy: Policy, certificate: Certificate) -> tuple[DelegationRule, float]:
+def _rule(budget: Budget, policy: Policy, scores: TurnScores, certificate: Certificate) -> tuple[DelegationRule, float]:
     """Return the rule, and the share of the inputs that it is expected to delegate."""
     if policy.manifest.performance is not None:
         threshold = _performance_threshold(budget, policy.manifest.performance)
-        return ThresholdRule(threshold), policy.scores.rate_above(threshold)
+        return ThresholdRule(threshold), scores.rate_above(threshold)
     if budget.tie_key is not None:
         if budget.criterion is not Criterion.BUDGET:
             raise ConfigError(
@@ -143,11 +148,17 @@ def _rule(budget: Budget, policy: Policy, certificate: Certificate) -> tuple[Del
                 key=budget.key("tie_key_env"),
                 hint="Set criterion: budget, or leave the key out",
             )
+        if certificate.always:
+            raise ConfigError(
+                "the tie key does not cover turns that go to the expert unread",
+                key=budget.key("tie_key_env"),
+                hint="Leave the key out, or block these turns with on_overlong and on_nontext",
+            )
         return TieBreakingRule.from_policy(policy, certificate, budget.tie_key), certificate.mean_rate
     if budget.criterion is Criterion.BUDGET:
         return ThresholdRule(certificate.threshold), certificate.mean_rate
     choice = _choose(budget, policy, certificate)
-    return ThresholdRule(choice.threshold), policy.scores.rate_above(choice.threshold)
+    return ThresholdRule(choice.threshold), scores.rate_above(choice.threshold)
 
 
 def _performance_threshold(budget: Budget, performance: PerformanceRecord) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,7 @@ from ctd_guardrail.policy.files import (
 )
 from ctd_guardrail.policy.manifest import DESCRIBES, Manifest
 from ctd_guardrail.policy.turns import TurnScores
+from ctd_guardrail.policy.unreadable import Unreadable, UnreadableTurns
 from ctd_guardrail.probes.spec import check_tensors
 from ctd_guardrail.text.normalise import NORMALISER
 
@@ -46,6 +47,8 @@ _TURNS: Final = "turns.d"
 _CONVERSATION: Final = "turns.conversation"
 # Where earlier versions kept the scores of a recalibration.
 _EARLIER_TURNS: Final = "traffic.d"
+_UNREADABLE: Final = "unreadable.conversation"
+_OVERLONG: Final = "unreadable.is_overlong"
 _USED_ROWS: Final = "used_rows"
 
 
@@ -101,6 +104,7 @@ class Policy:
             calibration rows: the calibration was on conversations, or the policy was recalibrated.
         used_rows: 64-bit digests of the rows that it was trained or calibrated on, ascending: an evaluation leaves
             them out. None if the calibration did not record them.
+        unreadable: Turns of the calibration conversations that have no delegation value; None: there are none.
         digest: SHA-256 of the manifest file; empty if the policy was not read from one.
     """
 
@@ -109,12 +113,21 @@ class Policy:
     calibration: CalibrationScores
     turns: TurnScores | None = None
     used_rows: DigestArray | None = None
+    unreadable: UnreadableTurns | None = None
     digest: str = ""
 
     @property
     def scores(self) -> TurnScores:
         """The delegation values behind the certificate in force."""
         return TurnScores(self.calibration.d) if self.turns is None else self.turns
+
+    def scores_with(self, causes: Collection[Unreadable]) -> TurnScores:
+        """Return the scores with the unreadable turns that go to the expert.
+
+        Args:
+            causes: Causes that the rail sends to the expert. It blocks turns with another cause, which cost no call.
+        """
+        return self.scores if self.unreadable is None else self.unreadable.beside(self.scores, causes)
 
 
 def write_policy(
@@ -125,6 +138,7 @@ def write_policy(
     *,
     turns: TurnScores | None = None,
     used_rows: DigestArray | None = None,
+    unreadable: UnreadableTurns | None = None,
 ) -> Policy:
     """Write a policy folder so that a reader sees the old policy or the new one, never a mixture.
 
@@ -136,6 +150,7 @@ def write_policy(
         calibration: Scores of the labelled calibration rows.
         turns: Delegation values behind the certificate, where these are not simply those of the calibration rows.
         used_rows: Digests of the rows that it was trained or calibrated on, ascending.
+        unreadable: Turns of the calibration conversations that have no delegation value.
 
     Returns:
         The policy as a reader will see it.
@@ -158,13 +173,16 @@ def write_policy(
             tensors[_CONVERSATION] = np.ascontiguousarray(turns.conversation)
     if used_rows is not None:
         tensors[_USED_ROWS] = np.ascontiguousarray(used_rows)
+    if unreadable is not None:
+        tensors[_UNREADABLE] = np.ascontiguousarray(unreadable.conversation)
+        tensors[_OVERLONG] = np.ascontiguousarray(unreadable.is_overlong)
     blob = save(tensors)
     digest = hashlib.sha256(blob).hexdigest()
     hashes = {"tensors_sha256": digest, "pins_sha256": digest}
     checked = Manifest.model_validate({"normaliser": NORMALISER, **manifest, **hashes})
     checked = checked.model_copy(update={"pins_sha256": checked.hash_pins()})
     write_files(folder, manifest=(checked.model_dump_json(indent=2) + "\n").encode(), tensors=blob)
-    return Policy(checked, dict(policy_probe), calibration, turns, used_rows)
+    return Policy(checked, dict(policy_probe), calibration, turns, used_rows, unreadable)
 
 
 def read_policy(folder: Path) -> Policy:
@@ -182,6 +200,7 @@ def read_policy(folder: Path) -> Policy:
     except (SafetensorError, KeyError, ValueError) as error:
         raise PolicyFormatError(f"{folder / TENSORS_FILE} is not a safetensors file") from error
     turns, used_rows = _pop_turns(tensors), tensors.pop(_USED_ROWS, None)
+    unreadable = _pop_unreadable(folder, tensors)
     probe = {name.removeprefix(_PROBE): array for name, array in tensors.items() if name.startswith(_PROBE)}
     columns = {
         name.removeprefix(_CALIBRATION): array for name, array in tensors.items() if name.startswith(_CALIBRATION)
@@ -195,7 +214,9 @@ def read_policy(folder: Path) -> Policy:
     checked = _check_turns(folder, manifest, *turns)
     if used_rows is not None and (used_rows.ndim != 1 or used_rows.dtype != np.uint64):
         raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_USED_ROWS} are not 64-bit digests")
-    return Policy(manifest, probe, _check_calibration(folder, manifest, columns), checked, used_rows, digest)
+    return Policy(
+        manifest, probe, _check_calibration(folder, manifest, columns), checked, used_rows, unreadable, digest
+    )
 
 
 def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
@@ -251,6 +272,24 @@ def _pop_turns(tensors: dict[str, NDArray[Any]]) -> tuple[NDArray[Any] | None, N
     """Take the turns' tensors out of those of the file."""
     name = _TURNS if _TURNS in tensors else _EARLIER_TURNS
     return tensors.pop(name, None), tensors.pop(_CONVERSATION, None)
+
+
+def _pop_unreadable(folder: Path, tensors: dict[str, NDArray[Any]]) -> UnreadableTurns | None:
+    """Take the unreadable turns out of the tensors of the file, and check them."""
+    conversation, is_overlong = tensors.pop(_UNREADABLE, None), tensors.pop(_OVERLONG, None)
+    if conversation is None and is_overlong is None:
+        return None
+    if (
+        conversation is None
+        or is_overlong is None
+        or conversation.ndim != 1
+        or conversation.shape != is_overlong.shape
+        or conversation.dtype != np.int64
+        or is_overlong.dtype != np.bool_
+        or (conversation < 0).any()
+    ):
+        raise PolicyFormatError(f"{folder / TENSORS_FILE}: {_UNREADABLE} and {_OVERLONG} do not name turns")
+    return UnreadableTurns(conversation, is_overlong)
 
 
 def _check_turns(
