@@ -42,6 +42,7 @@ from ctd_guardrail.errors import (
     PolicyIntegrityError,
     PolicyLockedError,
     PolicyMismatchError,
+    StoreError,
 )
 from ctd_guardrail.text.conversation import Conversation, Message
 
@@ -96,6 +97,7 @@ __all__ = [
     "Ragged",
     "Reason",
     "Route",
+    "StoreError",
     "Timings",
     "Verdict",
     "__version__",

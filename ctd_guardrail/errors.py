@@ -20,6 +20,7 @@
     │   ├── ActivationUnavailableError  the engine that serves it cannot be reached or fails
     │   └── OverloadedError      the queue in front of it is full
     ├── OverrideError            a request asks for a setting that it may not have
+    ├── StoreError               the server that processes share cannot be reached
     └── ExpertError
         ├── ExpertNotAskedError     it was not asked
         │   ├── BreakerOpenError       it failed too often a moment ago
@@ -68,6 +69,7 @@ __all__ = [
     "PolicyIntegrityError",
     "PolicyLockedError",
     "PolicyMismatchError",
+    "StoreError",
 ]
 
 
@@ -203,6 +205,10 @@ class OverloadedError(ActivationError):
 
 class OverrideError(CtdError):
     """A request asks for a setting that it may not change, or for an invalid value."""
+
+
+class StoreError(CtdError):
+    """The server of ``store`` did not answer in time, or answered with an error."""
 
 
 class ExpertError(CtdError):

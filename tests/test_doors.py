@@ -21,7 +21,7 @@ DOORS = {
         ExpertError ExpertNotAskedError ExpertOverloadedError ExpertScore ExpertTimeoutError ExpertUnavailableError
         ExpertVerdictError Fingerprint Guard HostError InfeasibleBudgetError InputError Message Mode NonTextError
         OnFailure OverloadedError OverlongError OverrideError PolicyError PolicyFormatError PolicyIntegrityError
-        PolicyLockedError PolicyMismatchError Ragged Reason Route Timings Verdict __version__
+        PolicyLockedError PolicyMismatchError Ragged Reason Route StoreError Timings Verdict __version__
         load_guard
     """,
     "ctd_guardrail.budget": """

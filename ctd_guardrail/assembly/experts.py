@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pydantic import SecretStr
-
-from ctd_guardrail.config.section import SECTION, CtdConfig
-from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.assembly.store import address_of, open_server
+from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, health_of
 from ctd_guardrail.experts.bounded.breaker import CircuitBreaker
 from ctd_guardrail.experts.bounded.buckets import BucketStore, MemoryStore
@@ -70,14 +67,14 @@ def _shared_caps(config: CtdConfig, folder: Path, runtime: Runtime) -> SpendCaps
     """Return the spend caps of a configuration. A host may build one guard for each model name: they share the caps."""
     if not config.cap:
         return None
-    parts = {"cap", "cap_store", "principal"}
-    key = (str(folder.resolve()), config.model_dump_json(include=parts), *_url(config))
+    parts = {"cap", "store", "principal"}
+    key = (str(folder.resolve()), config.model_dump_json(include=parts), address_of(config))
 
     def make() -> SpendCaps:
         most = 1 if config.principal is None else _PRINCIPALS
         return SpendCaps(tuple(_caps(config)), _store(config, runtime), max_principals=most)
 
-    shared: Shared[tuple[str, ...], SpendCaps] = runtime.shared("spend caps")
+    shared: Shared[tuple[str, str, str | None], SpendCaps] = runtime.shared("spend caps")
     return shared.get(key, make)
 
 
@@ -90,20 +87,10 @@ def _caps(config: CtdConfig) -> Iterator[Cap]:
             yield Cap("tokens", cap.tokens, cap.per_s, cap.tokens, each)
 
 
-def _url(config: CtdConfig) -> list[str]:
-    return [] if config.cap_store is None else [os.environ.get(config.cap_store.url_env, "").strip()]
-
-
 def _store(config: CtdConfig, runtime: Runtime) -> BucketStore:
-    if config.cap_store is None:
+    server = open_server(config, runtime)
+    if config.store is None or server is None:
         return MemoryStore()
     from ctd_guardrail.experts.bounded.redis_store import RedisStore  # noqa: PLC0415  # an extra
 
-    (url,) = _url(config)
-    if not url:
-        raise ConfigError(
-            f"environment variable {config.cap_store.url_env} is not set",
-            key=f"{SECTION}.cap_store.url_env",
-            hint="Export the address of the server under this name, for example redis://127.0.0.1:6379/0",
-        )
-    return RedisStore(SecretStr(url), name=config.cap_store.name, runtime=runtime)
+    return RedisStore(server, name=config.store.name)

@@ -1,4 +1,4 @@
-"""The sections ``cap``, ``cap_store``, ``pace`` and ``principal``: limits on the use of the expert."""
+"""The sections ``cap``, ``pace`` and ``principal``: limits on the use of the expert."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ctd_guardrail.config.types import Count, Section, Text, VariableName
+from ctd_guardrail.config.types import Count, Section, Text
 from ctd_guardrail.policy.pace import Period
 
-__all__ = ["CapConfig", "CapStoreConfig", "PaceConfig", "PrincipalConfig"]
+__all__ = ["CapConfig", "PaceConfig", "PrincipalConfig"]
 
 
 class CapConfig(Section):
@@ -35,15 +35,6 @@ class CapConfig(Section):
         if self.burst is not None and self.calls is None:
             raise PydanticCustomError("cap", "`burst` is about `calls`", {"hint": "Set `calls`, or leave out `burst`"})
         return self
-
-
-class CapStoreConfig(Section):
-    """A Redis or Valkey server that holds the caps of several processes."""
-
-    url_env: VariableName
-    """Name of the environment variable with the server's address, for example ``redis://127.0.0.1:6379/0``."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "default"
-    """Name of the caps on the server. Processes with the same name share their caps; give each deployment its own."""
 
 
 class PaceConfig(Section):

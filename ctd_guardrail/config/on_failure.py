@@ -37,7 +37,7 @@ class OnFailureByCause(Section):
     cap_exhausted: OnFailure | None = None
     """Nothing is left under a cap. The sender of many inputs may provoke it."""
     cap_unavailable: OnFailure | None = None
-    """The server of ``cap_store`` does not answer."""
+    """The server of ``store`` does not answer."""
     deadline: OnFailure | None = None
     """The guard's own ``deadline_s`` has passed."""
     overloaded: OnFailure | None = None

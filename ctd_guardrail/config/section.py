@@ -16,11 +16,12 @@ from ctd_guardrail.config.experts import (
     OpenAIExpertConfig,
     PythonExpertConfig,
 )
-from ctd_guardrail.config.limits import CapConfig, CapStoreConfig, PaceConfig, PrincipalConfig
+from ctd_guardrail.config.limits import CapConfig, PaceConfig, PrincipalConfig
 from ctd_guardrail.config.observability import AuditLogConfig, MonitorConfig, RolloutConfig
 from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.config.override_bounds import OverrideBoundsConfig
 from ctd_guardrail.config.source import SourceConfig, VllmSourceConfig
+from ctd_guardrail.config.store import StoreConfig
 from ctd_guardrail.config.types import Count, Price, Seconds, Section, Share, Text, VariableName
 from ctd_guardrail.config.validation import validate
 from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, RefusedTurns, Verdict
@@ -112,8 +113,9 @@ class CtdConfig(Section):
     ``breaker_open``. ``null`` switches the breaker off."""
     cap: _Caps = ()
     """Caps on the expert's calls and tokens: one or a list. Inputs beyond a cap fail with ``cap_exhausted``."""
-    cap_store: CapStoreConfig | None = None
-    """Server on which several processes share these caps. By default each process has its own."""
+    store: StoreConfig | None = None
+    """Server on which several processes share their caps and their memory of judgements. By default each process has
+    its own."""
     pace: PaceConfig | None = None
     """Threshold that rises while traffic asks for more calls than alpha pays for, see docs/pacing.md. By default the
     certified threshold runs unchanged."""
@@ -234,8 +236,10 @@ class CtdConfig(Section):
                 "`principal` goes together with a cap `per: principal` or a rollout `by: principal`",
                 {"hint": "Say in `principal` where a request names its principal, and what each may spend in `cap`"},
             )
-        if self.cap_store is not None and not self.cap:
-            raise PydanticCustomError("cap_store", "`cap_store` has no cap to keep", {"hint": "Add `cap`"})
+        if self.store is not None and not self.cap and self.store.key_env is None:
+            raise PydanticCustomError(
+                "store", "`store` has nothing to keep", {"hint": "Add `cap`, or `key_env` in `store` for the memory"}
+            )
         return self
 
     @model_validator(mode="after")

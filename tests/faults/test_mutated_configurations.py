@@ -34,7 +34,7 @@ SOUND: dict[str, Any] = {
             "expert_attempts": 2,
             "breaker": 5,
             "cap": [{"calls": 60, "per_s": 60.0, "burst": 10, "per": "principal"}, {"tokens": 1000, "per_s": 60.0}],
-            "cap_store": {"url_env": "REDIS_URL", "name": "production"},
+            "store": {"url_env": "REDIS_URL", "name": "production"},
             "principal": {"variable": "tenant", "header": "X-Tenant"},
             "deadline_s": 30.0,
             "mode": "enforce",

@@ -88,9 +88,9 @@ def test_a_store_that_is_down_makes_no_call_and_its_policy_holds(
     verdict: str,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        monkeypatch.setenv("CAP_STORE_URL", f"redis://127.0.0.1:{free.getsockname()[1]}/0")
+        monkeypatch.setenv("STORE_URL", f"redis://127.0.0.1:{free.getsockname()[1]}/0")
     folder = make_rail_folder(
-        cap={"calls": 100, "per_s": 60}, cap_store={"url_env": "CAP_STORE_URL"}, on_failure={"cap_unavailable": policy}
+        cap={"calls": 100, "per_s": 60}, store={"url_env": "STORE_URL"}, on_failure={"cap_unavailable": policy}
     )
     sidecar = make_sidecar(folder)
     answer = check(sidecar)

@@ -50,6 +50,7 @@ from ctd_guardrail import (
     Ragged,
     Reason,
     Route,
+    StoreError,
     Timings,
     Verdict,
     __version__,
@@ -153,7 +154,7 @@ def explain(error: CtdError) -> str:
             text = "the expert was not asked"
         case ExpertNotAskedError() | ExpertTimeoutError() | ExpertUnavailableError() | ExpertVerdictError():
             text = "the expert"
-        case ExpertError() | OverrideError() | HostError() | DependencyError():
+        case ExpertError() | OverrideError() | HostError() | DependencyError() | StoreError():
             text = error.hint
     return text
 

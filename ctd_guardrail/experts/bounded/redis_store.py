@@ -1,16 +1,13 @@
-"""Buckets that several processes share, in Redis or Valkey. Needs the extra ``redis``."""
+"""Buckets that several processes share, in Redis or Valkey."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from pydantic import SecretStr
-
-from ctd_guardrail.errors import CapStoreError, ConfigError, DependencyError
+from ctd_guardrail.errors import CapStoreError, StoreError
 from ctd_guardrail.experts.bounded.buckets import Demand
-from ctd_guardrail.runtime.runtime import Runtime
+from ctd_guardrail.runtime.redis_server import RedisServer
 
 __all__ = ["RedisStore"]
 
@@ -40,54 +37,19 @@ end
 return 1
 """
 
-# Every delegated input waits for the store: a healthy server answers in a millisecond, and half a second is an outage.
-_TIMEOUT_S: Final = 0.5
-
 
 class RedisStore:
-    """Buckets in Redis or Valkey. A server that does not answer in time is an error: the levels are then unknown.
+    """Buckets on a server. A server that does not answer in time is an error: the levels are then unknown.
 
     Args:
-        url: Address, ``redis://`` or ``rediss://``.
+        server: The server.
         name: Prefix of all keys. All stores with the same name share their buckets.
-        timeout_s: Seconds that one question may take.
-        runtime: Runs the questions; None: the runtime of the process.
-
-    Raises:
-        ConfigError: It is not an address of Redis.
-        DependencyError: The extra ``redis`` is not installed.
     """
 
-    def __init__(
-        self, url: SecretStr, *, name: str, timeout_s: float = _TIMEOUT_S, runtime: Runtime | None = None
-    ) -> None:
-        try:
-            from redis.asyncio import Redis  # noqa: PLC0415  # an extra
-        except ImportError as error:
-            raise DependencyError(
-                "cap_store needs the Redis client, which is not installed",
-                hint="Run: pip install 'ctd-guardrail[redis]'",
-            ) from error
-        try:
-            client = Redis.from_url(
-                url.get_secret_value(),
-                socket_timeout=timeout_s,
-                socket_connect_timeout=timeout_s,
-                retry=None,
-            )
-        except ValueError:
-            # The chain is cut: the client's message may quote the address, which may hold a password.
-            raise ConfigError(
-                "the environment variable does not hold a Redis address",
-                key="custom_data.ctd.cap_store.url_env",
-                hint="Write redis://HOST:PORT/0 or rediss://...",
-            ) from None
-        self._client: Any = client
-        self._script: Any = client.register_script(_SCRIPT)
+    def __init__(self, server: RedisServer, *, name: str) -> None:
+        self._server = server
+        self._script = server.script(_SCRIPT)
         self._name = name
-        self._timeout_s = timeout_s
-        self._io = (runtime or Runtime.default()).io
-        self._io.close_with(self, client)
 
     async def take(self, demands: Sequence[Demand]) -> bool:
         """Take from all buckets or from none, and say whether it was taken.
@@ -109,14 +71,7 @@ class RedisStore:
         # One slot of a cluster for all of them, so that they are taken in one step there as well.
         keys = [f"{{ctd:{self._name}}}:{demand.key}" for demand in demands]
         numbers = [repr(n) for demand in demands for n in (demand.rate, demand.capacity, demand.amount)]
-        return bool(await asyncio.wrap_future(self._io.submit(self._ask(keys, [str(int(takes)), *numbers]))))
-
-    async def _ask(self, keys: list[str], arguments: list[str]) -> Any:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._script(keys=keys, args=arguments)
-        except Exception as error:  # noqa: BLE001  # its message may hold the address
-            raise CapStoreError(
-                f"the store of the caps did not answer ({type(error).__name__})",
-                hint="Check that the server of cap_store is up",
-            ) from None
+            return bool(await self._server.ask(lambda _: self._script(keys=keys, args=[str(int(takes)), *numbers])))
+        except StoreError as error:
+            raise CapStoreError(f"the caps are unknown: {error.problem}", hint=error.hint) from None

@@ -1,7 +1,6 @@
 """Against a real server: a cap that several processes share."""
 
 import asyncio
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,20 +14,21 @@ from redis import Redis
 from ctd_guardrail.errors import CapStoreError, ConfigError
 from ctd_guardrail.experts.bounded.buckets import Demand
 from ctd_guardrail.experts.bounded.redis_store import RedisStore
-from tests.support.waiting import wait_until
+from ctd_guardrail.runtime.redis_server import RedisServer
+from tests.support.redis_process import PROGRAMS, RedisProcess
 
-SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
-pytestmark = pytest.mark.skipif(SERVER is None, reason="no redis-server or valkey-server here")
+pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no redis-server or valkey-server here")
 
 TAKER = """
 import asyncio, sys
 from pydantic import SecretStr
 from ctd_guardrail.experts.bounded.redis_store import RedisStore
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
+from ctd_guardrail.runtime.redis_server import RedisServer
 from ctd_guardrail.errors import ExpertCapError
 
 async def main():
-    store = RedisStore(SecretStr(sys.argv[1]), name="shared", timeout_s=30)
+    store = RedisStore(RedisServer(SecretStr(sys.argv[1]), timeout_s=30), name="shared")
     caps = SpendCaps([Cap("calls", 100, 36000.0, 100, False)], store, max_principals=1)
     passed = 0
     for _ in range(150):
@@ -43,60 +43,22 @@ asyncio.run(main())
 """
 
 
-class Server:
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self._folder = folder
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        command = [
-            str(SERVER),
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-            str(self._folder),
-        ]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603  # fixed words
-        wait_until(self._listens, every_s=0.02)
-
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-        except OSError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("redis"))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    server = RedisProcess(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
 
 
 def store(url: str, name: str, timeout_s: float = 30.0) -> RedisStore:
-    return RedisStore(SecretStr(url), name=name, timeout_s=timeout_s)
+    return RedisStore(RedisServer(SecretStr(url), timeout_s=timeout_s), name=name)
 
 
 def demand(amount: float, *, rate: float = 1e-9, capacity: float = 10.0, key: str = "key") -> Demand:
     return Demand(key, rate, capacity, amount)
 
 
-async def test_it_gives_no_more_than_the_bucket_holds_and_all_or_nothing(server: Server) -> None:
+async def test_it_gives_no_more_than_the_bucket_holds_and_all_or_nothing(server: RedisProcess) -> None:
     redis = store(server.url, "levels")
     assert [await redis.take([demand(3)]) for _ in range(4)] == [True, True, True, False]
     both = [demand(1, key="other"), demand(3)]
@@ -109,7 +71,7 @@ async def test_it_gives_no_more_than_the_bucket_holds_and_all_or_nothing(server:
     assert not await redis.take([demand(1)])
 
 
-async def test_a_bucket_refills_and_is_forgotten_when_it_is_full(server: Server) -> None:
+async def test_a_bucket_refills_and_is_forgotten_when_it_is_full(server: RedisProcess) -> None:
     redis = store(server.url, "refill")
     fast = demand(10, rate=200.0)
     assert await redis.take([fast])
@@ -120,12 +82,12 @@ async def test_a_bucket_refills_and_is_forgotten_when_it_is_full(server: Server)
         assert 0 < client.pttl("{ctd:refill}:key") <= 1051
 
 
-def test_it_serves_any_event_loop(server: Server) -> None:
+def test_it_serves_any_event_loop(server: RedisProcess) -> None:
     redis = store(server.url, "loops")
     assert [asyncio.run(redis.take([demand(4)])) for _ in range(3)] == [True, True, False]
 
 
-def test_two_processes_share_one_cap(server: Server) -> None:
+def test_two_processes_share_one_cap(server: RedisProcess) -> None:
     command = [sys.executable, "-c", TAKER, server.url]
     takers = [
         subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True)  # noqa: S603
@@ -136,7 +98,7 @@ def test_two_processes_share_one_cap(server: Server) -> None:
 
 
 async def test_a_server_that_is_down_is_an_error_until_it_is_back(tmp_path: Path) -> None:
-    server = Server(tmp_path)
+    server = RedisProcess(tmp_path)
     redis = store(server.url, "down", timeout_s=5.0)
     assert await redis.take([demand(1)])
     server.stop()
