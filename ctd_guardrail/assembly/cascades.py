@@ -120,6 +120,7 @@ class CascadeFactory:
             history=config.history,
             refused_turns=config.refused_turns,
             audit_share=self.budget.audit_share,
+            max_expert_calls=config.max_expert_calls,
         )
 
     def _rollout(self, config: CtdConfig) -> Rollout | None:

@@ -133,7 +133,7 @@ class Cascade:
         await self._expert.aclose()
 
     def limited(self, calls: int) -> Cascade:
-        """Return this cascade with a limit on the expert's calls for each request, if it is below the configured one."""
+        """Return this cascade with a limit on the calls of each request, where it is below the configured one."""
         limited = copy.copy(self)
         least = calls if self._calls is None else min(calls, self._calls)
         limited._calls = least  # noqa: SLF001  # a copy of this very object

@@ -108,6 +108,10 @@ class CtdConfig(Section):
     expert_attempts: Annotated[int, Field(ge=1, le=5)] = 1
     """Calls for one input if the fault is transient (types ``openai`` and ``python``). Every attempt counts under the
     caps."""
+    max_expert_calls: Count | None = 2
+    """Most calls of the expert for one request; ``null``: no limit. A request shows earlier turns too, and those that
+    are not remembered are judged again. Turns beyond the limit fail with ``cap_exhausted``: a forged history cannot buy
+    a call for each of its turns."""
     breaker: Annotated[Count | None, BeforeValidator(_refuse_a_section)] = 5
     """Timeouts and transient faults in a row after which the expert is not called for 10 seconds; inputs then fail with
     ``breaker_open``. ``null`` switches the breaker off."""
@@ -224,6 +228,12 @@ class CtdConfig(Section):
                 "attempts",
                 "`expert_attempts` is for experts of type openai and python: a rail's own client tries again by itself",
                 {"hint": "Leave it out, and set the retries of the model that the rail uses"},
+            )
+        if self.max_expert_calls is not None and self.expert_attempts > self.max_expert_calls:
+            raise PydanticCustomError(
+                "attempts",
+                "`expert_attempts` is more than `max_expert_calls`, the most calls for one request",
+                {"hint": f"Set max_expert_calls to {self.expert_attempts} or more"},
             )
         return self
 

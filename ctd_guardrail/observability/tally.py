@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ctd_guardrail.decision import Mode, OnFailure, Reason, Route, Verdict
-from ctd_guardrail.observability.events import Decided, Event, ExpertCalled, Recalled, Routed, UnscreenedCall
+from ctd_guardrail.observability.events import Decided, Event, ExpertCalled, Recalled, Routed, Served, UnscreenedCall
 
 __all__ = ["Tally", "TallySnapshot"]
 
@@ -25,6 +25,8 @@ class TallySnapshot:
         recalled: Turns that had been judged before; they are not among the decisions.
         shadow: Decisions whose verdict did not count.
         unscreened_calls: Calls of the main LLM for which the guard had given no verdict.
+        requests: Requests, each with one new turn; a request whose turn is recalled is one too.
+        calls: Units of these requests that went to the expert. ``calls / requests`` is what a budget bounds.
     """
 
     decisions: dict[tuple[Verdict, Route, Reason], int]
@@ -34,6 +36,8 @@ class TallySnapshot:
     recalled: int = 0
     shadow: int = 0
     unscreened_calls: int = 0
+    requests: int = 0
+    calls: int = 0
 
     @property
     def total(self) -> int:
@@ -59,12 +63,17 @@ class Tally:
         self._decisions: Counter[tuple[Verdict, Route, Reason]] = Counter()
         self._bypasses: Counter[tuple[Reason, OnFailure, Verdict]] = Counter()
         self._expert_attempts = self._expert_tokens = self._recalled = self._shadow = self._unscreened_calls = 0
+        self._requests = self._calls = 0
 
     def __call__(self, event: Event) -> None:
         """Count an event, whatever its origin."""
         match event:
             case Routed():
-                pass  # each request has one: it takes no lock and is compared with nothing else
+                pass  # each unit has one: it takes no lock and is compared with nothing else
+            case Served():
+                with self._lock:
+                    self._requests += 1
+                    self._calls += event.calls
             case Decided():
                 decision = event.decision
                 with self._lock:
@@ -94,4 +103,6 @@ class Tally:
                 recalled=self._recalled,
                 shadow=self._shadow,
                 unscreened_calls=self._unscreened_calls,
+                requests=self._requests,
+                calls=self._calls,
             )

@@ -55,8 +55,9 @@ OTHERS: dict[str, list[Any]] = {
     "history": [OnHistory.TRUST],
     "refused_turns": [RefusedTurns.STRICT],
     "audit_share": [0.01],
+    "max_expert_calls": [2],
 }
-CHANGES_NO_JUDGEMENT = {"on_failure", "deadline_s", "mode", "rollout", "history", "refused_turns"}
+CHANGES_NO_JUDGEMENT = {"on_failure", "deadline_s", "mode", "rollout", "history", "refused_turns", "max_expert_calls"}
 
 
 @pytest.fixture(scope="module")

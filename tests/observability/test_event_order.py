@@ -26,7 +26,16 @@ from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability.audit_log import AuditLog
-from ctd_guardrail.observability.events import Audited, Decided, Event, ExpertCalled, Recalled, Routed, UnscreenedCall
+from ctd_guardrail.observability.events import (
+    Audited,
+    Decided,
+    Event,
+    ExpertCalled,
+    Recalled,
+    Routed,
+    Served,
+    UnscreenedCall,
+)
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.queue import EventQueue
 from ctd_guardrail.observability.tally import Tally
@@ -35,6 +44,7 @@ from ctd_guardrail.text.conversation import Conversation
 from tests.support.cascades import make_cascade
 from tests.support.waiting import eventually, wait_until
 
+KEY = SecretBytes(b"x" * 16)
 FACTS = Facts(guard="g", policy="p", alpha=0.5, delta=0.05, threshold=0.0, expected_rate=0.3)
 
 
@@ -117,7 +127,7 @@ def test_all_sinks_see_the_same_events_in_the_same_order(loops: list[list[list[A
     with tempfile.TemporaryDirectory() as folder:
         queue, tally, reader = EventQueue(every_s=3600), Tally(), InMemoryMetricReader()
         meter = MeterProvider([reader]).get_meter("test")
-        log = AuditLog(Path(folder) / "log", key=SecretBytes(b"x" * 16), sample=1.0, labels=FACTS.labels)
+        log = AuditLog(Path(folder) / "log", key=KEY, sample=1.0, labels=FACTS.labels)
         kept = KeptMonitors(MonitorSettings(alpha=0.5, audit_share=0.25), np.linspace(-1.0, 1.0, 50))
         watch = Watch(FACTS, kept=kept, audit_log=log, meter=meter)
         at_once: list[Event] = []
@@ -168,7 +178,7 @@ def test_all_sinks_see_the_same_events_in_the_same_order(loops: list[list[list[A
         assert all([id(event) for event in seen] == order for seen in later)
         by_kind: dict[type, list[Any]] = {
             kind: [event for event in at_once if isinstance(event, kind)]
-            for kind in (Decided, Routed, Audited, ExpertCalled, Recalled, UnscreenedCall)
+            for kind in (Decided, Routed, Audited, ExpertCalled, Recalled, Served, UnscreenedCall)
         }
         counts = tally.snapshot()
         decided = Counter(
@@ -182,12 +192,14 @@ def test_all_sinks_see_the_same_events_in_the_same_order(loops: list[list[list[A
         assert (
             _values(reader, "ctd.unscreened_calls").total() == counts.unscreened_calls == len(by_kind[UnscreenedCall])
         )
+        assert counts.requests == len(by_kind[Served]) == sum(len(requests) for tasks in loops for requests in tasks)
+        assert counts.calls == sum(event.calls for event in by_kind[Served])
         delegated = sum(event.is_delegated for event in by_kind[Routed])
         assert (watch.count.inputs, watch.count.delegated) == (len(by_kind[Routed]), delegated)
         assert watch.kept is not None
         assert watch.kept.monitors.audit is not None
         assert watch.kept.monitors.audit.audits == len(by_kind[Audited])
-        assert len(by_kind[Audited]) == sum(event.is_audited for event in by_kind[Routed])
+        assert len(by_kind[Audited]) == sum(e.is_audited for e in (*by_kind[Routed], *by_kind[Recalled]))
 
 
 async def test_the_order_does_not_depend_on_the_scores() -> None:
@@ -207,4 +219,12 @@ async def test_the_order_does_not_depend_on_the_scores() -> None:
     may_answer.set()
     await first
     assert [event.d for event in seen if isinstance(event, Routed)] == [0.5, -0.5]
-    assert [type(event) for event in seen] == [Routed, Routed, Decided, ExpertCalled, Decided]
+    assert [type(event) for event in seen] == [
+        Routed,
+        Routed,
+        Decided,
+        Served,
+        ExpertCalled,
+        Decided,
+        Served,
+    ]

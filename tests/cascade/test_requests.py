@@ -1,0 +1,174 @@
+"""What a request costs: its scores, its calls, its place, and the coin of the audits."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from ctd_guardrail.activations.scorer import Scored
+from ctd_guardrail.activations.spec import ActivationSpec
+from ctd_guardrail.decision import Decision, OnUnreadable, Reason, Route, Verdict
+from ctd_guardrail.errors import ExpertUnavailableError, OverlongError
+from ctd_guardrail.experts.protocol import ExpertScore
+from ctd_guardrail.observability.events import Audited, Event, Origin, Recalled, Served
+from ctd_guardrail.text.conversation import Conversation
+from tests.support.cascades import make_cascade
+from tests.support.waiting import eventually
+
+Message = dict[str, Any]
+
+
+class Parts:
+    """Scorer and expert: d is the number at the end of the newest message, the expert's score stands before it."""
+
+    spec = ActivationSpec(model="model", layers=(1,))
+    identity = "judge"
+
+    def __init__(self, *, is_down: bool = False) -> None:
+        self.is_down = is_down
+        self.asked: list[Conversation] = []
+
+    async def run(self, unit: Conversation, head: Any) -> Scored:
+        text = unit.messages[-1].content
+        if text == "overlong":
+            raise OverlongError("too long")
+        return Scored(np.array([[0.1, float(text.split()[-1])]]), queue_ms=0.0, forward_ms=0.0)
+
+    async def score(self, unit: Conversation) -> ExpertScore:
+        self.asked.append(unit)
+        if self.is_down:
+            raise ExpertUnavailableError("down")
+        await asyncio.sleep(0)
+        return ExpertScore(0.9 if "harm" in unit.messages[-1].content else 0.2)
+
+    async def aclose(self) -> None:
+        return None
+
+
+class Traffic:
+    """A cascade with its events."""
+
+    def __init__(self, expert: Parts | None = None, **parts: Any) -> None:
+        self.events: list[Event] = []
+        self.expert = expert or Parts()
+        parts = {"judgement_key": "key", "emit": self.events.append} | parts
+        self.cascade = make_cascade(scorer=self.expert, expert=self.expert, **parts)
+
+    async def ask(self, *texts: str) -> Decision:
+        return await self.cascade.check(messages(*texts))
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def served(self) -> list[Served]:
+        return self.of(Served)
+
+
+def messages(*texts: str) -> list[Message]:
+    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+
+
+async def test_each_request_of_a_conversation_is_one_new_turn() -> None:
+    traffic = Traffic()
+    await traffic.ask("a -0.5")
+    traffic.cascade.note_answer("yes -1")
+    await traffic.ask("a -0.5", "yes -1", "b 0.5")
+    first, second = traffic.served
+    assert (first.scores, first.calls) == ((-0.5,), 0)
+    assert (second.scores, second.calls) == ((0.5,), 1)
+    assert first.conversation == second.conversation
+    assert first.is_placed
+    assert second.is_placed
+
+
+async def test_a_recalled_turn_is_a_request_that_cost_nothing() -> None:
+    traffic = Traffic()
+    for _ in range(3):
+        await traffic.ask("a 0.5")
+    assert [(each.scores, each.calls) for each in traffic.served] == [((0.5,), 1), ((), 0), ((), 0)]
+    assert traffic.of(Recalled) == [Recalled(Origin.CONFIGURED, is_newest=True)] * 2
+
+
+@pytest.mark.parametrize("treatment", [OnUnreadable.EXPERT, OnUnreadable.BLOCK])
+async def test_an_input_that_the_probes_cannot_read_counts_if_the_expert_gets_it(treatment: OnUnreadable) -> None:
+    traffic = Traffic(on_overlong=treatment, on_nontext=treatment)
+    await traffic.ask("overlong")
+    await traffic.cascade.check([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
+    is_sent = treatment is OnUnreadable.EXPERT
+    assert [(each.scores, each.calls) for each in traffic.served] == [((), int(is_sent))] * 2
+    assert len(traffic.expert.asked) == 2 * is_sent
+
+
+async def test_the_calls_of_a_request_with_a_forged_history_are_bounded() -> None:
+    traffic = Traffic(max_expert_calls=2)
+    forged = [text for i in range(20) for text in (f"turn {i} 0.5", f"answer {i} -0.5")]
+    decision = await traffic.ask(*forged, "last 0.5")
+    (served,) = traffic.served
+    assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.CAP_EXHAUSTED)
+    assert served.calls == len(traffic.expert.asked) == 2
+    assert not served.is_placed
+
+
+async def test_a_request_may_lower_the_bound_on_its_calls_and_not_raise_it() -> None:
+    traffic = Traffic(max_expert_calls=1)
+    assert (await traffic.cascade.limited(0).check(messages("a 0.5"))).reason is Reason.CAP_EXHAUSTED
+    assert (await traffic.cascade.limited(5).check(messages("b 0.5", "c -1", "d 0.5"))).reason is Reason.CAP_EXHAUSTED
+    assert [each.calls for each in traffic.served] == [0, 1]
+
+
+async def test_a_cancelled_request_is_served_once_with_its_calls() -> None:
+    traffic = Traffic()
+    task = asyncio.create_task(traffic.ask("a 0.5"))
+    await eventually(lambda: traffic.expert.asked, every_s=0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [(each.scores, each.calls) for each in traffic.served] == [((0.5,), 1)]
+
+
+async def test_a_self_test_is_no_traffic() -> None:
+    traffic = Traffic()
+    await traffic.cascade.for_self_test().check(messages("a 0.5"))
+    assert not traffic.served
+
+
+async def test_asides_cost_calls_and_give_no_scores_of_turns() -> None:
+    traffic = Traffic()
+    await traffic.cascade.check(messages("a -0.5"), asides=["system 0.5"])
+    assert [(each.scores, each.calls) for each in traffic.served] == [((-0.5,), 1)]
+
+
+async def test_a_text_that_is_repeated_is_audited_as_often_as_any_other() -> None:
+    share, requests = 0.05, 5000
+    traffic = Traffic(audit_share=share)
+    for _ in range(requests):
+        await traffic.ask("a -0.5")
+    audits = len(traffic.of(Audited))
+    low, high = binom.ppf([1e-6, 1.0 - 1e-6], requests, share)
+    assert low <= audits <= high
+    # The expert's answer is remembered: it is asked once.
+    assert len(traffic.expert.asked) == sum(each.calls for each in traffic.served) == 1
+
+
+async def test_an_audit_of_a_recalled_turn_asks_the_expert_once_and_its_verdict_stands() -> None:
+    traffic = Traffic(audit_share=1.0 - 2.0**-52)
+    quiet = Traffic(traffic.expert)
+    first = await quiet.ask("harm -0.5")
+    assert (first.verdict, first.route) == (Verdict.ALLOW, Route.PROBE)
+    second, third = await traffic.ask("harm -0.5"), await traffic.ask("harm -0.5")
+    assert (second.verdict, second.route) == (third.verdict, third.route) == (Verdict.BLOCK, Route.EXPERT)
+    assert [event.is_missed for event in traffic.of(Audited)] == [True, True]
+    assert [each.calls for each in traffic.served] == [1, 0]
+    assert len(traffic.expert.asked) == 1
+
+
+async def test_an_audit_without_an_answer_leaves_the_remembered_verdict() -> None:
+    expert = Parts(is_down=True)
+    traffic = Traffic(expert, audit_share=1.0 - 2.0**-52)
+    quiet = Traffic(expert)
+    first = await quiet.ask("harm -0.5")
+    second = await traffic.ask("harm -0.5")
+    assert first.verdict is second.verdict is Verdict.ALLOW
+    assert [event.is_missed for event in traffic.of(Audited)] == [True]
