@@ -167,7 +167,9 @@ class Cascade:
         usage = Usage()
         take = unlimited if self._calls is None else countdown(self._calls)
         request = Request(mode, principal, request_id, self._deadline(), take, usage)
-        place = await self._place(conversation)
+        place = None
+        if self._origin is not Origin.SELF_TEST and conversation.messages:
+            place = await self._memory.place(*await conversation.place())
         try:
             decision = await self._dialogue.judge(
                 conversation,
@@ -180,7 +182,8 @@ class Cascade:
             )
         finally:
             # A request that was cancelled has cost its calls too.
-            self._serve(usage, place)
+            if place is not None:
+                self._serve(usage, place)
         if decision is None:
             outcome = Outcome(mode)
             outcome.conclude(Verdict.ALLOW, Reason.BLANK)
@@ -192,27 +195,11 @@ class Cascade:
         after_s = self.settings.deadline_s
         return None if after_s is None else asyncio.get_running_loop().time() + after_s
 
-    async def _place(self, conversation: Conversation) -> Placement | None:
-        """Return the conversation that the request belongs to; None if it is no traffic, or holds no text."""
-        if self._origin is Origin.SELF_TEST or conversation.is_blank:
-            return None
-        return await self._memory.place(*await conversation.place())
-
-    def _serve(self, usage: Usage, place: Placement | None) -> None:
+    def _serve(self, usage: Usage, place: Placement) -> None:
         """Report what the request has used."""
-        if place is not None:
-            calls = usage.calls if self._calls is None else min(usage.calls, self._calls)
-            self._emit(
-                Served(
-                    place.conversation,
-                    place.digest,
-                    tuple(usage.scores),
-                    calls,
-                    place.is_placed,
-                    time.time(),
-                    self._origin,
-                )
-            )
+        calls = usage.calls if self._calls is None else min(usage.calls, self._calls)
+        name, digest, is_placed = place
+        self._emit(Served(name, digest, tuple(usage.scores), calls, is_placed, time.time(), self._origin))
 
     def _mode_for(self, conversation: Conversation, principal: str | None) -> Mode:
         rollout = self.settings.rollout

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Final, NamedTuple, Protocol
 
 from ctd_guardrail.decision import Decision
 from ctd_guardrail.runtime.decision_cache import DecisionCache
 
-__all__ = ["LocalMemory", "Memory", "Placement", "keyed"]
+__all__ = ["LocalMemory", "Memory", "Placement", "keyed", "names"]
 
 _CAPACITY: Final = 16_384
 # Requests that began alike and wait for their second turn. More of them share the newest names.
@@ -29,7 +30,7 @@ class Placement(NamedTuple):
     """The place of a request in its conversation.
 
     Attributes:
-        conversation: Random name of the conversation.
+        conversation: Name of the conversation.
         digest: Keyed hash of the conversation up to this request, under which :meth:`Memory.place` finds it again.
         is_placed: False if the request shows earlier turns, and none of them is remembered: after a restart, at
             another replica, or because a client wrote them.
@@ -79,18 +80,26 @@ def keyed(digest: bytes, key: bytes) -> str:
     return hashlib.blake2b(digest, key=key, digest_size=_DIGEST_BYTES).hexdigest()
 
 
+def names() -> Iterator[str]:
+    """Yield names of conversations, 32 hexadecimal digits each. Those of another process are others."""
+    process = secrets.token_hex(_DIGEST_BYTES // 2)
+    return (f"{process}{number:0{_DIGEST_BYTES}x}" for number in count())
+
+
 class _Place:
-    """The names at one digest."""
+    """The names at one digest: those that wait, longest first, and the one that was there last."""
 
     __slots__ = ("last", "waiting")
 
-    def __init__(self) -> None:
-        self.waiting: deque[str] = deque(maxlen=_MOST_WAITING)
-        self.last = ""
+    def __init__(self, name: str) -> None:
+        self.waiting = [name]
+        self.last = name
 
     def add(self, name: str) -> None:
         self.waiting.append(name)
         self.last = name
+        if len(self.waiting) > _MOST_WAITING:
+            del self.waiting[0]
 
 
 class LocalMemory:
@@ -106,6 +115,7 @@ class LocalMemory:
         self._capacity = capacity
         self._key = secrets.token_bytes(_DIGEST_BYTES)
         self._places: OrderedDict[str, _Place] = OrderedDict()
+        self._fresh = names()
         self._lock = threading.Lock()
 
     async def recall(self, judgement_key: str, unit: str) -> Decision | None:
@@ -120,8 +130,8 @@ class LocalMemory:
         """Return the conversation of a request; see :class:`Memory`."""
         with self._lock:
             digest = keyed(now, self._key)
-            name, is_placed = self._name(before, digest) if before else (_fresh(), True)
-            self._place(digest).add(name)
+            name, is_placed = self._name(before, digest) if before else (next(self._fresh), True)
+            self._wait(digest, name)
             return Placement(name, digest, is_placed)
 
     def restore(self, key: bytes, conversations: Iterable[tuple[str, str]]) -> None:
@@ -135,7 +145,7 @@ class LocalMemory:
             self._key = key
             self._places.clear()
             for digest, name in conversations:
-                self._place(digest).add(name)
+                self._wait(digest, name)
 
     @property
     def key(self) -> bytes:
@@ -154,20 +164,19 @@ class LocalMemory:
             found = self._places.get(keyed(prefix, self._key))
             if found is not None:
                 if found.waiting:
-                    found.last = found.waiting.popleft()
+                    found.last = found.waiting.pop(0)
                     return found.last, True
                 break
         else:
-            return (here.last, True) if here is not None else (_fresh(), False)
+            return (here.last, True) if here is not None else (next(self._fresh), False)
         return (here or found).last, True
 
-    def _place(self, digest: str) -> _Place:
-        place = self._places.pop(digest, None) or _Place()
-        self._places[digest] = place
-        if len(self._places) > self._capacity:
-            self._places.popitem(last=False)
-        return place
-
-
-def _fresh() -> str:
-    return secrets.token_hex(_DIGEST_BYTES)
+    def _wait(self, digest: str, name: str) -> None:
+        place = self._places.get(digest)
+        if place is None:
+            self._places[digest] = _Place(name)
+            if len(self._places) > self._capacity:
+                self._places.popitem(last=False)
+        else:
+            place.add(name)
+            self._places.move_to_end(digest)

@@ -282,7 +282,8 @@ class Conversation:
 
         Long texts are hashed without blocking the event loop.
         """
-        hashed = self.prefixes() if self.length <= _INLINE_CHARACTERS else await asyncio.to_thread(self.prefixes)
+        is_short = sum(len(message.content) for message in self.messages) <= _INLINE_CHARACTERS
+        hashed = self.prefixes() if is_short else await asyncio.to_thread(self.prefixes)
         ends = [hashed[i - 1] for i in range(1, len(hashed)) if self._ends_question(i)]
         return ends, hashed[-1]
 
