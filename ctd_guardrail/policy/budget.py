@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
-from typing import Final, NamedTuple, assert_never
+from typing import Final, assert_never
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from ctd_guardrail.policy.guarantees import (
     min_alpha,
     min_rows,
 )
-from ctd_guardrail.policy.thinning import thin
+from ctd_guardrail.policy.methods import Method, by_betting, by_closed_form, by_conformal_control, by_thinning
 from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 
 __all__ = [
@@ -58,20 +58,6 @@ class Status(StrEnum):
 
     CERTIFIED = "certified"
     INFEASIBLE = "infeasible"
-
-
-class Method(StrEnum):
-    """How the threshold was found.
-
-    ``exact binomial``: closed form for conversations of one turn. ``thinning``: the closed form on one random turn of
-    a random part of the conversations. ``betting``: a sequential test on whole conversations. ``conformal``: conformal
-    risk control.
-    """
-
-    EXACT_BINOMIAL = "exact binomial"
-    THINNING = "thinning"
-    BETTING = "betting"
-    CONFORMAL = "conformal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +141,7 @@ def certify(
     guarantee: Guarantee = Guarantee.EXACT,
     horizon: int | None = None,
     max_turns: int | None = None,
+    first_look: int | None = None,
 ) -> Certificate:
     """Return the smallest threshold whose delegation rate is certified to be at most alpha.
 
@@ -171,6 +158,8 @@ def certify(
         guarantee: The meaning of alpha.
         horizon: For ``next``, the number of inputs that the statement covers.
         max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
+        first_look: For conversations that grow and are certified again and again at the same delta: their number when
+            they were first certified. None for data that do not grow.
 
     Raises:
         ConfigError: alpha or delta lies outside its range, ``max_turns`` is below the longest conversation of the
@@ -181,70 +170,67 @@ def certify(
         scores = TurnScores(scores)
     rule = _rule(guarantee, delta, horizon)
     longest = _longest(scores, max_turns)
-    if unit is BudgetUnit.CONVERSATION:
-        raise ConfigError("calls per conversation cannot be certified yet", key="unit", hint="Use unit: turn")
-    if longest > 1 and guarantee is Guarantee.NEXT:
+    _check_alpha(alpha, unit, longest)
+    if longest == 1 and first_look is None:
+        # Calls per turn are calls per conversation.
+        found = by_closed_form(scores, rule, alpha)
+    elif guarantee is Guarantee.EXACT:
+        found = by_betting(scores, alpha, delta, unit=unit, max_turns=longest, first_look=first_look)
+    elif first_look is not None:
         raise ConfigError(
-            "guarantee 'next' counts independent inputs, but conversations have several turns",
+            f"scores that grow can be certified under guarantee 'exact', not under {guarantee.value!r}",
             key="guarantee",
-            hint="Use guarantee: exact",
+            hint="Use guarantee: exact, or recalibrate without --growing",
         )
-    closed = _closed_form(scores, rule, alpha) if longest == 1 else _thinned(scores, rule, alpha, longest)
-    feasible = math.isfinite(closed.threshold)
+    elif guarantee is Guarantee.EXPECTED:
+        found = by_conformal_control(scores, alpha, unit=unit, max_turns=longest)
+    elif guarantee is Guarantee.NEXT:
+        raise ConfigError(
+            f"guarantee 'next' counts independent turns, but conversations have up to {longest} turns",
+            key="guarantee",
+            hint="Use guarantee: exact, or expected",
+        )
+    elif unit is BudgetUnit.CONVERSATION:
+        raise ConfigError(
+            "guarantee 'simultaneous' bounds calls per turn, not calls per conversation",
+            key="guarantee",
+            hint="Use guarantee: exact, or unit: turn",
+        )
+    else:
+        found = by_thinning(scores, rule, alpha, longest)
+    feasible = math.isfinite(found.threshold)
+    units = scores.turns if unit is BudgetUnit.TURN else scores.conversations
+    mean_rate = found.k / units if found.mean_rate is None else found.mean_rate
     return Certificate(
         status=Status.CERTIFIED if feasible else Status.INFEASIBLE,
-        threshold=closed.threshold,
-        k=closed.k if feasible else -1,
+        threshold=found.threshold,
+        k=found.k if feasible else -1,
         n=scores.conversations,
         alpha=alpha,
         delta=delta,
-        mean_rate=closed.mean_rate if feasible else 0.0,
-        n_min=closed.n_min,
-        alpha_min=closed.alpha_min,
+        mean_rate=mean_rate if feasible else 0.0,
+        n_min=found.n_min,
+        alpha_min=found.alpha_min,
         guarantee=guarantee,
         horizon=horizon,
         unit=unit,
         conversations=scores.conversations,
         turns=scores.turns,
-        method=closed.method,
+        method=found.method,
         max_turns=longest,
-        always=int(np.isinf(scores.d).sum()),
+        always=scores.always,
     )
 
 
-class _Found(NamedTuple):
-    """A threshold, and what is known of it."""
-
-    threshold: float
-    k: int
-    mean_rate: float
-    n_min: int
-    alpha_min: float
-    method: Method
-
-
-def _closed_form(scores: TurnScores, rule: Rule, alpha: float) -> _Found:
-    """Certify independent turns."""
-    n = scores.turns
-    k = rule.exceedances(n, alpha)
-    threshold = float(scores.d[n - 1 - k]) if k >= 0 else math.inf
-    return _Found(threshold, k, (k + 1) / (n + 1), rule.rows(n, alpha), rule.budget(n), Method.EXACT_BINOMIAL)
-
-
-def _thinned(scores: TurnScores, rule: Rule, alpha: float, max_turns: int) -> _Found:
-    """Certify one random turn of some conversations."""
-    sample = thin(scores, max_turns)
-    if not sample.turns:
-        raise DataError("no conversation is left after thinning", hint="Give more conversations")
-    closed = _closed_form(sample, rule, alpha)
-    return _Found(
-        closed.threshold,
-        scores.count_above(closed.threshold),
-        scores.rate_above(closed.threshold),
-        math.ceil(closed.n_min * scores.conversations / sample.turns),
-        closed.alpha_min,
-        Method.THINNING,
-    )
+def _check_alpha(alpha: float, unit: BudgetUnit, max_turns: int) -> None:
+    if unit is BudgetUnit.TURN or max_turns == 1:
+        check_share("alpha", alpha)
+    elif not 0.0 < alpha < max_turns:
+        raise ConfigError(
+            f"{alpha!r} calls per conversation are not between 0 and {max_turns}, the turns of a conversation",
+            key="alpha",
+            hint="Set alpha to a mean number of calls, such as 0.5, or use unit: turn",
+        )
 
 
 def _longest(scores: TurnScores, max_turns: int | None) -> int:
@@ -267,15 +253,25 @@ def infeasible(certificate: Certificate, *, key: str, audit_share: float = 0.0) 
         audit_share: Share of the inputs that is paid out of alpha before the certificate's own alpha.
     """
     asked = f"alpha = {certificate.alpha:.6g}"
-    needed = f"{asked} takes {certificate.n_min} rows"
-    smallest = round_up(audit_share + (1.0 - audit_share) * certificate.alpha_min)
+    rows = "calibration rows" if certificate.conversations == certificate.turns else "conversations"
+    # alpha as the operator writes it, audits included. What is shown must be feasible itself.
+    alpha_min = audit_share + (1.0 - audit_share) * certificate.alpha_min
+    while (float(smallest := round_up(alpha_min)) - audit_share) / (1.0 - audit_share) < certificate.alpha_min:
+        alpha_min = math.nextafter(float(smallest), math.inf)
+    most = 1 if certificate.unit is BudgetUnit.TURN else certificate.max_turns
+    needed = f"{asked} takes {certificate.n_min} {rows.rsplit(maxsplit=1)[-1]}"
+    if certificate.always:
+        needed = (
+            f"{certificate.always} of {certificate.turns} turns go to the expert whatever the threshold, "
+            "because they cannot be read: see on_unreadable"
+        )
     hint = f"The smallest alpha that they can certify is {smallest:f}; {needed}"
     return InfeasibleBudgetError(
-        f"{key}: {certificate.n} calibration rows cannot certify {asked} at delta = {certificate.delta:.6g}",
+        f"{key}: {certificate.n} {rows} cannot certify {asked} at delta = {certificate.delta:.6g}",
         alpha=certificate.alpha,
-        alpha_min=certificate.alpha_min,
+        alpha_min=float(smallest),
         n_min=certificate.n_min,
-        hint=hint if smallest < 1 else f"They can certify no useful alpha; {needed}",
+        hint=hint if smallest < most else f"They can certify no useful alpha; {needed}",
     )
 
 

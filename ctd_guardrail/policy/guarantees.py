@@ -203,10 +203,11 @@ class NextRequests:
         return _hypergeometric_cdf(k, n, self.horizon, allowed + 1 + k) <= self.delta
 
 
-def largest_count(total: int, share: float) -> int:
-    """Return max{c : c / total <= share}, which floor(total * share) misses by rounding."""
-    count = min(total, math.floor(total * share))
-    while count < total and (count + 1) / total <= share:
+def largest_count(total: int, share: float, *, most: int | None = None) -> int:
+    """Return max{c : c / total <= share}, which floor(total * share) misses by rounding; at most total, or ``most``."""
+    most = total if most is None else most
+    count = min(most, math.floor(total * share))
+    while count < most and (count + 1) / total <= share:
         count += 1
     while count > 0 and count / total > share:
         count -= 1

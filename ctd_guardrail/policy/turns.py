@@ -114,6 +114,11 @@ class TurnScores:
         """Whether a conversation has more than one turn."""
         return self.conversations < self.turns
 
+    @property
+    def always(self) -> int:
+        """Number of turns that go to the expert whatever the threshold."""
+        return self.turns - int(np.searchsorted(self.d, np.inf))
+
     def count_above(self, threshold: float) -> int:
         """Return the number of turns that a threshold delegates."""
         return self.turns - int(np.searchsorted(self.d, threshold, side="right"))

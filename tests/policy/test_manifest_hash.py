@@ -44,6 +44,13 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "delta_spent": 0.05,
         "k": 2,
         "threshold": 57.0,
+        "unit": "conversation",
+        "conversations": ROWS,
+        "max_turns": 20,
+        "method": "betting",
+        "growing": "f" * 64,
+        "continues": True,
+        "drops_risks": True,
     }
     fields = plain.manifest.model_dump() | {
         "versions": {"python": "3.11"},
