@@ -54,6 +54,9 @@ _STEP: Final = 0.3
 _TRIED: Final = 16
 # The variance is first estimated from this many conversations.
 _FIRST_ESTIMATE: Final = 8
+# From this number of conversations on, the number that is needed is a bound and a margin on it.
+_MOST_TRIED: Final = 20_000
+_MARGIN: Final = 1.05
 _SQRT_TWO_PI: Final = math.sqrt(2.0 * math.pi)
 
 
@@ -130,7 +133,10 @@ class Bets:
         """Return a number of conversations like these that can certify alpha if no turn is delegated always."""
         sides = self._sides(alpha)
         growth = float(np.log1p(_LARGEST_LOSS / sides.largest_loss * sides.allowance).mean())
+        # The largest stakes throughout would need this many; the strategy needs a few percent more.
         n, step = max(1, math.ceil(self._target / growth)), 1.02
+        if n > _MOST_TRIED:
+            return math.ceil(_MARGIN * n)
         while not self._repeated(n).is_feasible(alpha):
             n, step = max(n + 1, math.ceil(n * step)), step**1.25
         return n

@@ -263,7 +263,7 @@ def infeasible(certificate: Certificate, *, key: str, audit_share: float = 0.0) 
     if certificate.always:
         needed = (
             f"{certificate.always} of {certificate.turns} turns go to the expert whatever the threshold, "
-            "because they cannot be read: see on_unreadable"
+            "because the base model cannot read them: see on_overlong and on_nontext"
         )
     hint = f"The smallest alpha that they can certify is {smallest:f}; {needed}"
     return InfeasibleBudgetError(

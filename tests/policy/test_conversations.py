@@ -189,7 +189,7 @@ def random_problem(rng: np.random.Generator) -> tuple[TurnScores, float, dict[st
     guarantee = list(Guarantee)[rng.integers(4)]
     most = 1 if guarantee is Guarantee.NEXT else int(rng.choice([1, 1, 10]))
     if guarantee is Guarantee.SIMULTANEOUS:
-        n = min(n, 300)  # its envelope takes a second for each n and delta in the thousands
+        n = min(n, 80)  # its envelope takes a second for each n and delta in the thousands
     scores = draw_conversations(rng, n, mean=min(most, 4), most=most)
     arguments: dict[str, object] = {"guarantee": guarantee}
     if guarantee is Guarantee.NEXT:
