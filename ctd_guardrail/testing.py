@@ -219,6 +219,7 @@ class FakeGuard(Guard):
             refusals=Refusals(),
             paced=None,
             watch=None,
+            memory=self._runtime.memory,
             runtime=self._runtime,
         )
         super().__init__(factory, {None: BoundedExpert(self.expert)}, folder=Path("no-folder"))

@@ -20,6 +20,7 @@ from ctd_guardrail.policy.plan import Budget, Plan, plan
 from ctd_guardrail.policy.rollout import Rollout
 from ctd_guardrail.policy.rule import DelegationRule
 from ctd_guardrail.policy.store import Policy
+from ctd_guardrail.runtime.memory import Memory
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.text.refusals import Receipts, Refusals
 
@@ -45,7 +46,8 @@ class CascadeFactory:
         refusals: The answers by which the app refuses.
         paced: The plan's rule at a pace; None: the plan's rule runs unchanged.
         watch: Observes decisions; None: nothing does.
-        runtime: Remembers decisions and answers.
+        memory: Remembers judgements and conversations.
+        runtime: Remembers answers.
     """
 
     config: CtdConfig
@@ -58,6 +60,7 @@ class CascadeFactory:
     refusals: Refusals
     paced: PacedRule | None
     watch: Watch | None
+    memory: Memory
     runtime: Runtime
 
     @property
@@ -99,6 +102,7 @@ class CascadeFactory:
             judgement_key=key,
             emit=emit,
             origin=Origin.CONFIGURED if is_configured else Origin.OTHER_BUDGET,
+            memory=self.memory,
             runtime=self.runtime,
         )
 

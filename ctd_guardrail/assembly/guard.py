@@ -29,6 +29,7 @@ from ctd_guardrail.policy.plan import Plan
 from ctd_guardrail.policy.store import Policy
 from ctd_guardrail.runtime.cancellation import watch_cancellation
 from ctd_guardrail.runtime.lru import LruCache
+from ctd_guardrail.runtime.memory import Memory
 
 __all__ = ["Guard"]
 
@@ -101,6 +102,11 @@ class Guard:
     def watch(self) -> Watch | None:
         """Monitors, metrics and audit log; None for a trial."""
         return self._factory.watch
+
+    @property
+    def memory(self) -> Memory:
+        """What remembers judgements and conversations: this process, or several together."""
+        return self._factory.memory
 
     @property
     def principal(self) -> PrincipalConfig | None:

@@ -39,11 +39,13 @@ class Keys:
         audit_log: Hashes conversations in the audit log; None: no log is kept.
         rollout: Draws the conversations that are enforced; None: all are.
         receipts: Signs refusals; None: they are not signed.
+        store: Signs what replicas remember together; None: each process remembers by itself.
     """
 
     audit_log: SecretBytes | None
     rollout: SecretBytes | None
     receipts: SecretBytes | None
+    store: SecretBytes | None
 
     @classmethod
     def of(cls, config: CtdConfig) -> Self:
@@ -57,10 +59,12 @@ class Keys:
             return None if section is None else _read_key(section.key_env, key=f"{SECTION}.{name}.key_env")
 
         receipts = config.receipt_key_env
+        store = None if config.store is None else config.store.key_env
         return cls(
             read("audit_log", config.audit_log),
             read("rollout", config.rollout),
             None if receipts is None else _read_key(receipts, key=f"{SECTION}.receipt_key_env"),
+            None if store is None else _read_key(store, key=f"{SECTION}.store.key_env"),
         )
 
 

@@ -21,6 +21,7 @@ from ctd_guardrail.assembly.folder import RailFolder, read_folder
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.observers import Keys, build_watch
 from ctd_guardrail.assembly.pacing import check_pace, pace_rule
+from ctd_guardrail.assembly.store import open_memory
 from ctd_guardrail.config.experts import LocalExpertConfig, PythonExpertConfig, RailExpertConfig
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.config.source import VllmSourceConfig
@@ -103,6 +104,7 @@ class Prepared:
         config, manifest, folder = self.config, self.policy.manifest, self.folder
         runtime = runtime or Runtime.default()
         keys = Keys.of(config)
+        memory = open_memory(config, keys.store, runtime)
         make_experts = partial(build_experts, config, manifest, folder, rail_collaborators, runtime)
         # A local expert is a model itself, and code of the operator may load one. Its identity is known only then.
         is_heavy = isinstance(config.expert, LocalExpertConfig | PythonExpertConfig)
@@ -136,6 +138,7 @@ class Prepared:
                 refusals=words,
                 paced=paced,
                 watch=watch,
+                memory=memory,
                 runtime=runtime,
             )
             guard = Guard(factory, loaded, folder=folder)

@@ -1,21 +1,24 @@
-"""From the section ``store`` to the server that several processes share."""
+"""From the section ``store`` to the server that several processes share, and to what they remember there."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import TYPE_CHECKING
 
-from pydantic import SecretStr
+from pydantic import SecretBytes, SecretStr
 
 from ctd_guardrail.config.section import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError
+from ctd_guardrail.runtime.memory import Memory
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
 
 if TYPE_CHECKING:
     from ctd_guardrail.runtime.redis_server import RedisServer
+    from ctd_guardrail.runtime.shared_memory import SharedMemory
 
-__all__ = ["address_of", "open_server"]
+__all__ = ["address_of", "open_memory", "open_server"]
 
 
 def address_of(config: CtdConfig) -> str | None:
@@ -47,3 +50,28 @@ def open_server(config: CtdConfig, runtime: Runtime) -> RedisServer | None:
 
     servers: Shared[str, RedisServer] = runtime.shared("stores")
     return servers.get(address, lambda: RedisServer(SecretStr(address), runtime=runtime))
+
+
+def open_memory(config: CtdConfig, key: SecretBytes | None, runtime: Runtime) -> Memory:
+    """Return the memory on the server, or that of the process if there is no key.
+
+    Args:
+        config: The user's section.
+        key: Secret of ``store.key_env``; None: there is none.
+        runtime: Holds the memories.
+
+    Raises:
+        ConfigError: The environment variable of the address is not set, or holds no address.
+        DependencyError: The extra ``redis`` is not installed.
+    """
+    server = None if key is None else open_server(config, runtime)
+    if config.store is None or key is None or server is None:
+        return runtime.memory
+    from ctd_guardrail.runtime.shared_memory import SharedMemory  # noqa: PLC0415  # an extra
+
+    name, keep_s = config.store.name, config.store.keep_s
+    memories: Shared[tuple[str | None, str, str, float], SharedMemory] = runtime.shared("memories")
+    return memories.get(
+        (address_of(config), name, hashlib.sha256(key.get_secret_value()).hexdigest(), keep_s),
+        lambda: SharedMemory(server, name=name, key=key, keep_s=keep_s, local=runtime.memory),
+    )
