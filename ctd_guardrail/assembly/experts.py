@@ -11,6 +11,7 @@ from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, health_of
 from ctd_guardrail.experts.bounded.breaker import CircuitBreaker
 from ctd_guardrail.experts.bounded.buckets import BucketStore, MemoryStore
+from ctd_guardrail.experts.bounded.redis_store import RedisStore
 from ctd_guardrail.experts.bounded.spend_cap import Cap, SpendCaps
 from ctd_guardrail.experts.build import build_expert
 from ctd_guardrail.policy.manifest import Manifest
@@ -91,6 +92,4 @@ def _store(config: CtdConfig, runtime: Runtime) -> BucketStore:
     server = open_server(config, runtime)
     if config.store is None or server is None:
         return MemoryStore()
-    from ctd_guardrail.experts.bounded.redis_store import RedisStore  # noqa: PLC0415  # an extra
-
     return RedisStore(server, name=config.store.name)

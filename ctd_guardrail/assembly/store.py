@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
 
 from pydantic import SecretBytes, SecretStr
 
 from ctd_guardrail.config.section import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.runtime.memory import Memory
+from ctd_guardrail.runtime.redis_server import RedisServer
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
-
-if TYPE_CHECKING:
-    from ctd_guardrail.runtime.redis_server import RedisServer
-    from ctd_guardrail.runtime.shared_memory import SharedMemory
+from ctd_guardrail.runtime.shared_memory import SharedMemory, shared_memories
 
 __all__ = ["address_of", "open_memory", "open_server"]
 
@@ -46,8 +43,6 @@ def open_server(config: CtdConfig, runtime: Runtime) -> RedisServer | None:
             key=f"{SECTION}.store.url_env",
             hint="Export the address of the server under this name, for example redis://127.0.0.1:6379/0",
         )
-    from ctd_guardrail.runtime.redis_server import RedisServer  # noqa: PLC0415  # an extra
-
     servers: Shared[str, RedisServer] = runtime.shared("stores")
     return servers.get(address, lambda: RedisServer(SecretStr(address), runtime=runtime))
 
@@ -67,11 +62,8 @@ def open_memory(config: CtdConfig, key: SecretBytes | None, runtime: Runtime) ->
     server = None if key is None else open_server(config, runtime)
     if config.store is None or key is None or server is None:
         return runtime.memory
-    from ctd_guardrail.runtime.shared_memory import SharedMemory  # noqa: PLC0415  # an extra
-
     name, keep_s = config.store.name, config.store.keep_s
-    memories: Shared[tuple[str | None, str, str, float], SharedMemory] = runtime.shared("memories")
-    return memories.get(
+    return shared_memories(runtime).get(
         (address_of(config), name, hashlib.sha256(key.get_secret_value()).hexdigest(), keep_s),
         lambda: SharedMemory(server, name=name, key=key, keep_s=keep_s, local=runtime.memory),
     )

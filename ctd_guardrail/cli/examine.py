@@ -15,13 +15,15 @@ from ctd_guardrail.assembly.folder import RailFolder, read_folder
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.prepared import prepare_folder
 from ctd_guardrail.assembly.self_test import SelfTestResult, self_test
+from ctd_guardrail.cli.memory import describe_memory
 from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.decision import Mode, OnFailure
-from ctd_guardrail.errors import CtdError
+from ctd_guardrail.errors import CtdError, StoreError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.policy.budget import round_up
+from ctd_guardrail.runtime.shared_memory import SharedMemory
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["Finding", "Outcome", "examine"]
@@ -79,6 +81,7 @@ async def examine(folder: Path, *, engine: Engine = Engine.AUTO, deadline_s: flo
             *_budget(guard),
             *_base_model(guard),
             *_settings(guard),
+            await _memory(guard),
             *[await _expert(name, expert, deadline_s) for name, expert in guard.experts.items()],
             *[_tested(result) for result in await self_test(guard)],
         ]
@@ -164,6 +167,18 @@ def _settings(guard: Guard) -> Iterator[Finding]:
         yield Finding(Outcome.INFO, "cap", text)
     if config.allow_overrides:
         yield Finding(Outcome.INFO, "allow_overrides", ", ".join(config.allow_overrides))
+
+
+async def _memory(guard: Guard) -> Finding:
+    text = describe_memory(guard.config)
+    if isinstance(guard.memory, SharedMemory):
+        try:
+            await guard.memory.ping()
+        except StoreError as error:
+            # Without it the rail works: each process remembers by itself.
+            return Finding(Outcome.WARNING, "memory", f"{text}. {error}")
+        return Finding(Outcome.OK, "memory", f"{text}; the server answers")
+    return Finding(Outcome.INFO, "memory", text)
 
 
 def _failures(config: CtdConfig) -> Finding:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from ctd_guardrail.assembly.folder import read_folder
 from ctd_guardrail.assembly.prepared import prepare_folder
 from ctd_guardrail.cli.console import exit_on_error
+from ctd_guardrail.cli.memory import describe_memory
 from ctd_guardrail.cli.wiring import Engine, check_wiring, notes
 from ctd_guardrail.nemo.root import configurations_of, guarded_configurations, has_server_init
 
@@ -63,6 +64,7 @@ def _validate(folder: Path, engine: Engine, console: Console) -> None:
         f"calibration rows, {planned.expected_rate:.1%} expected)",
         soft_wrap=True,
     )
+    console.print(f"[dim]memory[/] {describe_memory(rail.config)}", soft_wrap=True)
     for said in notes(rail):
         _note(console, f"{rail.file}: {said}")
 

@@ -12,6 +12,7 @@ from ctd_guardrail.observability.metrics import default_meter
 from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.observability.watch import Watch, watches
 from ctd_guardrail.runtime.runtime import Runtime
+from ctd_guardrail.runtime.shared_memory import SharedMemory, shared_memories
 
 __all__ = ["register_gauges"]
 
@@ -35,6 +36,20 @@ def register_gauges(meter: Meter | None = None) -> None:
         [lambda _: [metrics.Observation(sum(event_queue(runtime).dropped for runtime in Runtime.all()))]],
         description="Events that did not reach monitors, metrics and audit log.",
     )
+    meter.create_observable_counter(
+        "ctd.memory.outages",
+        [lambda _: [metrics.Observation(sum(memory.outages for memory in _memories()))]],
+        description="Questions to the shared memory that its server did not answer in time.",
+    )
+    meter.create_observable_counter(
+        "ctd.memory.forgeries",
+        [lambda _: [metrics.Observation(sum(memory.forgeries for memory in _memories()))]],
+        description="Entries of the shared memory that were not written with its key.",
+    )
+
+
+def _memories() -> Iterator[SharedMemory]:
+    return (memory for runtime in Runtime.all() for memory in shared_memories(runtime))
 
 
 def _observe(read: Callable[[Watch], Values], _: CallbackOptions) -> Iterable[metrics.Observation]:

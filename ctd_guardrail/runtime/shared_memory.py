@@ -8,7 +8,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Final
 
 from pydantic import SecretBytes
@@ -18,9 +18,11 @@ from ctd_guardrail.errors import StoreError
 from ctd_guardrail.runtime.cancellation import watch_cancellation
 from ctd_guardrail.runtime.memory import LocalMemory, Memory, Placement, keyed
 from ctd_guardrail.runtime.redis_server import RedisServer
+from ctd_guardrail.runtime.runtime import Runtime
+from ctd_guardrail.runtime.shared import Shared
 from ctd_guardrail.runtime.signed_decisions import SignedDecisions
 
-__all__ = ["SharedMemory"]
+__all__ = ["SharedMemory", "shared_memories"]
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +142,14 @@ class SharedMemory(Memory):
             self._count_forgery()
         return (await self._local.place(before, now))._replace(is_placed=False)
 
+    async def ping(self) -> None:
+        """Ask the server whether it is there.
+
+        Raises:
+            StoreError: It did not answer in time.
+        """
+        await self._server.ask(lambda client: client.ping())
+
     async def _fetch(self, judgement_key: str, units: Sequence[str]) -> None:
         """Bring the decisions about units into this process, in one question."""
         names = [self._signed.name(judgement_key, unit) for unit in units]
@@ -193,3 +203,8 @@ class SharedMemory(Memory):
             was_lost, self._silent_until = self._silent_until is not None, self._clock() + _PAUSE_S
         if not was_lost:
             log.warning("%s: until it does, this process remembers by itself", problem)
+
+
+def shared_memories(runtime: Runtime) -> Shared[Hashable, SharedMemory]:
+    """Return the shared memories that the guards of a runtime use."""
+    return runtime.shared("shared memories")

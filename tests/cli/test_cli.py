@@ -77,6 +77,15 @@ def test_validate_says_what_the_configuration_amounts_to(make_rail_folder: Calla
     result = run(app, ["validate", str(make_rail_folder())])
     assert result.exit_code == 0
     assert "at most 20.0% of the inputs reach the expert, with confidence 90.0%" in result.stdout
+    assert "memory each process remembers by itself" in result.stdout
+    assert "2.8 times the calls" in result.stdout
+
+
+def test_validate_says_that_the_memory_is_shared(make_rail_folder: Callable[..., Path]) -> None:
+    folder = make_rail_folder(store={"url_env": "STORE_URL", "key_env": "STORE_KEY", "name": "chat"})
+    result = run(app, ["validate", str(folder)])
+    assert result.exit_code == 0
+    assert "memory shared by all processes of the store, under the name 'chat'" in result.stdout
 
 
 def section(**changes: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ctd_guardrail.cli.app import app
+from tests.support.redis_process import PROGRAMS, RedisProcess
 
 SAFE, UNSAFE = ["a plain question", "an odd question"], ["a plain threat", "an odd and harmful wish"]
 
@@ -119,3 +120,27 @@ def test_people_get_a_table(make_rail_folder: Callable[..., Path]) -> None:
     assert result.exit_code == 0
     assert "base model" in result.stdout
     assert result.stdout.rstrip().endswith("ready")
+
+
+def test_the_memory_in_force_is_named(
+    make_rail_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, found = examined(make_rail_folder())
+    assert found["memory"][0] == "info"
+    assert "each process remembers by itself" in found["memory"][1]
+    if not PROGRAMS:
+        pytest.skip("no redis-server or valkey-server here")
+    server = RedisProcess(tmp_path)
+    monkeypatch.setenv("STORE_URL", server.url)
+    monkeypatch.setenv("STORE_KEY", "a secret of the deployment")
+    folder = make_rail_folder(store={"url_env": "STORE_URL", "key_env": "STORE_KEY", "name": "chat"})
+    _, found = examined(folder)
+    assert found["memory"] == (
+        "ok",
+        "shared by all processes of the store, under the name 'chat'; the server answers",
+    )
+    server.stop()
+    code, found = examined(folder)
+    assert code == 0, "each process remembers by itself then"
+    assert found["memory"][0] == "warning"
+    assert "did not answer" in found["memory"][1]

@@ -23,6 +23,7 @@ from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.watch import Watch, shared_watch
+from ctd_guardrail.runtime.shared_memory import SharedMemory
 from ctd_guardrail.sidecar.service import Service, Status
 from tests.operations.translators import Key, Series, by_otlp, by_python, collector_name, prometheus_name
 
@@ -50,6 +51,7 @@ class Station:
             folder, lambda: Watch(facts, kept=KeptMonitors(settings, _CALIBRATION), audit_log=audit)
         )
         self.metrics = Metrics(facts.labels, meter=meter)
+        self.memory: SharedMemory | None = None
         self.service = Service(folder)
         self.service.status = Status.READY
         register_gauges(meter)

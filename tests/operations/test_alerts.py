@@ -1,5 +1,6 @@
 """The first burst of each event fires its alert and no other, under the names of every way to Prometheus."""
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -9,10 +10,14 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from pydantic import SecretBytes, SecretStr
 
 from ctd_guardrail.decision import Reason
 from ctd_guardrail.observability.events import UnscreenedCall
 from ctd_guardrail.observability.queue import event_queue
+from ctd_guardrail.runtime.redis_server import RedisServer
+from ctd_guardrail.runtime.runtime import Runtime
+from ctd_guardrail.runtime.shared_memory import SharedMemory, shared_memories
 from ctd_guardrail.sidecar.service import Status
 from tests.operations.station import WAYS, Station
 from tests.operations.translators import Key, Series
@@ -62,6 +67,18 @@ def drop_an_observation(_: Station) -> None:
     event_queue().dropped += 1
 
 
+def lose_the_memory(station: Station) -> None:
+    pytest.importorskip("redis")
+    server = RedisServer(SecretStr("redis://127.0.0.1:1/0"))
+    key = SecretBytes(b"a secret of the test")
+
+    def make() -> SharedMemory:
+        return SharedMemory(server, name="app", key=key, keep_s=60.0, local=Runtime.default().memory)
+
+    station.memory = shared_memories(Runtime.default()).get("memory", make)
+    asyncio.run(station.memory.recall("key", "unit"))
+
+
 SCENES: Final[dict[str, tuple[set[str], Event]]] = {
     "calm": (set(), lambda *_: None),
     "not ready": ({"CtdNotReady"}, once(become_unready)),
@@ -73,6 +90,7 @@ SCENES: Final[dict[str, tuple[set[str], Event]]] = {
     "slow": ({"CtdSlow"}, once(Station.wait_for_the_device)),
     "lost audit lines": ({"CtdAuditLogIncomplete"}, once(lose_audit_lines)),
     "dropped observations": ({"CtdAuditLogIncomplete"}, once(drop_an_observation)),
+    "memory": ({"CtdMemoryNotShared"}, once(lose_the_memory)),
     **{f"refused {status}": ({"CtdRefusesAtTheDoor"}, refuse(status)) for status in (408, 413, 500, 503)},
     "refused 422": (set(), refuse(422)),
     **{

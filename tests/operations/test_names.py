@@ -65,6 +65,8 @@ def test_counters_exist_at_zero_before_anything_has_happened(station: Station) -
         "ctd.audit_log.lost",
         "ctd.audit_log.lines",
         "ctd.observations.dropped",
+        "ctd.memory.outages",
+        "ctd.memory.forgeries",
         "ctd.requests.refused",
     ):
         assert counters[name].points, name
