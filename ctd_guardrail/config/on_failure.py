@@ -35,7 +35,7 @@ class OnFailureByCause(Section):
     breaker_open: OnFailure | None = None
     """The expert failed ``breaker`` times in a row less than 10 seconds ago."""
     cap_exhausted: OnFailure | None = None
-    """Nothing is left under a cap. The sender of many inputs may provoke it."""
+    """Nothing is left under a cap, or the request has made ``max_expert_calls``. A sender may provoke it."""
     cap_unavailable: OnFailure | None = None
     """The server of ``store`` does not answer."""
     deadline: OnFailure | None = None

@@ -15,7 +15,7 @@ from opentelemetry import metrics
 
 from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
-from ctd_guardrail.observability.events import Decided, Event, ExpertCalled, Origin, Recalled, UnscreenedCall
+from ctd_guardrail.observability.events import Decided, Event, ExpertCalled, Origin, Recalled, Served, UnscreenedCall
 from ctd_guardrail.observability.totals import Totals
 
 __all__ = ["DOORS", "METER", "Metrics", "default_meter"]
@@ -32,6 +32,8 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 class _Instruments(NamedTuple):
     decisions: Totals
+    requests: Totals
+    calls: Totals
     failures: Totals
     bypasses: Totals
     unscreened: Totals
@@ -69,6 +71,8 @@ def _instruments(meter: metrics.Meter) -> _Instruments:
             "verdict",
         ),
         unscreened=totals("ctd.unscreened_calls", "Calls of the main LLM without a verdict of the guard.", "door"),
+        requests=totals("ctd.requests", "Requests, each with one new turn of a conversation."),
+        calls=totals("ctd.requests.calls", "Units of these requests that went to the expert."),
         recalled=totals("ctd.recalled", "Turns that had been judged before."),
         attempts=totals("ctd.expert.attempts", "Calls of the expert, answered or not."),
         tokens=totals("ctd.expert.tokens", "Tokens that the expert billed."),
@@ -97,7 +101,7 @@ class Metrics:
         counters.failures.expect(self, ((*guard, reason.value) for reason in Reason if reason.is_failure))
         counters.bypasses.expect(self, ((*guard, *words) for words in _bypasses()))
         counters.unscreened.expect(self, ((*guard, door) for door in DOORS))
-        for counter in (counters.recalled, counters.attempts, counters.tokens):
+        for counter in (counters.requests, counters.calls, counters.recalled, counters.attempts, counters.tokens):
             counter.expect(self, [guard])
 
     def __call__(self, event: Event) -> None:
@@ -106,6 +110,9 @@ class Metrics:
             case Decided() if event.origin is not Origin.SELF_TEST:
                 self._count(event.decision)
                 self._time(event.decision)
+            case Served() if event.origin is not Origin.SELF_TEST:
+                self._instruments.requests.add(1, *self._guard)
+                self._instruments.calls.add(event.calls, *self._guard)
             case Recalled() if event.origin is not Origin.SELF_TEST:
                 self._instruments.recalled.add(1, *self._guard)
             case ExpertCalled():

@@ -259,6 +259,8 @@ class Service:
             "expert_attempts": counts.expert_attempts,
             "expert_tokens": counts.expert_tokens,
             "recalled": counts.recalled,
+            "requests": counts.requests,
+            "calls": counts.calls,
             "unscreened_calls": counts.unscreened_calls,
             "refused": {str(status): count for status, count in sorted(self.refused.items())},
             "connections": connections,

@@ -5,7 +5,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Timings, Verdict
-from ctd_guardrail.observability.events import Decided, ExpertCalled, Origin, Recalled, UnscreenedCall
+from ctd_guardrail.observability.events import Decided, ExpertCalled, Origin, Recalled, Served, UnscreenedCall
 from ctd_guardrail.observability.metrics import DOORS, Metrics
 
 LABELS = {"guard": "config", "policy": "0123456789ab"}
@@ -108,8 +108,11 @@ def test_calls_tokens_and_recalled_turns_are_counted(metrics: Metrics, reader: I
     # A self-test is no traffic, but its calls are paid.
     metrics(ExpertCalled(1, 0, Origin.SELF_TEST))
     metrics(Recalled(Origin.SELF_TEST))
+    for calls in (1, 0, 2):
+        metrics(Served("name", "digest", (0.5,), calls, is_placed=True, at=0.0))
+    metrics(Served("name", "digest", (0.5,), 1, is_placed=True, at=0.0, origin=Origin.SELF_TEST))
     metrics(decided(Decision(Verdict.ALLOW, Route.PROBE, Reason.PROBE_SAFE), origin=Origin.SELF_TEST))
     found = points(reader)
-    values = {name: found[name][0].value for name in ("ctd.expert.attempts", "ctd.expert.tokens", "ctd.recalled")}
-    assert values == {"ctd.expert.attempts": 3, "ctd.expert.tokens": 70, "ctd.recalled": 1}
+    names = ("ctd.expert.attempts", "ctd.expert.tokens", "ctd.recalled", "ctd.requests", "ctd.requests.calls")
+    assert [found[name][0].value for name in names] == [3, 70, 1, 3, 3]
     assert not any(point.value for point in found["ctd.decisions"])

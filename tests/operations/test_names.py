@@ -60,6 +60,8 @@ def test_counters_exist_at_zero_before_anything_has_happened(station: Station) -
     }
     for name in (
         "ctd.recalled",
+        "ctd.requests",
+        "ctd.requests.calls",
         "ctd.expert.attempts",
         "ctd.expert.tokens",
         "ctd.audit_log.lost",
