@@ -29,6 +29,7 @@ os.environ.update(HF_HUB_OFFLINE="1", DO_NOT_TRACK="1", OMP_NUM_THREADS="1", TOK
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", choices=("reduced", "full"), default="reduced", help="trials of tests/faults")
+    parser.addoption("--draws", type=int, default=100, help="draws of the simulated deployments in tests/statistics")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -51,6 +52,12 @@ def runtime() -> Iterator[Runtime]:
     with as_default(Runtime()) as fresh:
         yield fresh
     fresh.close()
+
+
+@pytest.fixture
+def draws(request: pytest.FixtureRequest) -> int:
+    """Number of draws of a simulation: ``--draws 2000`` is the whole of it."""
+    return int(request.config.getoption("--draws"))
 
 
 @pytest.fixture(autouse=True)

@@ -85,11 +85,11 @@ def monitor_times() -> dict[str, float]:
     rng = np.random.default_rng(1)
     calibration = np.sort(rng.normal(size=1000))
     scores = rng.normal(size=UPDATES).tolist()
-    delegated = (rng.random(UPDATES) < ALPHA * 0.9).tolist()
+    calls = (rng.random(UPDATES) < ALPHA * 0.9).astype(int).tolist()
     rate, drift = RateAlarm(ALPHA), ScoreDriftAlarm(calibration, seed=0)
     floor = AuditFloor(0.01)
     return {
-        "rate alarm": _per_update(lambda i: rate.update(delegated=delegated[i])),
+        "rate alarm": _per_update(lambda i: rate.update(calls[i])),
         "score drift alarm": _per_update(lambda i: drift.update(scores[i])),
         "audit floor": _per_update(lambda i: floor.update(missed=False if i % 100 == 0 else None)),
     }

@@ -34,6 +34,7 @@ from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
 from ctd_guardrail.policy.rule import ThresholdRule
+from ctd_guardrail.policy.turns import TurnScores
 from ctd_guardrail.text.conversation import Conversation
 
 _CHECKS = 1_000
@@ -91,7 +92,7 @@ def main() -> None:
     metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
     with tempfile.TemporaryDirectory() as folder:
         audit = AuditLog(Path(folder) / "audit.jsonl", key=SecretBytes(b"x" * 16), sample=0.01, labels=facts.labels)
-        kept = KeptMonitors(MonitorSettings(alpha=0.1), scores, folder=Path(folder) / "state")
+        kept = KeptMonitors(MonitorSettings(alpha=0.1), TurnScores(scores), folder=Path(folder) / "state")
         variants = {
             "not observed": _cascade(None),
             "metrics": _cascade(Watch(facts)),

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import SecretBytes
 
 from ctd_guardrail.config.observability import AuditLogConfig, MonitorConfig, RolloutConfig
@@ -16,13 +14,18 @@ from ctd_guardrail.config.section import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
+from ctd_guardrail.monitors.rate_limit import LimitKind, RateLimit, rate_bound
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.watch import Watch, shared_watch
+from ctd_guardrail.policy.budget import Certificate
+from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.pace import PacedRule
 from ctd_guardrail.policy.plan import Plan
 from ctd_guardrail.policy.store import Policy
+from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
+from ctd_guardrail.runtime.memory import LocalMemory
 from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["Keys", "build_watch"]
@@ -102,11 +105,15 @@ def build_watch(
         delta=running.certificate.delta,
         threshold=running.rule.threshold,
         expected_rate=running.expected_rate,
+        unit=running.certificate.unit,
+        max_turns=running.certificate.max_turns,
     )
     monitor, audit_log = config.monitor, config.audit_log
 
     def make() -> Watch:
-        kept = None if monitor is None else _keep(facts, policy.scores.d, folder, monitor)
+        kept = None if monitor is None else _keep(facts, policy.scores, running.certificate, folder, monitor)
+        if kept is not None:
+            _continue_conversations(kept, runtime.memory)
         written = None
         if audit_log is not None and keys.audit_log is not None:
             written = AuditLog(
@@ -121,12 +128,44 @@ def build_watch(
     return shared_watch((str(folder.resolve()), facts, monitor, audit_log, config.pace), make, runtime=runtime)
 
 
-def _keep(facts: Facts, scores: NDArray[np.float64], folder: Path, monitor: MonitorConfig) -> KeptMonitors:
-    return KeptMonitors(
-        MonitorSettings(alpha=facts.alpha, delta=monitor.delta, audit_share=monitor.audit_share),
-        scores,
-        folder=None if monitor.state is None else folder / monitor.state,
+def _keep(
+    facts: Facts, scores: TurnScores, certificate: Certificate, folder: Path, monitor: MonitorConfig
+) -> KeptMonitors:
+    settings = MonitorSettings(
+        alpha=facts.alpha,
+        delta=monitor.delta,
+        audit_share=monitor.audit_share,
+        unit=certificate.unit,
+        max_turns=certificate.max_turns,
+        limit=_limit(facts.alpha, scores, certificate, monitor),
     )
+    return KeptMonitors(settings, scores, folder=None if monitor.state is None else folder / monitor.state)
+
+
+def _continue_conversations(kept: KeptMonitors, memory: LocalMemory) -> None:
+    """Let the conversations that were open in an earlier process go on under their names."""
+    if kept.conversation_key:
+        memory.restore(kept.conversation_key, kept.monitors.conversations.places())
+    kept.conversation_key = memory.key
+
+
+def _limit(alpha: float, scores: TurnScores, certificate: Certificate, monitor: MonitorConfig) -> RateLimit | None:
+    """Return the rate that the rate alarm tests against; None: alpha."""
+    if certificate.guarantee is not Guarantee.EXPECTED:
+        return None
+    bound = rate_bound(
+        scores,
+        certificate.threshold,
+        certificate.alpha,
+        monitor.delta / 2,
+        unit=certificate.unit,
+        max_turns=certificate.max_turns,
+    )
+    if certificate.unit is BudgetUnit.TURN:
+        audited = bound + monitor.audit_share * (1.0 - bound)
+    else:
+        audited = bound + monitor.audit_share * scores.turns / scores.conversations
+    return RateLimit(max(alpha, audited), LimitKind.CALIBRATION_BOUND)
 
 
 def _read_key(variable: str, *, key: str) -> SecretBytes:

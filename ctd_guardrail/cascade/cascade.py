@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ctd_guardrail.cascade.dialogue import Dialogue, Judge, Unit, note_answer
 from ctd_guardrail.cascade.on_failure import conclude, fail, reason_of
@@ -27,7 +27,17 @@ from ctd_guardrail.decision import Decision, Mode, OnUnreadable, Reason, Route, 
 from ctd_guardrail.errors import ActivationError, ExpertVerdictError, InputError
 from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert, Spend, countdown, unlimited
 from ctd_guardrail.experts.protocol import Expert
-from ctd_guardrail.observability.events import Audited, Decided, Emit, ExpertCalled, Origin, Routed, Served, discard
+from ctd_guardrail.observability.events import (
+    Arrived,
+    Audited,
+    Decided,
+    Emit,
+    ExpertCalled,
+    Origin,
+    Routed,
+    Served,
+    discard,
+)
 from ctd_guardrail.observability.request import REQUEST_ID
 from ctd_guardrail.observability.tracing import check_span, describe, expert_span
 from ctd_guardrail.policy.pace import certified
@@ -50,6 +60,14 @@ log = logging.getLogger(__name__)
 _CHARACTERS_PER_TOKEN: Final = 32
 
 _COIN: Final = 1 << 53
+
+
+class _Arrival(NamedTuple):
+    """When a request arrived, its place, and the number of earlier turns of the user."""
+
+    place: Placement
+    at: float
+    earlier: int
 
 
 class Cascade:
@@ -167,9 +185,10 @@ class Cascade:
         usage = Usage()
         take = unlimited if self._calls is None else countdown(self._calls)
         request = Request(mode, principal, request_id, self._deadline(), take, usage)
-        place = None
+        arrival = None
         if self._origin is not Origin.SELF_TEST and conversation.messages:
-            place = await self._memory.place(*await conversation.place())
+            before, now = await conversation.place()
+            arrival = self._arrive(await self._memory.place(before, now), len(before))
         try:
             decision = await self._dialogue.judge(
                 conversation,
@@ -182,8 +201,8 @@ class Cascade:
             )
         finally:
             # A request that was cancelled has cost its calls too.
-            if place is not None:
-                self._serve(usage, place)
+            if arrival is not None:
+                self._serve(usage, arrival)
         if decision is None:
             outcome = Outcome(mode)
             outcome.conclude(Verdict.ALLOW, Reason.BLANK)
@@ -195,11 +214,16 @@ class Cascade:
         after_s = self.settings.deadline_s
         return None if after_s is None else asyncio.get_running_loop().time() + after_s
 
-    def _serve(self, usage: Usage, place: Placement) -> None:
+    def _arrive(self, place: Placement, earlier: int) -> _Arrival:
+        at = time.time()
+        self._emit(Arrived(place.conversation, place.digest, at, self._origin))
+        return _Arrival(place, at, earlier)
+
+    def _serve(self, usage: Usage, arrival: _Arrival) -> None:
         """Report what the request has used."""
+        (name, digest, is_placed), at, earlier = arrival
         calls = usage.calls if self._calls is None else min(usage.calls, self._calls)
-        name, digest, is_placed = place
-        self._emit(Served(name, digest, tuple(usage.scores), calls, is_placed, time.time(), self._origin))
+        self._emit(Served(name, digest, tuple(usage.scores), calls, is_placed, at, self._origin, earlier))
 
     def _mode_for(self, conversation: Conversation, principal: str | None) -> Mode:
         rollout = self.settings.rollout
@@ -221,6 +245,8 @@ class Cascade:
             if self.settings.on_unreadable(error) is not OnUnreadable.EXPERT:
                 raise
             request.usage.calls += 1
+            if unit.is_turn:
+                request.usage.scores.append(math.inf)
             p_expert = await self._ask(unit, request, outcome)
             outcome.conclude(*self.settings.judge(p_expert, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE))
             return

@@ -15,7 +15,8 @@ class Usage:
     """What a request has used so far.
 
     Attributes:
-        scores: Delegation values of the user's turns that it judged, in order.
+        scores: Delegation values of the user's turns that it judged, in order; +inf for one that goes to the expert
+            because the probes cannot read it.
         calls: Units that go to the expert: by the rule, by the coin, or because the probes cannot read them.
     """
 

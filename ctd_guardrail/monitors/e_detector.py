@@ -34,7 +34,7 @@ from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.monitors.state import SavedState, State
 from ctd_guardrail.policy.guarantees import check_share
 
-__all__ = ["RATIOS", "Alarm", "Factors", "advance", "factors", "idle", "started"]
+__all__ = ["RATIOS", "Alarm", "Factors", "advance", "compound", "factors", "idle", "started"]
 
 
 RATIOS: Final = (1.1, 1.25, 1.5, 2.0, 3.0)
@@ -74,8 +74,19 @@ def started(t: int) -> float:
     return idle(t - 1) - idle(t)
 
 
-def advance(capital: FloatArray, event: ArrayLike, bets: Factors, t: int) -> FloatArray:
+def compound(capital: FloatArray, factor: FloatArray, t: int) -> FloatArray:
     """Return S_t from S_{t-1}.
+
+    Args:
+        capital: S_{t-1}, shape [..., 5].
+        factor: The factor of each bet, shape [..., 5].
+        t: The number of this step, from 1.
+    """
+    return (capital + started(t)) * factor
+
+
+def advance(capital: FloatArray, event: ArrayLike, bets: Factors, t: int) -> FloatArray:
+    """Return S_t from S_{t-1} for bets on events.
 
     Args:
         capital: S_{t-1}, shape [..., 5].
@@ -83,7 +94,7 @@ def advance(capital: FloatArray, event: ArrayLike, bets: Factors, t: int) -> Flo
         bets: Their factors.
         t: The number of this step, from 1.
     """
-    return (capital + started(t)) * np.where(np.asarray(event)[..., None], bets.hit, bets.miss)
+    return compound(capital, np.where(np.asarray(event)[..., None], bets.hit, bets.miss), t)
 
 
 class Alarm:

@@ -5,22 +5,43 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from ctd_guardrail._typing import FloatArray
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.errors import DataError
 from ctd_guardrail.runtime.files import write_whole
 
-__all__ = ["SavedState", "State", "fingerprint", "read_state", "write_state"]
+__all__ = ["EXPERT", "SavedState", "State", "fingerprint", "pack_scores", "read_state", "unpack_scores", "write_state"]
 
 State = dict[str, Any]
 
+EXPERT: Final = "expert"
+"""Stands for the score of a turn that the base model could not read and that went to the expert, +inf."""
 
-def fingerprint(scores: FloatArray) -> int:
+
+def pack_scores(scores: Iterable[float]) -> list[float | str]:
+    """Return scores as JSON values, with a word in place of +inf."""
+    return [EXPERT if d == math.inf else d for d in scores]
+
+
+def unpack_scores(values: Iterable[Any]) -> tuple[float, ...]:
+    """Return the scores that :func:`pack_scores` packed.
+
+    Raises:
+        DataError: A value is no score.
+    """
+    scores = [math.inf if value == EXPERT else value for value in values]
+    for d in scores:
+        if isinstance(d, bool) or not isinstance(d, int | float) or not d > -math.inf:
+            raise DataError(f"saved scores hold {d!r}, which is no score", hint="Start a new monitor")
+    return tuple(map(float, scores))
+
+
+def fingerprint(scores: FloatArray | IntArray) -> int:
     """Return a checksum that tells the calibration scores of one policy from those of another."""
     return zlib.crc32(scores.tobytes())
 
@@ -81,6 +102,42 @@ class SavedState:
         if not np.isfinite(values).all() or (values.ndim != 1 if shape is None else values.shape != shape):
             raise self._error(f"has numbers of the wrong shape, or not finite, in {name!r}")
         return values
+
+    def text(self, name: str) -> str:
+        """Return a text."""
+        value = self._state[name]
+        if not isinstance(value, str):
+            raise self._error(f"has {value!r} for {name!r}, not a text")
+        return value
+
+    def scores(self, name: str) -> tuple[float, ...]:
+        """Return delegation values that :func:`pack_scores` packed."""
+        values = self._state[name]
+        if not isinstance(values, list):
+            raise self._error(f"has no list in {name!r}")
+        return unpack_scores(values)
+
+    def lists(self, name: str) -> list[list[Any]]:
+        """Return a list of lists with at least one item each."""
+        rows = self._state[name]
+        if not isinstance(rows, list) or not all(isinstance(row, list) and row for row in rows):
+            raise self._error(f"has no list of rows in {name!r}")
+        return rows
+
+    def states(self, name: str) -> list[Mapping[str, Any]]:
+        """Return a list of saved states."""
+        rows = self._state[name]
+        if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+            raise self._error(f"has no list of states in {name!r}")
+        return rows
+
+    def counts(self, name: str, columns: int) -> list[list[int]]:
+        """Return rows of whole numbers of at least 0."""
+        rows = self.lists(name)
+        for row in rows:
+            if len(row) != columns or any(type(value) is not int or value < 0 for value in row):
+                raise self._error(f"has {row!r} in {name!r}, not {columns} whole numbers of at least 0")
+        return rows
 
     def check_scores(self, name: str, expected: int) -> None:
         """Refuse a state that was saved beside other calibration scores than those with this fingerprint."""

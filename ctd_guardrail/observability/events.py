@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ctd_guardrail.decision import Decision
 
 __all__ = [
+    "Arrived",
     "Audited",
     "Decided",
     "Emit",
@@ -116,17 +117,37 @@ class Recalled(NamedTuple):
     is_audited: bool = False
 
 
+class Arrived(NamedTuple):
+    """A request arrived. :class:`Served` follows with the same conversation, digest and time.
+
+    The order of these events does not depend on the scores. That of the ends does: the expert takes its time.
+
+    Attributes:
+        conversation: Keyed hash that names the conversation.
+        digest: Keyed hash of the conversation up to and including this turn.
+        at: Seconds since 1970.
+        origin: The kind of request.
+    """
+
+    conversation: str
+    digest: str
+    at: float
+    origin: Origin = Origin.CONFIGURED
+
+
 class Served(NamedTuple):
     """A request ended, also if it was cancelled. A request is one new turn, and what a budget counts.
 
     Attributes:
         conversation: Keyed hash that names the conversation.
         digest: Keyed hash of the conversation up to and including this turn.
-        scores: Delegation values of the user's turns that this request judged, in order.
+        scores: Delegation values of the user's turns that this request judged, in order; +inf for one that the base
+            model cannot read and that goes to the expert.
         calls: Units of this request that go to the expert: by the rule, by the coin, or unreadable.
         is_placed: Whether the conversation's earlier turns are remembered. False: its place is unknown.
-        at: Seconds since 1970.
+        at: Seconds since 1970 when it arrived.
         origin: The kind of request.
+        earlier: Number of earlier turns of the user that the request shows.
     """
 
     conversation: str
@@ -136,6 +157,7 @@ class Served(NamedTuple):
     is_placed: bool
     at: float
     origin: Origin = Origin.CONFIGURED
+    earlier: int = 0
 
 
 class UnscreenedCall(NamedTuple):
@@ -148,7 +170,7 @@ class UnscreenedCall(NamedTuple):
     door: str
 
 
-Event = Decided | Routed | Audited | ExpertCalled | Recalled | Served | UnscreenedCall
+Event = Arrived | Decided | Routed | Audited | ExpertCalled | Recalled | Served | UnscreenedCall
 
 Emit = Callable[[Event], None]
 """Reports an event. It is called on the thread of the request; it returns at once and raises nothing."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ctd_guardrail.policy.turns import BudgetUnit
+
 __all__ = ["Facts"]
 
 
@@ -18,6 +20,9 @@ class Facts:
         delta: Probability that calibration misses it.
         threshold: lambda; infinite where nothing is delegated.
         expected_rate: Share of the inputs that is expected at the expert, audits included.
+        unit: What alpha is a share or a number of.
+        max_turns: Largest number of turns of a conversation that the certificate assumes.
+        max_calls: Largest number of calls of a request.
     """
 
     guard: str
@@ -26,6 +31,9 @@ class Facts:
     delta: float
     threshold: float
     expected_rate: float
+    unit: BudgetUnit = BudgetUnit.TURN
+    max_turns: int = 1
+    max_calls: int = 2
 
     @property
     def labels(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from opentelemetry.metrics import CallbackOptions, Meter
 from ctd_guardrail.observability.metrics import default_meter
 from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.observability.watch import Watch, watches
+from ctd_guardrail.policy.turns import BudgetUnit
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared_memory import SharedMemory, shared_memories
 
@@ -87,18 +88,34 @@ def _expected_rate(watch: Watch) -> Values:
 
 
 def _rate(watch: Watch) -> Values:
-    if watch.count.inputs:
-        yield _value(watch.count.rate, watch)
+    rates = watch.rates
+    if rates.requests:
+        yield _value(rates.per_request, watch, per="request")
+    if rates.turns:
+        yield _value(rates.per_turn, watch, per="turn")
+    if rates.conversations:
+        yield _value(rates.per_conversation, watch, per="conversation")
 
 
 def _rate_bound(watch: Watch) -> Values:
-    low, high = watch.count.band(watch.band_delta)
-    yield _value(low, watch, bound="low")
-    yield _value(high, watch, bound="high")
+    low, high = watch.band()
+    per = "conversation" if watch.facts.unit is BudgetUnit.CONVERSATION else "request"
+    yield _value(low, watch, bound="low", per=per)
+    yield _value(high, watch, bound="high", per=per)
 
 
-def _inputs(watch: Watch) -> Values:
-    yield _value(watch.count.inputs, watch)
+def _rate_limit(watch: Watch) -> Values:
+    if watch.kept is not None:
+        limit = watch.kept.monitors.settings.rate_limit
+        yield _value(limit.rate, watch, kind=limit.kind)
+
+
+def _requests(watch: Watch) -> Values:
+    yield _value(watch.rates.requests, watch)
+
+
+def _left_out(watch: Watch) -> Values:
+    yield _value(watch.left_out, watch)
 
 
 def _alarm(watch: Watch) -> Values:
@@ -148,10 +165,12 @@ _GAUGES = (
     ("ctd.pace.lambda", "{score}", "The threshold that the pace runs now, at least ctd.lambda.", _paced),
     ("ctd.pace.share", "{share}", "Share of the certified calls that the pace leaves to the rule.", _pace_share),
     ("ctd.load.duration", "s", "Time that loading the guard took.", _load),
-    ("ctd.rate.expected", "{share}", "Share of the inputs that calibration expects at the expert.", _expected_rate),
-    ("ctd.rate.realised", "{share}", "Share of the inputs that went to the expert.", _rate),
-    ("ctd.rate.bound", "{share}", "Confidence band around it, valid at all times.", _rate_bound),
-    ("ctd.rate.inputs", "{input}", "Number of inputs that the share is of.", _inputs),
+    ("ctd.rate.expected", "{call}", "Calls per unit of the budget that calibration expects.", _expected_rate),
+    ("ctd.rate.realised", "{call}", "Calls of the expert per request, per judged turn and per conversation.", _rate),
+    ("ctd.rate.bound", "{call}", "Confidence band around the rate that alpha limits, valid at all times.", _rate_bound),
+    ("ctd.rate.limit", "{call}", "The rate that the rate alarm tests against.", _rate_limit),
+    ("ctd.rate.requests", "{request}", "Number of requests that the rate is of.", _requests),
+    ("ctd.rate.left_out", "{request}", "Requests of unknown conversations, which no alarm reads.", _left_out),
     ("ctd.alarm.raised", "{alarm}", "1 where an alarm is raised.", _alarm),
     ("ctd.alarm.evidence", "{evidence}", "Evidence against no change; an alarm is raised at 1 / delta.", _evidence),
     (

@@ -2,47 +2,73 @@
 
 from __future__ import annotations
 
+import secrets
 import weakref
 
+from ctd_guardrail.monitors.arrivals import ArrivalOrder
+from ctd_guardrail.monitors.call_rate import CallRates
+from ctd_guardrail.monitors.conversations import OpenConversations, Request
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
-from ctd_guardrail.monitors.rate_band import DelegationCount
-from ctd_guardrail.observability.events import Audited, Event, Origin, Routed
+from ctd_guardrail.observability.events import Arrived, Audited, Event, Origin, Recalled, Routed, Served
 
 __all__ = ["MonitorSink"]
 
 
 class MonitorSink:
-    """Updates the monitors, and saves them now and then. Without monitors it counts the delegated share only.
+    """Updates the monitors, and saves them now and then. Without monitors it counts requests and calls only.
 
     Args:
         kept: The monitors; None: there are none.
+        max_turns: Without monitors, the largest number of requests of a conversation.
     """
 
-    def __init__(self, kept: KeptMonitors | None) -> None:
+    def __init__(self, kept: KeptMonitors | None, *, max_turns: int = 1) -> None:
         self._kept = kept
-        self._count = DelegationCount()
+        self._arrivals = ArrivalOrder()
+        self._rates = CallRates()
+        self._open = OpenConversations(seed=secrets.randbits(63), max_turns=max_turns)
         if kept is not None:
             # The last guard may go at any time, and nothing is lost.
             weakref.finalize(self, kept.save)
 
     @property
-    def count(self) -> DelegationCount:
-        """The delegated share: since the monitors began, or else since the start."""
-        return self._count if self._kept is None else self._kept.monitors.count
+    def rates(self) -> CallRates:
+        """Requests and their calls: since the monitors began, or else since the start."""
+        return self._rates if self._kept is None else self._kept.monitors.rates
+
+    @property
+    def conversations(self) -> OpenConversations:
+        """The conversations that have not ended."""
+        return self._open if self._kept is None else self._kept.monitors.conversations
 
     def __call__(self, event: Event) -> None:
-        """Update the monitors. A request under another budget tells them its score, and nothing about the rate."""
+        """Update the monitors. A request under another budget counts for the scores, and not for the rate."""
         match event:
-            case Routed() if event.origin is not Origin.SELF_TEST:
-                delegated = event.is_delegated if event.origin is Origin.CONFIGURED else None
-                if self._kept is not None:
-                    self._kept.update(event.d, delegated=delegated, audited=event.is_audited)
-                elif delegated is not None:
-                    self._count.update(delegated=delegated)
-            case Audited() if event.origin is Origin.CONFIGURED and self._kept is not None:
+            case Arrived() if event.origin is not Origin.SELF_TEST:
+                self._arrivals.begin(event.conversation, event.digest, event.at)
+            case Served() if event.origin is not Origin.SELF_TEST:
+                is_configured = event.origin is Origin.CONFIGURED
+                for request in self._arrivals.end(
+                    Request(*event[:6], earlier=event.earlier, is_configured=is_configured)
+                ):
+                    self._serve(request)
+            case (
+                Routed(is_audited=False, origin=Origin.CONFIGURED)
+                | Recalled(is_newest=True, is_audited=False, origin=Origin.CONFIGURED)
+            ) if self._kept is not None:
+                self._kept.unaudited()
+            case Audited(origin=Origin.CONFIGURED) if self._kept is not None:
                 self._kept.audited(missed=event.is_missed)
 
     def tick(self, *, is_last: bool) -> None:
         """Save the monitors if that is due. Runs on the queue's thread."""
         if self._kept is not None:
             self._kept.tick(is_last=is_last)
+
+    def _serve(self, request: Request) -> None:
+        if self._kept is not None:
+            self._kept.update(request)
+            return
+        self._rates.update(request)
+        for conversation in self._open.update(request):
+            self._rates.close(conversation)

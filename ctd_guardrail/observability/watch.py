@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.metrics import Meter
 
+from ctd_guardrail.monitors.call_rate import CallRates
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
-from ctd_guardrail.monitors.rate_band import DelegationCount
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.events import Sink
 from ctd_guardrail.observability.facts import Facts
@@ -16,6 +16,7 @@ from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.monitor_sink import MonitorSink
 from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.policy.pace import PacedRule
+from ctd_guardrail.policy.turns import BudgetUnit
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
 
@@ -31,7 +32,7 @@ class Watch:
         facts: Policy and budget.
         load_s: Seconds that loading took.
         paced: The rule at its pace; None: no pace is configured.
-        kept: The monitors; None: only the delegated share is counted.
+        kept: The monitors; None: only requests and calls are counted.
         audit_log: The audit log; None: there is none.
         meter: Where the metrics' instruments are made; None: in the process's meter provider.
         runtime: Owns the queue of events; None: the runtime of the process.
@@ -62,7 +63,7 @@ class Watch:
         self.paced = paced
         self.kept = kept
         self.audit_log = audit_log
-        self._monitor_sink = MonitorSink(kept)
+        self._monitor_sink = MonitorSink(kept, max_turns=facts.max_turns)
         self.sinks: tuple[Sink, ...] = (
             Metrics(facts.labels, meter=meter),
             *([] if audit_log is None else [audit_log]),
@@ -71,18 +72,48 @@ class Watch:
         self._queue.attend(self._monitor_sink)
 
     @property
-    def count(self) -> DelegationCount:
-        """The delegated share: since the monitors began, or else since the start."""
-        return self._monitor_sink.count
+    def rates(self) -> CallRates:
+        """Requests and their calls: since the monitors began, or else since the start."""
+        return self._monitor_sink.rates
 
     @property
-    def band_delta(self) -> float:
-        """Probability that the band around the delegated share is ever wrong."""
-        return _DELTA if self.kept is None else self.kept.monitors.delta
+    def left_out(self) -> int:
+        """Requests that the alarms and the band leave out, because their conversation is not known from its start."""
+        return self._monitor_sink.conversations.left_out
+
+    def band(self) -> tuple[float, float]:
+        """Return the band around the rate that alpha limits, valid at all times."""
+        facts = self.facts
+        return self.rates.band(
+            _DELTA if self.kept is None else self.kept.monitors.settings.delta,
+            max_turns=facts.max_turns,
+            max_calls=facts.max_calls,
+            is_per_conversation=facts.unit is BudgetUnit.CONVERSATION,
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Return the rates of calls, their band and the limit of the rate alarm, as plain JSON values."""
+        facts, rates, limit = self.facts, self.rates, None
+        if self.kept is not None:
+            rate, kind = self.kept.monitors.settings.rate_limit
+            limit = {"rate": rate, "kind": kind, "delta": self.kept.monitors.rate.delta}
+        return {
+            "unit": facts.unit,
+            "max_turns": facts.max_turns,
+            "requests": rates.requests,
+            "left_out": self.left_out,
+            "calls": rates.calls,
+            "calls_per_request": rates.per_request,
+            "calls_per_judged_turn": rates.per_turn,
+            "calls_per_conversation": rates.per_conversation,
+            "conversations": rates.conversations,
+            "band": list(self.band()),
+            "alarm_limit": limit,
+        }
 
     @property
     def alarms(self) -> dict[str, int | None]:
-        """For each alarm, the number of the input at which it was raised, or None."""
+        """For each alarm, the number of the conversation at which it was raised, or None."""
         return {} if self.kept is None else self.kept.monitors.alarms()
 
     def save(self) -> None:

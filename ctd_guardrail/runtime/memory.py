@@ -137,15 +137,20 @@ class LocalMemory:
     def restore(self, key: bytes, conversations: Iterable[tuple[str, str]]) -> None:
         """Continue conversations of an earlier process.
 
+        A memory that has begun conversations under another key keeps those and ignores the others.
+
         Args:
             key: The :attr:`key` of that process.
             conversations: Digest and name of each.
         """
         with self._lock:
+            if self._places and key != self._key:
+                return
             self._key = key
-            self._places.clear()
             for digest, name in conversations:
-                self._wait(digest, name)
+                known = self._places.get(digest)
+                if known is None or name not in known.waiting:
+                    self._wait(digest, name)
 
     @property
     def key(self) -> bytes:

@@ -271,6 +271,7 @@ class Service:
             "delta": running.certificate.delta,
             "expected_rate": running.expected_rate,
             "pace": None if guard.paced is None else _pace(guard.paced),
+            "rates": None if guard.watch is None else guard.watch.report(),
             "alarms": self.alarms,
             "experts": {
                 name or "default": {

@@ -98,7 +98,7 @@ async def test_an_input_that_the_probes_cannot_read_counts_if_the_expert_gets_it
     await traffic.ask("overlong")
     await traffic.cascade.check([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
     is_sent = treatment is OnUnreadable.EXPERT
-    assert [(each.scores, each.calls) for each in traffic.served] == [((), int(is_sent))] * 2
+    assert [(each.scores, each.calls) for each in traffic.served] == [((np.inf,) * is_sent, int(is_sent))] * 2
     assert len(traffic.expert.asked) == 2 * is_sent
 
 

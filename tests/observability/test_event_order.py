@@ -27,6 +27,7 @@ from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability.audit_log import AuditLog
 from ctd_guardrail.observability.events import (
+    Arrived,
     Audited,
     Decided,
     Event,
@@ -37,9 +38,11 @@ from ctd_guardrail.observability.events import (
     UnscreenedCall,
 )
 from ctd_guardrail.observability.facts import Facts
+from ctd_guardrail.observability.monitor_sink import MonitorSink
 from ctd_guardrail.observability.queue import EventQueue
 from ctd_guardrail.observability.tally import Tally
 from ctd_guardrail.observability.watch import Watch
+from ctd_guardrail.policy.turns import TurnScores
 from ctd_guardrail.text.conversation import Conversation
 from tests.support.cascades import make_cascade
 from tests.support.waiting import eventually, wait_until
@@ -128,7 +131,7 @@ def test_all_sinks_see_the_same_events_in_the_same_order(loops: list[list[list[A
         queue, tally, reader = EventQueue(every_s=3600), Tally(), InMemoryMetricReader()
         meter = MeterProvider([reader]).get_meter("test")
         log = AuditLog(Path(folder) / "log", key=KEY, sample=1.0, labels=FACTS.labels)
-        kept = KeptMonitors(MonitorSettings(alpha=0.5, audit_share=0.25), np.linspace(-1.0, 1.0, 50))
+        kept = KeptMonitors(MonitorSettings(alpha=0.5, audit_share=0.25), TurnScores(np.linspace(-1.0, 1.0, 50)))
         watch = Watch(FACTS, kept=kept, audit_log=log, meter=meter)
         at_once: list[Event] = []
         later: list[list[Event]] = [[] for _ in watch.sinks]
@@ -178,7 +181,7 @@ def test_all_sinks_see_the_same_events_in_the_same_order(loops: list[list[list[A
         assert all([id(event) for event in seen] == order for seen in later)
         by_kind: dict[type, list[Any]] = {
             kind: [event for event in at_once if isinstance(event, kind)]
-            for kind in (Decided, Routed, Audited, ExpertCalled, Recalled, Served, UnscreenedCall)
+            for kind in (Arrived, Decided, Routed, Audited, ExpertCalled, Recalled, Served, UnscreenedCall)
         }
         counts = tally.snapshot()
         decided = Counter(
@@ -194,8 +197,8 @@ def test_all_sinks_see_the_same_events_in_the_same_order(loops: list[list[list[A
         )
         assert counts.requests == len(by_kind[Served]) == sum(len(requests) for tasks in loops for requests in tasks)
         assert counts.calls == sum(event.calls for event in by_kind[Served])
-        delegated = sum(event.is_delegated for event in by_kind[Routed])
-        assert (watch.count.inputs, watch.count.delegated) == (len(by_kind[Routed]), delegated)
+        assert (watch.rates.requests, watch.rates.calls) == (counts.requests, counts.calls)
+        assert len(by_kind[Arrived]) == len(by_kind[Served])
         assert watch.kept is not None
         assert watch.kept.monitors.audit is not None
         assert watch.kept.monitors.audit.audits == len(by_kind[Audited])
@@ -214,17 +217,22 @@ async def test_the_order_does_not_depend_on_the_scores() -> None:
     seen: list[Event] = []
     cascade = make_cascade(scorer=Parts(), expert=Slow(), emit=seen.append)
     first = asyncio.create_task(cascade.check([{"role": "user", "content": "text 0 0.5 0 0"}]))
-    await eventually(lambda: seen, every_s=0)
+    await eventually(lambda: any(isinstance(event, Routed) for event in seen), every_s=0)
     await cascade.check([{"role": "user", "content": "text 0 -0.5 0 0"}])
     may_answer.set()
     await first
     assert [event.d for event in seen if isinstance(event, Routed)] == [0.5, -0.5]
-    assert [type(event) for event in seen] == [
+    assert [type(event) for event in seen if not isinstance(event, Decided | ExpertCalled)] == [
+        Arrived,
         Routed,
+        Arrived,
         Routed,
-        Decided,
         Served,
-        ExpertCalled,
-        Decided,
         Served,
     ]
+    # The monitors take them in order of arrival, although the second one has ended first.
+    kept = KeptMonitors(MonitorSettings(alpha=0.5), TurnScores(np.linspace(-1.0, 1.0, 50)))
+    sink = MonitorSink(kept)
+    for event in seen:
+        sink(event)
+    assert [row.split(",")[0] for row in kept.monitors.recent.csv().splitlines()[1:]] == ["0.5", "-0.5"]

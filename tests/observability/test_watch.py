@@ -21,7 +21,9 @@ from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.metrics import DOORS, Metrics
 from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.policy.spending import budget_beside_audit
+from ctd_guardrail.policy.store import read_policy, write_policy
 from ctd_guardrail.runtime.runtime import Runtime
+from tests.support.runtimes import as_default
 
 KEYS = {"CTD_TEST_KEY": "a secret of the operator"}
 MONITOR = {"state": "state"}
@@ -56,10 +58,31 @@ def test_the_rail_feeds_its_monitors_and_they_outlive_it(make_rail_folder: Calla
     gc.collect()
     guard = load_guard(folder, in_service=True)
     assert guard.watch is not None
-    assert (guard.watch.count.inputs, guard.watch.count.delegated) == (3, 1)
+    assert (guard.watch.rates.requests, guard.watch.rates.calls) == (3, 1)
     (scores,) = (folder / "state").glob("scores-*.csv")
     # As `ctd-calibrate recalibrate` reads them.
     assert read_column(scores, "dv") == pytest.approx([0.0, 0.9, 0.0], abs=0.02)
+
+
+def test_a_conversation_goes_on_after_a_restart(make_rail_folder: Callable[..., Path], rail_policy: Path) -> None:
+    """Its name, its turns and its calls: the monitors see one conversation."""
+    folder = make_rail_folder(monitor=MONITOR, policy="policy")
+    policy = read_policy(rail_policy)
+    record = policy.manifest.calibration.model_dump() | {"max_turns": 2}
+    fields = policy.manifest.model_dump(exclude={"calibration", "tensors_sha256", "pins_sha256"})
+    write_policy(folder / "policy", fields | {"calibration": record}, policy.probe, policy.calibration)
+    first, second = user(SAFE), [*user(SAFE), {"role": "assistant", "content": "Here."}, *user(HARMFUL)]
+    for number, messages in enumerate((first, second), start=1):
+        with as_default(Runtime()) as runtime:
+            guard = load_guard(folder, in_service=True)
+            asyncio.run(guard.check(messages))
+            watch = guard.watch
+            assert watch is not None
+            runtime.close()
+        assert watch.rates.requests == number
+        assert watch.left_out == 0
+    ((requests, _, conversations),) = watch.rates.state()["conversations"]
+    assert (requests, conversations) == (2, 1)
 
 
 def test_guards_of_one_configuration_share_their_monitors(make_rail_folder: Callable[..., Path]) -> None:
@@ -69,7 +92,7 @@ def test_guards_of_one_configuration_share_their_monitors(make_rail_folder: Call
         ask(guard, [SAFE])
     assert guards[0].watch is guards[1].watch
     assert guards[0].watch is not None
-    assert guards[0].watch.count.inputs == 2
+    assert guards[0].watch.rates.requests == 2
 
 
 def test_requests_with_a_budget_of_their_own_do_not_count_towards_the_rate(
@@ -84,7 +107,7 @@ def test_requests_with_a_budget_of_their_own_do_not_count_towards_the_rate(
     watch = guard.watch
     assert watch is not None
     assert watch.kept is not None
-    assert watch.count.inputs == 1
+    assert watch.rates.requests == 1
     assert len(watch.kept.monitors.recent) == 2
     assert guard.tally.snapshot().total == 2
 
@@ -97,7 +120,7 @@ def test_self_tests_and_trials_are_no_traffic(make_rail_folder: Callable[..., Pa
     asyncio.run(self_test(guard))
     event_queue().flush()
     assert guard.watch is not None
-    assert guard.watch.count.inputs == 0
+    assert guard.watch.rates.requests == 0
     trial = load_guard(folder)
     ask(trial, [SAFE])
     assert trial.watch is None
@@ -174,7 +197,7 @@ def test_audited_inputs_reach_the_expert_and_the_floor(make_rail_folder: Callabl
     assert watch is not None
     assert watch.kept is not None
     assert watch.kept.monitors.audit is not None
-    assert watch.kept.monitors.audit.audits == watch.count.delegated == audited
+    assert watch.kept.monitors.audit.audits == watch.rates.calls == audited
     assert 0 < audited < 40
 
 
@@ -207,13 +230,18 @@ def test_gauges_say_what_the_budget_is_and_what_became_of_it(make_rail_folder: C
     metrics: Any = data.resource_metrics[0].scope_metrics[0].metrics
     for metric in metrics:
         for point in metric.data.data_points:
-            words = [str(value) for key, value in dict(point.attributes).items() if key in {"bound", "alarm"}]
+            words = [
+                str(value) for key, value in dict(point.attributes).items() if key in {"bound", "alarm", "per", "kind"}
+            ]
             found[metric.name, *words] = point.value
     assert found["ctd.alpha",] == 0.2
     assert found["ctd.lambda",] == guard.plan.rule.threshold
-    assert found["ctd.rate.realised",] == 0.25
-    assert found["ctd.rate.bound", "low"] < 0.25 < found["ctd.rate.bound", "high"]
-    assert found["ctd.rate.inputs",] == found["ctd.scores.kept",] == 4
+    assert found["ctd.rate.realised", "request"] == found["ctd.rate.realised", "turn"] == 0.25
+    assert found["ctd.rate.realised", "conversation"] == 0.25
+    assert found["ctd.rate.bound", "low", "request"] < 0.25 < found["ctd.rate.bound", "high", "request"]
+    assert found["ctd.rate.limit", "budget"] == 0.2
+    assert found["ctd.rate.requests",] == found["ctd.scores.kept",] == 4
+    assert found["ctd.rate.left_out",] == 0
     assert {name[1]: value for name, value in found.items() if name[0] == "ctd.alarm.raised"} == {
         "rate": 0,
         "score_drift": 0,

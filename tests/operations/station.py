@@ -18,11 +18,12 @@ from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability import service_metrics
 from ctd_guardrail.observability.audit_log import AuditLog
-from ctd_guardrail.observability.events import Audited, Decided, Event, Routed
+from ctd_guardrail.observability.events import Audited, Decided, Event, Served
 from ctd_guardrail.observability.facts import Facts
 from ctd_guardrail.observability.gauges import register_gauges
 from ctd_guardrail.observability.metrics import Metrics
 from ctd_guardrail.observability.watch import Watch, shared_watch
+from ctd_guardrail.policy.turns import TurnScores
 from ctd_guardrail.runtime.shared_memory import SharedMemory
 from ctd_guardrail.sidecar.service import Service, Status
 from tests.operations.translators import Key, Series, by_otlp, by_python, collector_name, prometheus_name
@@ -48,7 +49,7 @@ class Station:
         )
         settings = MonitorSettings(alpha=0.2, audit_share=0.05)
         self.watch = shared_watch(
-            folder, lambda: Watch(facts, kept=KeptMonitors(settings, _CALIBRATION), audit_log=audit)
+            folder, lambda: Watch(facts, kept=KeptMonitors(settings, TurnScores(_CALIBRATION)), audit_log=audit)
         )
         self.metrics = Metrics(facts.labels, meter=meter)
         self.memory: SharedMemory | None = None
@@ -83,17 +84,20 @@ class Station:
     def delegate(self) -> None:
         """Have far more delegated than the budget allows, at scores as in calibration."""
         for d in np.random.default_rng(0).permutation(_CALIBRATION):
-            self._watch(Routed(float(d), is_delegated=True, is_audited=False))
+            self._serve(float(d), calls=1)
 
     def drift(self) -> None:
         """Have scores that the calibration has not seen, within the budget."""
         for _ in range(100):
-            self._watch(Routed(1.5, is_delegated=False, is_audited=False))
+            self._serve(1.5, calls=0)
 
     def miss(self) -> None:
         """Have audits find harm that passed."""
         for _ in range(100):
             self._watch(Audited(is_missed=True))
+
+    def _serve(self, d: float, *, calls: int) -> None:
+        self._watch(Served("conversation", "digest", (d,), calls, is_placed=True, at=0.0))
 
     def _watch(self, event: Event) -> None:
         for sink in self.watch.sinks:

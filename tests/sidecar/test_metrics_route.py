@@ -60,7 +60,7 @@ def test_the_exposition_shows_what_was_decided_and_asks_for_the_token(serve: htt
     assert {"guard", "policy", "mode", "reason", "route", "verdict"} == set(decisions[0].labels)
     assert families["ctd_ready"].samples[0].value == 1
     assert [sample.value for sample in families["ctd_unscreened_calls"].samples] == [0] * len(DOORS)
-    assert families["ctd_rate_inputs"].samples[0].value == 3
+    assert families["ctd_rate_requests"].samples[0].value == 3
     assert {sample.labels["alarm"] for sample in families["ctd_alarm_raised"].samples} >= {"rate", "score_drift"}
     assert "secret" not in answer.text
     assert families["ctd_connections_open"].samples[0].value >= 1

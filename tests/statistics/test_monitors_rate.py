@@ -53,7 +53,7 @@ def test_the_simulation_is_the_monitor() -> None:
     for stream in delegated.T:
         alarm = RateAlarm(0.1, delta=DELTA)
         for event in stream:
-            alarm.update(delegated=bool(event))
+            alarm.update(int(event))
         expected.append(alarm.alarmed_at or 0)
     assert first_alarms(delegated, 0.1).tolist() == expected
     assert any(expected)
