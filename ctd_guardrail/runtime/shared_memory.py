@@ -136,10 +136,13 @@ class SharedMemory(Memory):
         keys = [f"{self._prefix}{part}:{digest}" for digest in digests for part in ("last", "waiting")]
         args = [secrets.token_hex(_NAME_BYTES), str(self._keep_ms), str(_MOST_WAITING)]
         answer = await self._ask(lambda _: self._place(keys=keys, args=args))
-        if answer is not None and _NAME.fullmatch(answer[0]):
-            return Placement(answer[0].decode("ascii"), digests[0], bool(answer[1]))
-        if answer is not None:
-            self._count_forgery()
+        match answer:
+            case None:
+                pass
+            case [bytes() as name, int() as is_placed] if _NAME.fullmatch(name):
+                return Placement(name.decode("ascii"), digests[0], bool(is_placed))
+            case _:
+                self._count_forgery()
         return (await self._local.place(before, now))._replace(is_placed=False)
 
     async def ping(self) -> None:
@@ -155,8 +158,8 @@ class SharedMemory(Memory):
         names = [self._signed.name(judgement_key, unit) for unit in units]
         # With MGET, an entry of another type counts as missing.
         entries = await self._ask(lambda client: client.mget([self._prefix + name for name in names]))
-        for unit, name, entry in zip(units, names, entries or (), strict=False):
-            decision = None if entry is None else self._signed.read(name, entry)
+        for unit, name, entry in zip(units, names, entries if isinstance(entries, list) else (), strict=False):
+            decision = self._signed.read(name, entry) if isinstance(entry, bytes) else None
             if decision is not None:
                 await self._local.remember(judgement_key, unit, decision)
             elif entry is not None:

@@ -1,4 +1,4 @@
-"""Guards of several processes that share one memory, as far as a guard can tell: each has a runtime of its own."""
+"""Replicas that share one memory, on a real server."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -6,85 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretBytes, SecretStr
 from redis import Redis
 
 from ctd_guardrail.decision import Mode, Reason, Verdict
-from ctd_guardrail.observability.events import Event, Served
-from ctd_guardrail.runtime.redis_server import RedisServer
-from ctd_guardrail.runtime.runtime import Runtime
-from ctd_guardrail.runtime.shared_memory import SharedMemory
 from ctd_guardrail.text.conversation import Context
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
-from tests.support.cascades import CountedCascade
 from tests.support.redis_process import PROGRAMS, RedisProcess
-from tests.support.word_guard import WordJudge, WordReader, word_guard
+from tests.support.replicas import Replicas
 
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no redis-server or valkey-server here")
 
-KEY = SecretBytes(b"a secret of the deployment")
 TEN_TURNS = [f"a doubtful turn {number}" if number % 3 == 0 else f"turn {number}" for number in range(10)]
 REFUSAL = DEFAULT_REFUSALS[0]
-
-
-class Replicas:
-    """Replicas of one guard behind a balancer that ignores conversations.
-
-    Attributes:
-        judge: The expert of all of them.
-        reader: The base model of all of them.
-        events: What they emitted.
-        memories: Their memories.
-    """
-
-    def __init__(self, number: int, url: str | None, **settings: Any) -> None:
-        self.judge, self.reader = WordJudge(), WordReader()
-        self.events: list[Event] = []
-        self.memories: list[SharedMemory] = []
-        self._runtimes = [Runtime() for _ in range(number)]
-        self._guards = [self._guard(runtime, url, settings) for runtime in self._runtimes]
-        self._next = 0
-
-    def _guard(self, runtime: Runtime, url: str | None, settings: dict[str, Any]) -> CountedCascade:
-        if url is not None:
-            server = RedisServer(SecretStr(url), timeout_s=30.0, runtime=runtime)
-            memory = SharedMemory(server, name="app", key=KEY, keep_s=60.0, local=runtime.memory)
-            self.memories.append(memory)
-            settings = settings | {"memory": memory}
-        return word_guard(
-            judge=self.judge,
-            reader=self.reader,
-            judgement_key="words",
-            emit=self.events.append,
-            runtime=runtime,
-            **settings,
-        )
-
-    async def check(self, messages: list[dict[str, Any]]) -> Any:
-        """Send a request to the next replica."""
-        guard = self._guards[self._next % len(self._guards)]
-        self._next += 1
-        return await guard.check(messages)
-
-    async def talk(self, turns: list[str], after: Callable[[int], None] = lambda _: None) -> list[Verdict]:
-        """Send a conversation turn by turn, each with the whole history."""
-        messages: list[dict[str, Any]] = []
-        verdicts = []
-        for number, turn in enumerate(turns):
-            messages.append({"role": "user", "content": turn})
-            decision = await self.check(messages)
-            verdicts.append(decision.verdict)
-            messages.append({"role": "assistant", "content": f"answer {number}"})
-            after(number)
-        return verdicts
-
-    @property
-    def served(self) -> list[Served]:
-        return [event for event in self.events if isinstance(event, Served)]
-
-    def close(self) -> None:
-        for runtime in self._runtimes:
-            runtime.close()
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,20 @@ ROWS = (
         50,
     ),
     Row(
+        "memory_outage",
+        "The server on which replicas share their memory: not there, silent, closing connections, answering with "
+        "errors or with nonsense, emptied or stopped in the middle of a conversation",
+        "no request fails: each verdict is that of one process alone",
+        2_000,
+    ),
+    Row(
+        "planted_verdict",
+        "Someone writes to that server without its key: changed bits, cut and random entries, entries of other turns "
+        "and of other keys, for a turn that was refused",
+        "the turn is judged again and refused",
+        10_000,
+    ),
+    Row(
         "denial_of_wallet",
         "Every input is made to be delegated",
         "calls never exceed the cap's rate x time + burst; what goes beyond is `cap_exhausted` under its policy",
