@@ -48,7 +48,6 @@ def runtime() -> Iterator[Runtime]:
 
     for earlier in Runtime.all():  # those of fixtures with a wider scope
         earlier.memory.clear()
-        earlier.answers.clear()
     with as_default(Runtime()) as fresh:
         yield fresh
     fresh.close()

@@ -84,8 +84,8 @@ class Cascade:
             the process; None: each turn is judged at each request.
         emit: Reports events.
         origin: The kind of request that this cascade decides about, for its events.
-        memory: Remembers decisions and conversations; None: that of the runtime.
-        runtime: Remembers answers; None: the runtime of the process.
+        memory: Remembers decisions, conversations and answers of the main LLM; None: that of the runtime.
+        runtime: The runtime whose memory that is; None: that of the process.
 
     Attributes:
         settings: The argument of the same name.
@@ -113,9 +113,7 @@ class Cascade:
         self._expert = expert if isinstance(expert, BoundedExpert) else BoundedExpert(expert)
         self._calls = settings.max_expert_calls
         self._memory: Memory = memory or runtime.memory
-        self._dialogue = Dialogue(
-            settings, refusals or Refusals(), judgement_key, receipts, self._memory, runtime.answers
-        )
+        self._dialogue = Dialogue(settings, refusals or Refusals(), judgement_key, receipts, self._memory)
         self._emit = emit
         self._origin = origin
 
@@ -144,7 +142,7 @@ class Cascade:
 
     def note_answer(self, answer: str | Mapping[str, Any]) -> None:
         """Remember an answer of the main LLM; see :func:`ctd_guardrail.cascade.dialogue.note_answer`."""
-        note_answer(answer, self._dialogue.answers)
+        note_answer(answer, self._memory)
 
     async def aclose(self) -> None:
         """Release the expert. The base model belongs to the runtime and stays."""

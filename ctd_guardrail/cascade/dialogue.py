@@ -9,7 +9,7 @@ The guard gives a verdict on all text of others that the call of the main LLM wi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,6 @@ from ctd_guardrail.cascade.settings import CascadeSettings
 from ctd_guardrail.decision import Decision, Mode, OnHistory, RefusedTurns, Timings, Verdict
 from ctd_guardrail.errors import InputError, NonTextError, OverlongError
 from ctd_guardrail.observability.events import Emit, Origin, Recalled
-from ctd_guardrail.runtime.decision_cache import AnswerCache
 from ctd_guardrail.runtime.memory import Memory
 from ctd_guardrail.text.conversation import Context, Conversation, History, Message, Turn
 from ctd_guardrail.text.message_text import size_of
@@ -69,8 +68,7 @@ class Dialogue:
         refusals: The answers by which the app refuses.
         judgement_key: Hash of everything that judgements depend on beside the unit; None: nothing is remembered.
         receipts: Signs refusals; None: only a remembered decision proves one.
-        memory: Remembers decisions.
-        answers: Remembers the answers of the main LLM.
+        memory: Remembers decisions, and the answers of the main LLM.
     """
 
     settings: CascadeSettings
@@ -78,7 +76,6 @@ class Dialogue:
     judgement_key: str | None
     receipts: Receipts | None
     memory: Memory
-    answers: AnswerCache
 
     def without_memory(self) -> Dialogue:
         """Return a dialogue that neither remembers nor recalls a decision."""
@@ -120,14 +117,14 @@ class Dialogue:
         return replace(last, timings=walk.timings or Timings())
 
 
-def note_answer(answer: str | Mapping[str, Any], answers: AnswerCache) -> None:
+def note_answer(answer: str | Mapping[str, Any], memory: Memory) -> None:
     """Remember an answer of the main LLM, so that it is not judged when a client sends it back as history.
 
     Only its hash is kept. An answer of more than 16,384 characters is not remembered.
 
     Args:
         answer: Its text, or the whole message if it has tool calls.
-        answers: Remembers it.
+        memory: Remembers it.
 
     Raises:
         InputError: The message holds content that is not text.
@@ -135,7 +132,7 @@ def note_answer(answer: str | Mapping[str, Any], answers: AnswerCache) -> None:
     message = {"content": answer} if isinstance(answer, str) else answer
     if size_of(message) <= _LONGEST_NOTED:
         for each in Conversation.from_messages([{**message, "role": "assistant"}]).messages:
-            answers.add(_said(each))
+            memory.note_answer(_said(each))
 
 
 def _said(message: Message) -> str:
@@ -174,6 +171,7 @@ class _Walk:
         refused: Decision | None = None  # settled, and no turn of the user follows
         unshown: list[Message] = []
         turns = self._ended(conversation.turns())
+        await self._prefetch(turns[:-1])
         for turn in turns:
             if not turn.is_blank:
                 digest = history.digest(turn)
@@ -238,12 +236,14 @@ class _Walk:
         return None
 
     async def _judge_apart(self, message: Message) -> Decision | None:
-        """Judge a text as one turn of a user. Return None if this request has done so."""
+        """Judge a text as one turn of a user. Return None if this request has done so, or the main LLM gave it."""
         unit = Conversation((replace(message, role="user"),))
         digest = unit.digest()
         if digest in self._passed:
             return None
         decision = await self._recall(digest) if message.is_text else None
+        if decision is None and message.role == "assistant" and await self._was_said(message):
+            return None
         if decision is None:
             decision = await self._judge_now(unit, digest, is_text=message.is_text, is_turn=False)
         else:
@@ -268,6 +268,19 @@ class _Walk:
         if self._dialogue.judgement_key is not None:
             await self._dialogue.memory.remember(self._dialogue.judgement_key, digest, decision)
 
+    async def _prefetch(self, turns: Sequence[Turn]) -> None:
+        """Prepare to recall turns. Where one of them was refused, the digests of later ones are others."""
+
+        def digests() -> Iterator[str]:
+            history = History(self._dialogue.settings.context)
+            for turn in turns:
+                if not turn.is_blank:
+                    yield history.digest(turn)
+                history.add(turn)
+
+        if len(turns) > 1 and self._dialogue.judgement_key is not None:
+            await self._dialogue.memory.prefetch(self._dialogue.judgement_key, digests)
+
     async def _recall(self, digest: str) -> Decision | None:
         dialogue = self._dialogue
         if dialogue.judgement_key is None:
@@ -280,9 +293,13 @@ class _Walk:
             return False
         if not message.is_text:
             return True
-        answers = self._dialogue.answers
+        answers = self._dialogue.memory.answers
         was_said = len(answers) > 0 and _said(message) in answers
         return not (was_said or self._dialogue.refusals.has_words_of(message))
+
+    async def _was_said(self, message: Message) -> bool:
+        """Return whether the main LLM gave an answer, at any replica. Asked last, since it may take a round trip."""
+        return message.is_text and await self._dialogue.memory.knows_answer(_said(message))
 
     def _with_receipt(self, turn: Turn, digest: str, decision: Decision) -> Decision:
         receipts = self._dialogue.receipts

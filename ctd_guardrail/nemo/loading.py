@@ -50,7 +50,7 @@ class LoadingGuard:
         self._mode = mode
         self.principal = principal
         self._deadline_s = deadline_s
-        self._answers = (runtime or Runtime.default()).answers
+        self._memory = (runtime or Runtime.default()).memory
         self._unready = Tally()
         self._loaded: Future[Guard] = Future()
         # A running future cannot be cancelled by an input that waits for it.
@@ -116,7 +116,10 @@ class LoadingGuard:
 
     def note_answer(self, answer: str | Mapping[str, Any]) -> None:
         """Remember an answer of the main LLM; see :func:`ctd_guardrail.cascade.dialogue.note_answer`."""
-        note_answer(answer, self._answers)
+        if self._loaded.done() and not self.has_failed:
+            self._loaded.result().note_answer(answer)
+        else:
+            note_answer(answer, self._memory)
 
     def close(self) -> None:
         """Wait until loading has ended. Runs when the runtime is closed."""

@@ -11,12 +11,12 @@ import hashlib
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Final, NamedTuple, Protocol
 
 from ctd_guardrail.decision import Decision
-from ctd_guardrail.runtime.decision_cache import DecisionCache
+from ctd_guardrail.runtime.decision_cache import AnswerCache, DecisionCache
 
 __all__ = ["LocalMemory", "Memory", "Placement", "keyed", "names"]
 
@@ -42,7 +42,13 @@ class Placement(NamedTuple):
 
 
 class Memory(Protocol):
-    """Remembers judgements and conversations. It raises nothing: what it cannot answer is not remembered."""
+    """Remembers judgements and conversations. It raises nothing: what it cannot answer is not remembered.
+
+    Attributes:
+        answers: Answers that the main LLM gave in this process.
+    """
+
+    answers: AnswerCache
 
     async def recall(self, judgement_key: str, unit: str) -> Decision | None:
         """Return the decision about a unit, or None if there is none.
@@ -53,8 +59,25 @@ class Memory(Protocol):
         """
         ...
 
+    async def prefetch(self, judgement_key: str, units: Callable[[], Iterable[str]]) -> None:
+        """Prepare to recall several units, where that saves time.
+
+        Args:
+            judgement_key: Hash of everything that decisions depend on beside the unit.
+            units: Returns the digests of the units. A memory that saves nothing does not call it.
+        """
+        ...
+
     async def remember(self, judgement_key: str, unit: str, decision: Decision) -> None:
         """Keep a decision, unless a failure policy made it."""
+        ...
+
+    def note_answer(self, answer: str) -> None:
+        """Keep the digest of an answer that the main LLM gave. It returns at once."""
+        ...
+
+    async def knows_answer(self, answer: str) -> bool:
+        """Return whether the main LLM gave an answer with this digest, in any process that shares this memory."""
         ...
 
     async def place(self, before: Sequence[bytes], now: bytes) -> Placement:
@@ -106,12 +129,17 @@ class LocalMemory:
     """The memory of one process. Thread-safe; its coroutines never suspend.
 
     Args:
-        capacity: Largest number of judgements, and of digests of conversations. The least recently used are dropped
-            first.
+        capacity: Largest number of judgements, of answers, and of digests of conversations. The least recently used are
+            dropped first.
+
+    Attributes:
+        decisions: Judgements of this process.
+        answers: Answers that the main LLM gave. They do not depend on a policy.
     """
 
     def __init__(self, capacity: int = _CAPACITY) -> None:
         self.decisions = DecisionCache(capacity)
+        self.answers = AnswerCache(capacity)
         self._capacity = capacity
         self._key = secrets.token_bytes(_DIGEST_BYTES)
         self._places: OrderedDict[str, _Place] = OrderedDict()
@@ -122,9 +150,20 @@ class LocalMemory:
         """Return the decision about a unit; see :class:`Memory`."""
         return self.decisions.get(judgement_key, unit)
 
+    async def prefetch(self, judgement_key: str, units: Callable[[], Iterable[str]]) -> None:
+        """Do nothing: this memory recalls at once."""
+
     async def remember(self, judgement_key: str, unit: str, decision: Decision) -> None:
         """Keep a decision; see :class:`Memory`."""
         self.decisions.put(judgement_key, unit, decision)
+
+    def note_answer(self, answer: str) -> None:
+        """Keep the digest of an answer; see :class:`Memory`."""
+        self.answers.add(answer)
+
+    async def knows_answer(self, answer: str) -> bool:
+        """Return whether the main LLM gave an answer; see :class:`Memory`."""
+        return answer in self.answers
 
     async def place(self, before: Sequence[bytes], now: bytes) -> Placement:
         """Return the conversation of a request; see :class:`Memory`."""
@@ -160,6 +199,7 @@ class LocalMemory:
     def clear(self) -> None:
         """Forget everything."""
         self.decisions.clear()
+        self.answers.clear()
         with self._lock:
             self._places.clear()
 

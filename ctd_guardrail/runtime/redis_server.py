@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from pydantic import SecretStr
@@ -78,6 +79,11 @@ class RedisServer:
             StoreError: The server did not answer in time, or answered with an error.
         """
         return await asyncio.wrap_future(self._io.submit(self._ask(question)))
+
+    def tell(self, telling: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine on the I/O thread, and do not wait for it. It is dropped if the runtime is closed."""
+        with contextlib.suppress(RuntimeError):
+            self._io.submit(telling)
 
     async def _ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         try:

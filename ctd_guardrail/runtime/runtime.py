@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-from ctd_guardrail.runtime.decision_cache import AnswerCache
 from ctd_guardrail.runtime.io_thread import IoThread
 from ctd_guardrail.runtime.memory import LocalMemory
 from ctd_guardrail.runtime.shared import Shared
@@ -27,13 +26,11 @@ class Runtime:
     Attributes:
         io: Runs calls to remote experts, serving engines and stores.
         memory: Judgements and conversations of this process.
-        answers: Answers that the main LLM gave. They do not depend on a policy.
     """
 
     def __init__(self) -> None:
         self.io = IoThread()
         self.memory = LocalMemory()
-        self.answers = AnswerCache()
         self._lock = threading.Lock()
         self._owned: dict[str, Any] = {}
         self._shared: dict[str, Shared[Any, Any]] = {}
@@ -111,7 +108,6 @@ class Runtime:
                 close()
         self.io.close()
         self.memory.clear()
-        self.answers.clear()
         with _PROCESS.lock:
             _PROCESS.runtimes.discard(self)
         atexit.unregister(self.close)

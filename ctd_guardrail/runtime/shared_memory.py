@@ -8,7 +8,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Any, Final
 
 from pydantic import SecretBytes
@@ -87,6 +87,7 @@ class SharedMemory(Memory):
         clock: Seconds that never go back.
 
     Attributes:
+        answers: Answers that the main LLM gave in this process.
         outages: Number of questions that the server did not answer in time.
         forgeries: Number of entries that were not written with the key.
     """
@@ -108,6 +109,7 @@ class SharedMemory(Memory):
         self._prefix = f"{{ctd:{name}}}:memory:"
         self._signed = SignedDecisions(key)
         self._keep_ms = round(1000 * keep_s)
+        self.answers = local.answers
         self._local = local
         self._clock = clock
         self._lock = threading.Lock()
@@ -121,6 +123,12 @@ class SharedMemory(Memory):
         await self._fetch(judgement_key, [unit])
         return await self._local.recall(judgement_key, unit)
 
+    async def prefetch(self, judgement_key: str, units: Callable[[], Iterable[str]]) -> None:
+        """Bring the decisions about several units into this process, in one question."""
+        missing = [unit for unit in units() if await self._local.recall(judgement_key, unit) is None]
+        if len(missing) > 1:
+            await self._fetch(judgement_key, missing)
+
     async def remember(self, judgement_key: str, unit: str, decision: Decision) -> None:
         """Keep a decision for all processes, unless a failure policy made it."""
         await self._local.remember(judgement_key, unit, decision)
@@ -128,6 +136,27 @@ class SharedMemory(Memory):
             name = self._signed.name(judgement_key, unit)
             entry = self._signed.write(name, decision)
             await self._ask(lambda client: client.set(self._prefix + name, entry, px=self._keep_ms))
+
+    def note_answer(self, answer: str) -> None:
+        """Keep the digest of an answer for all processes. It does not wait for the server."""
+        self._local.note_answer(answer)
+        name = self._signed.answer_name(answer)
+        entry = self._signed.write_answer(name)
+        self._server.tell(self._ask(lambda client: client.set(self._prefix + name, entry, px=self._keep_ms)))
+
+    async def knows_answer(self, answer: str) -> bool:
+        """Return whether the main LLM gave an answer at any process."""
+        if await self._local.knows_answer(answer):
+            return True
+        name = self._signed.answer_name(answer)
+        (entry,) = await self._get([name])
+        if entry is None:
+            return False
+        if not self._signed.is_answer(name, entry):
+            self._count_forgery()
+            return False
+        self._local.note_answer(answer)
+        return True
 
     async def place(self, before: Sequence[bytes], now: bytes) -> Placement:
         """Return the conversation of a request; see :meth:`Memory.place`. It looks for the latest 64 earlier turns."""
@@ -156,14 +185,20 @@ class SharedMemory(Memory):
     async def _fetch(self, judgement_key: str, units: Sequence[str]) -> None:
         """Bring the decisions about units into this process, in one question."""
         names = [self._signed.name(judgement_key, unit) for unit in units]
-        # With MGET, an entry of another type counts as missing.
-        entries = await self._ask(lambda client: client.mget([self._prefix + name for name in names]))
-        for unit, name, entry in zip(units, names, entries if isinstance(entries, list) else (), strict=False):
-            decision = self._signed.read(name, entry) if isinstance(entry, bytes) else None
+        for unit, name, entry in zip(units, names, await self._get(names), strict=True):
+            decision = None if entry is None else self._signed.read(name, entry)
             if decision is not None:
                 await self._local.remember(judgement_key, unit, decision)
             elif entry is not None:
                 self._count_forgery()
+
+    async def _get(self, names: Sequence[str]) -> list[bytes | None]:
+        """Return the entries of these names, None for each that is missing."""
+        # With MGET, an entry of another type counts as missing.
+        entries = await self._ask(lambda client: client.mget([self._prefix + name for name in names]))
+        if not isinstance(entries, list) or len(entries) != len(names):
+            return [None] * len(names)
+        return [entry if isinstance(entry, bytes | None) else b"" for entry in entries]
 
     def _count_forgery(self) -> None:
         self.forgeries += 1

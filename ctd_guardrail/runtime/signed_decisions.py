@@ -45,6 +45,22 @@ class SignedDecisions:
         """
         return hashlib.blake2b(f"{judgement_key}\n{unit}".encode(), key=self._name_key, digest_size=_BYTES).hexdigest()
 
+    def answer_name(self, answer: str) -> str:
+        """Return the name of the entry of an answer, in hexadecimal.
+
+        Args:
+            answer: Digest of the answer.
+        """
+        return self.name("answer of the main LLM", answer)
+
+    def write_answer(self, name: str) -> bytes:
+        """Return the entry of an answer: the signature of its name."""
+        return self._sign(name, b"")
+
+    def is_answer(self, name: str, entry: bytes) -> bool:
+        """Return whether an entry of an answer is signed with this key under this name."""
+        return hmac.compare_digest(entry, self.write_answer(name))
+
     def write(self, name: str, decision: Decision) -> bytes:
         """Return the entry of a decision: only what a later request needs.
 

@@ -123,7 +123,7 @@ async def test_answers_that_the_guard_saw_given_or_that_the_app_keeps_are_not_ju
     assert (await guard.check(dialogue(*turns))).verdict is Verdict.ALLOW
     assert (await guard.check(dialogue("one", ">a harmful answer!", "two"))).verdict is Verdict.BLOCK
     assert (await guard.check(dialogue("a harmful answer"))).verdict is Verdict.BLOCK, "no longer the assistant's"
-    Runtime.default().answers.clear()
+    Runtime.default().memory.answers.clear()
     trusting = word_guard(context=Context.LAST_TURN, history=OnHistory.TRUST)
     assert (await trusting.check(dialogue(*turns))).verdict is Verdict.ALLOW
     assert (await trusting.check(dialogue("one", ">yes", "harmful"))).verdict is Verdict.BLOCK
@@ -134,7 +134,7 @@ async def test_a_noted_answer_is_a_hash_and_one_with_tool_calls_is_known_by_them
     call = {"function": {"name": "harmful", "arguments": '{"canary": 1}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     guard.note_answer(message)
-    assert "canary" not in repr(vars(Runtime.default().answers._digests))
+    assert "canary" not in repr(vars(Runtime.default().memory.answers._digests))
     assert (await guard.check([*dialogue("one"), message, *dialogue("two")])).verdict is Verdict.ALLOW
     call["function"]["arguments"] = '{"canary": 2}'
     assert (await guard.check([*dialogue("one"), message, *dialogue("two")])).verdict is Verdict.BLOCK
@@ -142,11 +142,11 @@ async def test_a_noted_answer_is_a_hash_and_one_with_tool_calls_is_known_by_them
 
 def test_noted_answers_are_bounded(runtime: Runtime) -> None:
     for number in range(17_000):
-        note_answer(str(number), runtime.answers)
-    assert len(runtime.answers) == 16_384
-    runtime.answers.clear()
-    note_answer("long " * 10_000, runtime.answers)
-    assert len(runtime.answers) == 0
+        note_answer(str(number), runtime.memory)
+    assert len(runtime.memory.answers) == 16_384
+    runtime.memory.answers.clear()
+    note_answer("long " * 10_000, runtime.memory)
+    assert len(runtime.memory.answers) == 0
 
 
 @pytest.mark.parametrize("context", Context)

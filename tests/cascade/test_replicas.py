@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from ctd_guardrail.decision import Mode, Reason, Verdict
+from ctd_guardrail.decision import Mode, OnHistory, Reason, Verdict
+from ctd_guardrail.runtime.redis_server import RedisServer
 from ctd_guardrail.text.conversation import Context
 from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 from tests.support.redis_process import PROGRAMS, RedisProcess
@@ -61,6 +62,42 @@ async def test_a_conversation_that_is_bounced_between_replicas_costs_what_it_cos
     assert [event.calls for event in together.served] == [event.calls for event in alone.served]
     assert len(apart.judge.seen) > 2 * len(together.judge.seen), "without the shared memory"
     assert not any(event.is_placed for event in apart.served[1:8])
+
+
+async def test_an_answer_that_one_replica_has_seen_given_is_not_judged_by_another(
+    make: Callable[..., Replicas],
+) -> None:
+    together, apart = make(4, context=Context.LAST_TURN), make(4, None, context=Context.LAST_TURN)
+    for replicas in (together, apart):
+        assert await replicas.talk(TEN_TURNS, notes=True) == [Verdict.ALLOW] * 10
+    assert together.reader.seen == TEN_TURNS
+    assert "answer 0" in apart.reader.seen
+
+
+@pytest.mark.parametrize("context", Context)
+async def test_a_replica_that_has_seen_nothing_asks_a_few_questions_and_not_one_for_each_turn(
+    make: Callable[..., Replicas], context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    ask = RedisServer.ask
+
+    def count(server: RedisServer, question: Any) -> Any:
+        asked.append(server)
+        return ask(server, question)
+
+    replicas = make(1, context=context, history=OnHistory.TRUST)
+    messages = [
+        {"role": role, "content": text}
+        for turn in TEN_TURNS
+        for role, text in (("user", turn), ("assistant", "an answer"))
+    ]
+    for end in range(1, 18, 2):
+        await replicas.check(messages[:end])
+    fresh = make(1, context=context, history=OnHistory.TRUST)
+    monkeypatch.setattr(RedisServer, "ask", count)
+    await fresh.check(messages[:19])
+    assert len(fresh.reader.seen) == 1
+    assert len(asked) == 4, "place, earlier turns, newest turn, its decision"
 
 
 async def test_a_refusal_of_one_replica_settles_the_turn_at_another(make: Callable[..., Replicas]) -> None:

@@ -219,7 +219,6 @@ def gateway(example: tuple[Path, int, int], server: None) -> Iterator[Gateway]:
 def _nobody_before(principals: list[object], runtime: Runtime) -> None:
     principals.clear()
     runtime.memory.clear()
-    runtime.answers.clear()
 
 
 def body(text: str, **more: Any) -> dict[str, Any]:

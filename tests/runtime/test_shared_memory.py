@@ -153,6 +153,53 @@ async def test_a_planted_or_changed_entry_is_not_remembered(
     assert await replica(server).recall("key", "unit") == BLOCKED, "judged again, and written over"
 
 
+async def test_an_answer_of_the_main_llm_is_known_to_all(server: RedisProcess, store: Redis) -> None:
+    one, other = replica(server), replica(server)
+    assert not await other.knows_answer("answer")
+    one.note_answer("answer")
+    async with asyncio.timeout(60):
+        while not store.dbsize():  # noqa: ASYNC110  # nothing says when it is written
+            await asyncio.sleep(0.01)
+    assert await other.knows_answer("answer")
+    assert await one.knows_answer("answer")
+    assert not await other.knows_answer("another answer")
+    (name,) = store.scan_iter()
+    assert 0 < store.pttl(name) <= 60_000
+    for planted_entry in (b"", b"x" * 16, (store.get(name) or b"") + b" "):
+        store.set(name, planted_entry)
+        reader = replica(server)
+        assert not await reader.knows_answer("answer")
+        assert reader.forgeries == 1
+    store.flushall()
+    assert await other.knows_answer("answer"), "the process itself is asked first"
+
+
+async def test_an_answer_is_no_judgement_and_a_judgement_no_answer(server: RedisProcess, store: Redis) -> None:
+    memory = replica(server)
+    await memory.remember("key", "digest", ALLOWED)
+    (judgement,) = store.scan_iter()
+    memory.note_answer("digest")
+    async with asyncio.timeout(60):
+        while store.dbsize() < 2:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.01)
+    (answer,) = (name for name in store.scan_iter() if name != judgement)
+    entries = store.get(judgement) or b"", store.get(answer) or b""
+    store.mset({judgement: entries[1], answer: entries[0]})
+    assert await replica(server).recall("key", "digest") is None
+    assert not await replica(server).knows_answer("digest")
+
+
+async def test_several_decisions_are_fetched_in_one_question(server: RedisProcess, store: Redis) -> None:
+    one, other = replica(server), replica(server)
+    units = [f"unit {number}" for number in range(20)]
+    for unit in units:
+        await one.remember("key", unit, ALLOWED)
+    await other.prefetch("key", lambda: [*units, "unknown"])
+    store.flushall()
+    assert [await other.recall("key", unit) for unit in units] == [ALLOWED] * 20
+    assert await other.recall("key", "unknown") is None
+
+
 async def test_an_entry_ends(server: RedisProcess, store: Redis) -> None:
     await replica(server, keep_s=0.05).remember("key", "unit", ALLOWED)
     await asyncio.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -41,6 +42,7 @@ class Replicas:
         self.events: list[Event] = []
         self.memories: list[SharedMemory] = []
         self._timeout_s = timeout_s
+        self._servers: list[RedisServer] = []
         self._runtimes = [Runtime() for _ in range(number)]
         self._guards = [self._guard(runtime, url, settings) for runtime in self._runtimes]
         self._next = 0
@@ -48,6 +50,7 @@ class Replicas:
     def _guard(self, runtime: Runtime, url: str | None, settings: dict[str, Any]) -> CountedCascade:
         if url is not None:
             server = RedisServer(SecretStr(url), timeout_s=self._timeout_s, runtime=runtime)
+            self._servers.append(server)
             memory = SharedMemory(server, name="app", key=_KEY, keep_s=60.0, local=runtime.memory)
             self.memories.append(memory)
             settings = settings | {"memory": memory}
@@ -66,8 +69,16 @@ class Replicas:
         self._next += 1
         return await guard.check(messages)
 
-    async def talk(self, turns: list[str], after: Callable[[int], None] = lambda _: None) -> list[Verdict]:
-        """Send a conversation turn by turn, each with the whole history."""
+    async def talk(
+        self, turns: list[str], after: Callable[[int], None] = lambda _: None, *, notes: bool = False
+    ) -> list[Verdict]:
+        """Send a conversation turn by turn, each with the whole history.
+
+        Args:
+            turns: The user's turns.
+            after: Called after each turn.
+            notes: Whether the replica that serves a turn gets to know the main LLM's answer.
+        """
         messages: list[dict[str, Any]] = []
         verdicts = []
         for number, turn in enumerate(turns):
@@ -75,8 +86,21 @@ class Replicas:
             decision = await self.check(messages)
             verdicts.append(decision.verdict)
             messages.append({"role": "assistant", "content": f"answer {number}"})
+            if notes:
+                await self._note(f"answer {number}")
             after(number)
         return verdicts
+
+    async def _note(self, answer: str) -> None:
+        """Note a new answer at the replica that served last, and wait until the server has it."""
+        before = await self._entries()
+        self._guards[(self._next - 1) % len(self._guards)].note_answer(answer)
+        async with asyncio.timeout(60):
+            while self._servers and await self._entries() == before:  # noqa: ASYNC110  # nothing says when
+                await asyncio.sleep(0.001)
+
+    async def _entries(self) -> int:
+        return int(await self._servers[0].ask(lambda client: client.dbsize())) if self._servers else 0
 
     @property
     def served(self) -> list[Served]:
