@@ -221,7 +221,8 @@ class Cascade:
         """Report what the request has used."""
         (name, digest, is_placed), at, earlier = arrival
         calls = usage.calls if self._calls is None else min(usage.calls, self._calls)
-        self._emit(Served(name, digest, tuple(usage.scores), calls, is_placed, at, self._origin, earlier))
+        scores = tuple(usage.scores)
+        self._emit(Served(name, digest, scores, calls, is_placed, at, self._origin, earlier, usage.by_rule))
 
     def _mode_for(self, conversation: Conversation, principal: str | None) -> Mode:
         rollout = self.settings.rollout
@@ -251,6 +252,7 @@ class Cascade:
         is_due = self.settings.rule.delegates(d, unit.conversation)
         is_audited = self._draw_audit()
         request.usage.calls += is_due or is_audited
+        request.usage.by_rule += is_due
         if unit.is_turn:
             request.usage.scores.append(d)
         # Reported before the expert answers. Otherwise the order would depend on the scores, and cancelled requests

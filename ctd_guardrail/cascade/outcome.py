@@ -18,13 +18,15 @@ class Usage:
         scores: Delegation values of the user's turns that it judged, in order; +inf for one that goes to the expert
             because the probes cannot read it.
         calls: Units that go to the expert: by the rule, by the coin, or because the probes cannot read them.
+        by_rule: Those among them that the rule delegates.
     """
 
-    __slots__ = ("calls", "scores")
+    __slots__ = ("by_rule", "calls", "scores")
 
     def __init__(self) -> None:
         self.scores: list[float] = []
         self.calls = 0
+        self.by_rule = 0
 
 
 class Request(NamedTuple):

@@ -148,6 +148,7 @@ class Served(NamedTuple):
         at: Seconds since 1970 when it arrived.
         origin: The kind of request.
         earlier: Number of earlier turns of the user that the request shows.
+        by_rule: Units that the rule delegates; more than ``calls`` if a limit on the calls of a request withheld some.
     """
 
     conversation: str
@@ -158,6 +159,7 @@ class Served(NamedTuple):
     at: float
     origin: Origin = Origin.CONFIGURED
     earlier: int = 0
+    by_rule: int = 0
 
 
 class UnscreenedCall(NamedTuple):

@@ -58,8 +58,8 @@ class Pace:
     This is a token bucket that requests refill (Turner, IEEE Communications Magazine 24(10), 1986), with a threshold
     instead of a sharp edge. The tracker lambda <- max(lambda_cal, lambda + eta (D - alpha)) in rank space has the same
     proof, with B = alpha / eta + 1 (Gibbs and Candes, arXiv 2106.00170). It raises the threshold after every call. A
-    pace does so only after B/2 calls too many. A call that no threshold can withhold, see :meth:`count_call`, counts in
-    U up to B. Further ones add to the bound.
+    pace does so only after B/2 calls too many. A call that no threshold can withhold, see :meth:`count_request`,
+    counts in U up to B. Further ones add to the bound.
 
     The reserve is the budget of one period. At the end of each, B becomes the largest of alpha x its requests,
     :data:`LEAST_RESERVE` and min(B, 2 U). The last term keeps U <= B without forgiving a lead. So B never exceeds the
@@ -124,18 +124,17 @@ class Pace:
             self._lead += 1.0
             return True
 
-    def count_call(self) -> None:
-        """Count a call that no threshold decides about: an audit, or an input that the probes cannot read."""
-        with self._lock:
-            self._advance()
-            self._lead = min(self._lead + 1.0, self._reserve)
+    def count_request(self, further_calls: int = 0) -> None:
+        """Count a request at its end. It pays for alpha calls.
 
-    def count_request(self) -> None:
-        """Count a request. It pays for alpha calls."""
+        Args:
+            further_calls: Its calls that no threshold decides about: audits, and inputs that the probes cannot read.
+                Negative: calls that the rule has counted and that a limit on the calls of a request withheld.
+        """
         with self._lock:
             self._advance()
             self._requests += 1
-            self._lead = max(0.0, self._lead - self.alpha)
+            self._lead = min(max(0.0, self._lead + further_calls - self.alpha), self._reserve)
 
     def _share(self) -> float:
         if self._lead + 1.0 > self._reserve:

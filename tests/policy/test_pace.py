@@ -179,17 +179,20 @@ def test_a_quiet_time_neither_forgives_a_lead_nor_silences_the_expert() -> None:
 
 def test_calls_that_no_threshold_decides_about_use_the_reserve_and_never_more() -> None:
     rail = Rail()
-    for _ in range(15):
-        rail.pace.count_call()
-    assert rail.pace.share == pytest.approx(0.5)
+    rail.pace.count_request(15)
+    assert rail.pace.lead == pytest.approx(14.9)
     assert rail.rule.threshold > RULE.threshold
     for _ in range(100):
-        rail.pace.count_call()
+        rail.pace.count_request(2)
     assert rail.pace.lead == LEAST_RESERVE
     assert not rail.rule.delegates(1e9, TEXT)
     for _ in range(10):
         rail.pace.count_request()
     assert rail.rule.delegates(1e9, TEXT)
+    # A limit on the calls of its request withholds this one.
+    lead = rail.pace.lead
+    rail.pace.count_request(-1)
+    assert rail.pace.lead == pytest.approx(lead - 1 - ALPHA)
 
 
 def test_a_new_pace_begins_at_the_certified_threshold() -> None:
@@ -204,16 +207,14 @@ def test_inputs_that_tie_with_the_threshold_are_drawn_by_the_certified_rule() ->
     for rule, expected in ((always, True), (never, False)):
         paced = PacedRule.of(rule, scores, Period.HOUR, Pace(ALPHA, HOUR, clock=Clock()))
         assert paced.delegates(0.0, TEXT) is expected
-        for _ in range(12):
-            paced.pace.count_call()
+        paced.pace.count_request(12)
         assert not paced.delegates(0.0, TEXT)
 
 
 def test_scores_of_inputs_that_always_go_to_the_expert_do_not_raise_the_threshold() -> None:
     pace = Pace(ALPHA, HOUR, clock=Clock())
     rule = PacedRule.of(RULE, np.append(SCORES, [math.inf] * 50), Period.HOUR, pace)
-    for _ in range(15):
-        pace.count_call()
+    pace.count_request(15)
     assert rule.threshold < SCORES[-1]
 
 
