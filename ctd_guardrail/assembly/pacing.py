@@ -10,6 +10,7 @@ from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.pace import Pace, PacedRule, Period
 from ctd_guardrail.policy.plan import Plan
 from ctd_guardrail.policy.store import Policy
+from ctd_guardrail.policy.turns import BudgetUnit
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
 
@@ -18,13 +19,21 @@ __all__ = ["check_pace", "pace_rule"]
 _KEY: Final = f"{SECTION}.pace"
 
 
-def check_pace(config: CtdConfig, policy: Policy) -> None:
-    """Refuse a pace that would void the policy's certificate.
+def check_pace(config: CtdConfig, policy: Policy, running: Plan) -> None:
+    """Refuse a pace that does not fit the certificate.
 
     Raises:
-        ConfigError: The policy certifies risks, which hold at one threshold only.
+        ConfigError: The policy certifies risks, which hold at one threshold only, or its budget counts conversations.
     """
-    if config.pace is not None and policy.manifest.performance is not None:
+    if config.pace is None:
+        return
+    if running.certificate.unit is BudgetUnit.CONVERSATION:
+        raise ConfigError(
+            "a pace counts calls per request, but alpha is a number of calls per conversation",
+            key=_KEY,
+            hint="Leave pace out, or use a budget of the unit turn",
+        )
+    if policy.manifest.performance is not None:
         raise ConfigError(
             "a pace raises the threshold, but the policy certifies its risks at one threshold",
             key=_KEY,

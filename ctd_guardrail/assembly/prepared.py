@@ -205,12 +205,13 @@ def prepare(config: CtdConfig, *, folder: Path) -> Prepared:
     """
     policy = read_policy(folder / config.policy)
     check_normaliser(policy.manifest)
-    check_pace(config, policy)
     if isinstance(config.source, VllmSourceConfig):
         export = folder / config.source.export
         check_record(read_record(export), policy.manifest, folder=export)
     budget = budget_of(config)
-    return Prepared(config, folder, policy, budget, plan(policy, budget))
+    running = plan(policy, budget)
+    check_pace(config, policy, running)
+    return Prepared(config, folder, policy, budget, running)
 
 
 def _base_model(config: CtdConfig, policy: Policy) -> tuple[object, ...]:

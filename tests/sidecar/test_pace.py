@@ -82,3 +82,15 @@ def test_a_policy_that_certifies_risks_is_not_paced(
     write_policy(tmp_path / "risks", fields, old.probe, old.calibration)
     with pytest.raises(ConfigError, match=r"custom_data\.ctd\.pace"):
         read(make_rail_folder(policy=str(tmp_path / "risks"), alpha=None, delta=None, pace={"per": "hour"}))
+
+
+def test_a_budget_of_conversations_is_not_paced(
+    make_rail_folder: Callable[..., Path], rail_policy: Path, tmp_path: Path
+) -> None:
+    old = read_policy(rail_policy)
+    fields = old.manifest.model_dump(exclude={"tensors_sha256"})
+    fields["calibration"] |= {"unit": "conversation"}
+    write_policy(tmp_path / "conversations", fields, old.probe, old.calibration)
+    folder = make_rail_folder(policy=str(tmp_path / "conversations"), pace={"per": "hour"})
+    with pytest.raises(ConfigError, match="per conversation"):
+        read(folder)
