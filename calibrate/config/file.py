@@ -18,6 +18,7 @@ from ctd_guardrail.activations.spec import ActivationSpec, Layers
 from ctd_guardrail.config.source import PythonSourceConfig
 from ctd_guardrail.config.types import Section, Share
 from ctd_guardrail.config.validation import load_yaml, validate
+from ctd_guardrail.policy.turns import BudgetUnit
 from ctd_guardrail.text.conversation import Context
 
 __all__ = [
@@ -124,8 +125,14 @@ class RiskConfig(Section):
 class BudgetConfig(Section):
     """The budget that the policy certifies, and the performance risks that it certifies beside it."""
 
-    alpha: Share
-    """Largest share of the inputs that the expert may see."""
+    alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    """The budget, as ``unit`` says: largest share of the turns that the expert may see, below 1; or largest mean number
+    of its calls in a conversation, which may exceed 1."""
+    unit: BudgetUnit = BudgetUnit.TURN
+    """What alpha bounds: calls per judged turn (``turn``), or calls per conversation (``conversation``)."""
+    max_turns: Annotated[int, Field(ge=1)] | None = None
+    """Largest number of turns of a conversation in the deployment. Longer conversations are not covered by the
+    certificate. None: that of the longest calibration conversation."""
     delta: Share = 0.05
     """Admissible probability that calibration misses the budget or one of the risks."""
     risk: Annotated[tuple[RiskConfig, ...], BeforeValidator(_as_tuple)] = ()
@@ -135,6 +142,16 @@ class BudgetConfig(Section):
     """Decision thresholds to choose from together with lambda, with risks."""
     bands: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.0,)
     """Half-widths of the abstain band to choose from, with risks."""
+
+    @model_validator(mode="after")
+    def _is_a_share(self) -> BudgetConfig:
+        if self.unit is BudgetUnit.TURN and self.alpha >= 1.0:
+            raise PydanticCustomError(
+                "alpha",
+                "alpha is a share of the turns and must be below 1",
+                {"hint": "Use a share such as .1, or `unit: conversation`"},
+            )
+        return self
 
     @model_validator(mode="after")
     def _chooses_for_a_risk(self) -> BudgetConfig:

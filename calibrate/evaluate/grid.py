@@ -21,10 +21,11 @@ from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import CalibrationScores, Policy
 from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 
-__all__ = ["ALPHAS", "Cell", "Grid", "policy_grid"]
+__all__ = ["ALPHAS", "Cell", "Grid", "budget_share", "policy_grid", "policy_share"]
 
 ALPHAS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Budgets of every record and every table."""
+_LARGEST_SHARE: Final = 0.95
 # Neighbouring budgets often delegate the same rows. Kept figures hold influences, so their number is bounded.
 _KEPT: Final = 64
 
@@ -62,7 +63,6 @@ class Grid:
         seed: Seed of the random baseline.
         guarantee: What alpha bounds.
         turns: Delegation values that certify d instead of the calibration rows'.
-        unit: What alpha is a share or a number of.
         max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
 
     Attributes:
@@ -88,7 +88,6 @@ class Grid:
         seed: int = 0,
         guarantee: Guarantee = Guarantee.EXACT,
         turns: TurnScores | None = None,
-        unit: BudgetUnit = BudgetUnit.TURN,
         max_turns: int | None = None,
     ) -> None:
         rows.check()
@@ -102,7 +101,6 @@ class Grid:
             seed=seed,
             guarantee=guarantee,
             turns=turns,
-            unit=unit,
             max_turns=max_turns,
         )
         self._measure_packed = lru_cache(maxsize=_KEPT)(self._measure)
@@ -134,6 +132,25 @@ class Grid:
         return {"rate": rate, **measure(rows.label, rows.cascade_score(delegated), rows.clusters, tau=self.tau)}
 
 
+def budget_share(alpha: float, unit: BudgetUnit, turns: TurnScores) -> float:
+    """Return a budget as a share of the turns, the measure of every grid: at most .95.
+
+    Args:
+        alpha: The budget.
+        unit: What alpha is a share or a number of.
+        turns: Turns behind the certificate. Their mean number in a conversation converts calls per conversation.
+    """
+    if unit is BudgetUnit.TURN:
+        return alpha
+    return min(alpha * turns.conversations / turns.turns, _LARGEST_SHARE)
+
+
+def policy_share(policy: Policy) -> float:
+    """Return the budget of a policy as a share of the turns."""
+    in_force = policy.manifest.in_force
+    return budget_share(in_force.alpha, in_force.unit, policy.scores)
+
+
 def policy_grid(policy: Policy, rows: ScoredRows, *, guarantee: Guarantee = Guarantee.EXACT) -> Grid:
     """Return the grid of a policy, with the thresholds that the rail derives from it.
 
@@ -154,6 +171,5 @@ def policy_grid(policy: Policy, rows: ScoredRows, *, guarantee: Guarantee = Guar
         seed=manifest.calibration.seed,
         guarantee=guarantee,
         turns=policy.turns,
-        unit=in_force.unit,
         max_turns=in_force.max_turns,
     )

@@ -14,7 +14,7 @@ from ctd_guardrail.policy.budget import Certificate, Guarantee, certify
 from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.selection import Criterion, best_threshold
 from ctd_guardrail.policy.store import CalibrationScores
-from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
+from ctd_guardrail.policy.turns import TurnScores
 
 __all__ = ["CERTIFIED", "CHOSEN", "METHODS", "Delegation", "Methods", "select_rows", "uncertainty"]
 
@@ -65,7 +65,6 @@ class Methods:
         seed: Seed of the random order of the rows.
         guarantee: What alpha bounds.
         turns: Delegation values that certify d instead of the calibration rows'.
-        unit: What alpha is a share or a number of, for d.
         max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
 
     Attributes:
@@ -83,7 +82,6 @@ class Methods:
         seed: int = 0,
         guarantee: Guarantee = Guarantee.EXACT,
         turns: TurnScores | None = None,
-        unit: BudgetUnit = BudgetUnit.TURN,
         max_turns: int | None = None,
     ) -> None:
         self._rows, self._calibration, self._delta, self._tau = rows, calibration, delta, tau
@@ -93,7 +91,7 @@ class Methods:
             "ctd": rows.d,
             "oracle": rows.value,
         }
-        self._unit, self._max_turns = unit, max_turns
+        self._max_turns = max_turns
         self.calibration_signals: Mapping[str, TurnScores] = {
             "uncertainty": TurnScores.of(uncertainty(calibration.p)),
             "ctd": TurnScores.of(calibration.d) if turns is None else turns,
@@ -139,7 +137,6 @@ class Methods:
             turns,
             alpha,
             self._delta,
-            unit=self._unit if of_d else BudgetUnit.TURN,
             guarantee=self._guarantee,
             max_turns=self._max_turns if of_d else None,
         )

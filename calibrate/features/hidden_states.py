@@ -26,7 +26,7 @@ from ctd_guardrail._typing import IntArray
 from ctd_guardrail.activations.huggingface import HuggingFaceSource
 from ctd_guardrail.activations.source import Windows
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
-from ctd_guardrail.errors import ActivationError, DataError, InputError
+from ctd_guardrail.errors import ActivationError, DataError, InputError, OverlongError
 from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.text.conversation import Conversation
 
@@ -191,6 +191,8 @@ def check_rows(
     for row in progress.track(rows.tolist(), description="Rows and their files"):
         try:
             windows = tokenize(dataset.conversations[row])
+        except OverlongError:
+            continue  # no base model reads it
         except (InputError, ActivationError) as error:
             raise dataset.error(row, error.problem, hint=error.hint) from error
         if not all(window in files for window in windows):

@@ -6,7 +6,6 @@ expert scores take long and are saved on the way. Training takes a second and is
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from calibrate.compute.cache import open_cache
 from calibrate.compute.cluster import connect
 from calibrate.compute.progress import progress_bars
 from calibrate.config.file import CalibrateConfig
-from calibrate.evaluate.grid import ALPHAS, Grid
+from calibrate.evaluate.grid import ALPHAS, Grid, budget_share
 from calibrate.evaluate.record import record_grid
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.expert_scores.ask import score_with
@@ -31,19 +30,20 @@ from calibrate.features import pool_activations
 from calibrate.features.pooled_rows import PooledRows
 from calibrate.features.scoring import score_rows
 from calibrate.pipeline.base_model import open_hidden_states, open_model, open_workers
+from calibrate.pipeline.material import Material, SafetyData, check_labels, check_rows, read_safety_data
 from calibrate.pipeline.training_inputs import TrainingInputs
 from calibrate.risk.certified_risks import certify_performance, to_record
 from calibrate.risk.losses import Risk
 from calibrate.risk.rows import Rows
 from calibrate.rows.data import Dataset, read_dataset
-from calibrate.rows.splits import PARTS, Split, find_clusters, row_digests, split_rows
+from calibrate.rows.splits import PARTS, Split, row_digests
+from calibrate.rows.turns import ScoredTurns
 from calibrate.train import TrainedProbes, train_probes
-from calibrate.train.crossfit import check_classes
 from calibrate.train.train import layer_columns
 from ctd_guardrail._typing import BoolArray, FloatArray, IntArray
 from ctd_guardrail._version import __version__
 from ctd_guardrail.activations.base_model import BatchedBaseModel
-from ctd_guardrail.errors import ConfigError, DataError
+from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.budget import Certificate, Status, certify, infeasible
 from ctd_guardrail.policy.match import RECORDED
 from ctd_guardrail.policy.store import CalibrationScores, Policy, write_policy
@@ -65,6 +65,8 @@ class PipelineResult:
         certificate: The budget and its threshold.
         grid: The cascade and its baselines on the test rows.
         split: Rows of each part.
+        turns: Scores of the turns of the calibration conversations.
+        counted: Scores of the turns of the test conversations.
         expert: Expert scores of the rows of all three parts.
         refused: Rows of each part that the expert refused.
         safety_rows: Rows of other files that the safety probe was trained on; 0 if there are none.
@@ -76,6 +78,8 @@ class PipelineResult:
     certificate: Certificate
     grid: Grid
     split: Split
+    turns: ScoredTurns
+    counted: ScoredTurns
     expert: ExpertScores
     refused: dict[str, int]
     safety_rows: int = 0
@@ -83,23 +87,19 @@ class PipelineResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _SafetyData:
-    dataset: Dataset
-    rows: IntArray
-    clusters: IntArray
-
-
-@dataclass(frozen=True, slots=True)
 class _Scored:
-    """Scores of the calibration and test rows by trained probes."""
+    """Scores of the calibration and test rows, and of the turns, by trained probes."""
 
+    material: Material
     base_model: BatchedBaseModel
     trained: TrainedProbes
     identity: str
     expert: ExpertScores
     has_score: dict[str, BoolArray]
-    p: FloatArray
-    d: FloatArray
+    calibration: FloatArray
+    test: FloatArray
+    turns: ScoredTurns
+    counted: ScoredTurns
 
 
 def run(config: CalibrateConfig, *, console: Console, ask_refused_again: bool = False) -> PipelineResult:
@@ -122,40 +122,46 @@ def run(config: CalibrateConfig, *, console: Console, ask_refused_again: bool = 
         ExpertError: The expert failed. Its scores so far are saved.
         DependencyError: ``package:NAME`` or ray is not installed.
     """
-    dataset = read_dataset(config.data.path, expert_column=config.data.expert_column, context=config.data.context)
-    split = split_rows(dataset, config.splits)
-    safety = _read_safety_data(config, dataset)
-    _check_rows(config, dataset, split)
+    dataset = read_dataset(
+        config.data.path, expert_column=config.data.expert_column, context=config.data.context, for_budget=True
+    )
+    material = Material.of(dataset, config.splits)
+    safety = read_safety_data(config, dataset)
+    check_rows(config, material)
     # The lock comes first: a second run would compute for hours and then fail to write.
     with writing(config.output):
         with connect(config.run_on), progress_bars(console) as progress:
-            scored = _train_and_score(config, dataset, split, safety, progress, ask_refused_again=ask_refused_again)
-        return _certify_and_write(config, dataset, split, safety, scored)
+            scored = _train_and_score(config, material, safety, progress, ask_refused_again=ask_refused_again)
+        return _certify_and_write(config, safety, scored)
 
 
 def _train_and_score(
     config: CalibrateConfig,
-    dataset: Dataset,
-    split: Split,
-    safety: _SafetyData | None,
+    material: Material,
+    safety: SafetyData | None,
     progress: Progress,
     *,
     ask_refused_again: bool,
 ) -> _Scored:
-    """Compute activations and expert scores, train the probes, and score the calibration and test rows."""
+    """Compute activations and expert scores, train the probes, and score calibration and test rows and the turns."""
     cache = open_cache(config.cache)
-    rows = np.concatenate([split.train, split.calibration, split.test])
-    cuts = [split.train.size, split.train.size + split.calibration.size]
-    needed = [(dataset, rows), *([(safety.dataset, safety.rows)] if safety else [])]
+    units = material.view()
+    needed = [(units, np.arange(len(units))), *([(safety.dataset, safety.rows)] if safety else [])]
     files = open_hidden_states(config, progress, needed)
     base_model = open_model(config, config.base.spec, files)
+    material = material.read_by(base_model, config.splits)
+    dataset, units = material.dataset, material.view()
     # Activations of vLLM are kept apart from those of this process.
     features = cache if files is None else cache / "hidden-states"
     workers = open_workers(config, base_model)
-    pooled = pool_activations(dataset, rows, base_model, cache=features, progress=progress, workers=workers)
-    identity, expert = _expert_scores(config, dataset, rows, cache, progress, ask_refused_again=ask_refused_again)
-    has_score = dict(zip(PARTS, np.split(~np.isnan(expert.p), cuts), strict=True))
-    _check_labels(dataset, split.train[has_score["train"]], split.test[has_score["test"]])
+    everything = np.arange(len(units))
+    pooled = pool_activations(units, everything, base_model, cache=features, progress=progress, workers=workers)
+    identity, expert = _expert_scores(
+        config, dataset, material.asked, cache, progress, ask_refused_again=ask_refused_again
+    )
+    has_score = {part: ~np.isnan(scores) for part, scores in material.by_part(expert.p).items()}
+    split = material.split
+    check_labels(dataset, split.train[has_score["train"]], split.test[has_score["test"]])
     inputs = TrainingInputs(base_model, config.probes, config.splits.seed, features, progress, workers)
     trained = _train(
         config, dataset, split, pooled, expert=expert, scored=has_score["train"], safety=safety, inputs=inputs
@@ -164,46 +170,81 @@ def _train_and_score(
         # The rail loads only the layers that the probes read.
         base_model = open_model(config, base_model.spec.model_copy(update={"layers": trained.layers}), files)
         pooled = pooled.columns(layer_columns(trained.layers, config.base.layers, pooled.values.shape[1]))
-    judged = np.arange(cuts[0], rows.size)
+    judged = everything[split.train.size :]
     if trained.probes.spec.is_linear_in_mean:
         # Their mean activations are known already.
-        p, d = trained.score(pooled.take(judged)).T
+        scores = trained.score(pooled.take(judged))
     else:
         workers = open_workers(config, base_model)
-        p, d = score_rows(trained.probes, base_model, dataset, rows[judged], progress=progress, workers=workers)
-    return _Scored(base_model, trained, identity, expert, has_score, p, d)
-
-
-def _certify_and_write(
-    config: CalibrateConfig, dataset: Dataset, split: Split, safety: _SafetyData | None, scored: _Scored
-) -> PipelineResult:
-    """Certify the budget and the risks, evaluate the test rows, and write the policy."""
-    trained, p, d = scored.trained, scored.p, scored.d
-    rows = np.concatenate([split.calibration, split.test])
-    e, labels = scored.expert.p[split.train.size :], dataset.labels[rows]
-    alpha, delta, seed = config.budget.alpha, config.budget.delta, config.splits.seed
-    calibration = slice(0, split.calibration.size)
-    scores = CalibrationScores.from_rows(
-        d=d[calibration], p=p[calibration], expert=e[calibration], label=labels[calibration]
+        scores = np.stack(
+            score_rows(trained.probes, base_model, units, judged, progress=progress, workers=workers), axis=1
+        )
+    calibration, test, turns, counted = np.split(scores, material.cuts())
+    return _Scored(
+        material,
+        base_model,
+        trained,
+        identity,
+        expert,
+        has_score,
+        calibration,
+        test,
+        material.certified.scored(turns[:, 1]),
+        material.counted.scored(counted[:, 1]),
     )
-    certificate = certify(scores.d, alpha, delta)
+
+
+def _certify_and_write(config: CalibrateConfig, safety: SafetyData | None, scored: _Scored) -> PipelineResult:
+    """Certify the budget and the risks, evaluate the test rows, and write the policy."""
+    material, trained = scored.material, scored.trained
+    dataset, split = material.dataset, material.split
+    alpha, delta, seed = config.budget.alpha, config.budget.delta, config.splits.seed
+    expert = material.by_part(scored.expert.p)
+    p, d = scored.calibration.T
+    scores = CalibrationScores.from_rows(d=d, p=p)
+    if material.has_labels:
+        labels = dataset.labels[split.calibration]
+        scores = CalibrationScores.from_rows(d=d, p=p, expert=expert["calibration"], label=labels)
+    readable = scored.turns.readable
+    turns = None if material.is_of_single_turns else readable
+    # The rail's settings decide whether turns that cannot be read cost a call. By default they are blocked.
+    certificate = certify(readable, alpha, delta, unit=config.budget.unit, max_turns=config.budget.max_turns)
+    if certificate.status is Status.INFEASIBLE:
+        raise infeasible(certificate, key="budget.alpha")
     performance, tau = None, config.budget.taus[0]
     if risks := [Risk(risk.metric, risk.max) for risk in config.budget.risk]:
-        merged = trained.merge(p[calibration], e[calibration])
+        merged = trained.merge(p, expert["calibration"])
         setting = certify_performance(
-            Rows(d[calibration], p[calibration], merged, labels[calibration]),
+            Rows(d, p, merged, labels),
             risks,
             alpha=alpha,
             delta=delta,
             taus=config.budget.taus,
             bands=config.budget.bands,
+            turns=readable,
+            unit=config.budget.unit,
+            max_turns=config.budget.max_turns,
         )
         performance, tau = to_record(setting, risks), setting.tau
-    test = split.calibration.size + np.flatnonzero(scored.has_score["test"])
-    groups = None if dataset.groups is None else [dataset.groups[row] for row in rows[test]]
-    tested = ScoredRows(p[test], d[test], e[test], labels[test], groups, merge=trained.merge)
-    grid = Grid(tested, scores, delta=delta, tau=tau, seed=seed)
+    kept = np.flatnonzero(scored.has_score["test"])
+    test = split.test[kept]
+    groups = None if dataset.groups is None else [dataset.groups[row] for row in test]
+    p_test, d_test = scored.test[kept].T
+    tested = ScoredRows(p_test, d_test, expert["test"][kept], dataset.labels[test], groups, merge=trained.merge)
+    grid = Grid(
+        tested,
+        scores,
+        delta=delta,
+        tau=tau,
+        seed=seed,
+        turns=turns,
+        max_turns=config.budget.max_turns,
+    )
+    share = budget_share(alpha, config.budget.unit, readable)
     refused = {part: int((~known).sum()) for part, known in scored.has_score.items()}
+    record = {"rows": split.calibration.size, "alpha": alpha, "delta": delta, "seed": seed}
+    if turns is not None:
+        record |= {"conversations": turns.conversations, "turns": turns.turns}
     manifest = {
         "created_at": datetime.now(UTC),
         "versions": _versions(),
@@ -215,73 +256,40 @@ def _certify_and_write(
         "decision_threshold": tau,
         "expert": scored.identity,
         "performance": performance,
-        "calibration": {"rows": split.calibration.size, "alpha": alpha, "delta": delta, "seed": seed},
+        "calibration": record | {"unit": config.budget.unit, "max_turns": config.budget.max_turns},
         "data": [*dataset.records, *(safety.dataset.records if safety else [])],
         "training": {
             **trained.record,
             "split": {part: int(getattr(split, part).size) for part in PARTS},
             "refused": refused,
         },
-        "evaluation": record_grid(grid, sorted({*ALPHAS, alpha})),
+        "evaluation": record_grid(grid, sorted({*ALPHAS, share})),
     }
-    used = [dataset.conversations[row] for row in (*split.train, *split.calibration)]
+    used = material.used()
     if safety is not None:
         used += [safety.dataset.conversations[row] for row in safety.rows]
-    policy = write_policy(config.output, manifest, trained.probes.tensors(), scores, used_rows=row_digests(used))
+    policy = write_policy(
+        config.output,
+        manifest,
+        trained.probes.tensors(),
+        scores,
+        turns=turns,
+        used_rows=row_digests(used),
+        unreadable=scored.turns.unreadable,
+    )
     return PipelineResult(
         output=config.output,
         policy=policy,
         certificate=certificate,
         grid=grid,
         split=split,
+        turns=scored.turns,
+        counted=scored.counted,
         expert=scored.expert,
         refused=refused,
         safety_rows=0 if safety is None else safety.rows.size,
         safety_left_out=0 if safety is None else len(safety.dataset) - safety.rows.size,
     )
-
-
-def _read_safety_data(config: CalibrateConfig, dataset: Dataset) -> _SafetyData | None:
-    """Read the rows for the safety probe, without those that depend on a row of the other files.
-
-    On a calibration or test row that it was trained on, a probe is surer than on the deployment's inputs.
-    """
-    if config.data.safety_path is None:
-        return None
-    safety = read_dataset(config.data.safety_path, context=config.data.context)
-    clusters = find_clusters(dataset, safety)
-    own = clusters[len(dataset) :]
-    rows = np.flatnonzero(~np.isin(own, clusters[: len(dataset)]))
-    check_classes(safety.labels[rows], purpose="the safety probe")
-    return _SafetyData(safety, rows, own[rows])
-
-
-def _check_rows(config: CalibrateConfig, dataset: Dataset, split: Split) -> None:
-    """Refuse rows and folders that cannot give a policy, before anything is computed, asked or written.
-
-    Raises:
-        DataError: Training or test rows lack a label.
-        InfeasibleBudgetError: There are too few calibration rows.
-        ConfigError: The output is not a folder that can be written to.
-    """
-    if config.output.exists() and not config.output.is_dir():
-        raise ConfigError(f"{config.output} is not a folder", key="output", hint="Name a folder for the policy")
-    parent = next(folder for folder in (config.output, *config.output.parents) if folder.exists())
-    if not os.access(parent, os.W_OK):
-        raise ConfigError(f"{parent} cannot be written to", key="output", hint="Name another folder")
-    _check_labels(dataset, split.train, split.test)
-    # The feasibility depends on the number of scores, not on their values.
-    certificate = certify(np.zeros(split.calibration.size), config.budget.alpha, config.budget.delta)
-    if certificate.status is Status.INFEASIBLE:
-        raise infeasible(certificate, key="budget.alpha")
-
-
-def _check_labels(dataset: Dataset, train: IntArray, test: IntArray) -> None:
-    check_classes(dataset.labels[train], purpose="training")
-    if np.unique(dataset.labels[test]).size <= 1:
-        raise DataError(
-            f"all {test.size} test rows have one label", hint="Give more rows, or a larger share to testing"
-        )
 
 
 def _train(
@@ -292,7 +300,7 @@ def _train(
     *,
     expert: ExpertScores,
     scored: BoolArray,
-    safety: _SafetyData | None,
+    safety: SafetyData | None,
     inputs: TrainingInputs,
 ) -> TrainedProbes:
     """Train on the training rows with an expert score. They come first in the activations and the expert scores."""

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from calibrate.compute.cache import open_cache
 from calibrate.compute.progress import progress_bars
 from calibrate.config.expert import ExpertSection
-from calibrate.evaluate.grid import policy_grid
+from calibrate.evaluate.grid import policy_grid, policy_share
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.study import Study, measure_study
 from calibrate.expert_scores.ask import score_with
@@ -157,7 +157,7 @@ def study_policy(
     )
     known = {record.sha256 for record in manifest.data}
     is_of_one_law = all(record.sha256 in known for record in dataset.records)
-    figures = measure_study(policy_grid(policy, rows), alpha=manifest.calibration.alpha, one_law=is_of_one_law)
+    figures = measure_study(policy_grid(policy, rows), alpha=policy_share(policy), one_law=is_of_one_law)
     return PolicyStudy(figures, policy, rows, judged, dataset, identity, is_of_one_law)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from calibrate.config.file import PriceConfig
-from calibrate.evaluate.grid import policy_grid
+from calibrate.evaluate.grid import policy_grid, policy_share
 from calibrate.evaluate.merges import merges_table
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.expert_scores.refused import RefusedRow
@@ -101,12 +101,12 @@ def explore_policy(policy: Policy, rows: ScoredRows, prices: PriceConfig | None 
         DataError: The rows cannot be evaluated.
     """
     grids = {guarantee: policy_grid(policy, rows, guarantee=guarantee) for guarantee in GUARANTEES}
-    return explore(grids, alpha=policy.manifest.calibration.alpha, prices=prices)
+    return explore(grids, alpha=policy_share(policy), prices=prices)
 
 
 def _merges(policy: Policy, rows: ScoredRows) -> list[dict[str, str]]:
     """Return the figures of each merge at the policy's own budget."""
-    table = merges_table(policy_grid(policy, rows), [policy.manifest.calibration.alpha])
+    table = merges_table(policy_grid(policy, rows), [policy_share(policy)])
     return [
         {
             "name": record["merge"],

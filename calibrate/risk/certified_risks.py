@@ -12,6 +12,7 @@ from calibrate.risk.rows import Rows, Setting
 from ctd_guardrail.errors import InfeasibleBudgetError
 from ctd_guardrail.policy.budget import Status, min_alpha, min_rows
 from ctd_guardrail.policy.manifest import PerformanceRecord, RiskBound
+from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 
 __all__ = ["certify_performance", "to_record"]
 
@@ -24,6 +25,9 @@ def certify_performance(
     delta: float,
     taus: Sequence[float],
     bands: Sequence[float],
+    turns: TurnScores,
+    unit: BudgetUnit = BudgetUnit.TURN,
+    max_turns: int | None = None,
 ) -> Setting:
     """Return the best certified setting.
 
@@ -34,24 +38,29 @@ def certify_performance(
         delta: Error probability of budget and risks together.
         taus: Decision thresholds to choose from.
         bands: Abstain bands to choose from.
+        turns: Delegation values of all turns of the calibration conversations, which certify the budget.
+        unit: What alpha is a share or a number of.
+        max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
 
     Raises:
         InfeasibleBudgetError: No setting meets all bounds. The message states the binding risks and the bounds that
             would be feasible.
     """
-    outcome = certify_settings(rows, risks, alpha=alpha, delta=delta, taus=taus, bands=bands)
+    outcome = certify_settings(
+        rows, risks, alpha=alpha, delta=delta, taus=taus, bands=bands, turns=turns, unit=unit, max_turns=max_turns
+    )
     if outcome.status is Status.CERTIFIED and outcome.setting is not None:
         return outcome.setting
-    n = len(rows)
+    n = turns.conversations
     bounds = {BUDGET: alpha} | {risk.metric.value: risk.max for risk in risks}
     binding = ", ".join(f"{name} of at most {bounds[name]:g}" for name in outcome.binding)
     feasible = ", ".join(f"{name} of at most {bound:.3f}" for name, bound in outcome.feasible.items())
     raise InfeasibleBudgetError(
-        f"{n} calibration rows cannot certify, at delta = {delta:g} for all of it, {binding}",
+        f"{n} calibration conversations cannot certify, at delta = {delta:g} for all of it, {binding}",
         alpha=alpha,
         alpha_min=min_alpha(n, delta),
         n_min=min_rows(alpha, delta),
-        hint=f"The most promising setting would have met: {feasible}. Relax a bound, or add calibration rows",
+        hint=f"The most promising setting would have met: {feasible}. Relax a bound, or add calibration conversations",
     )
 
 

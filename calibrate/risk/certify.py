@@ -1,6 +1,6 @@
 """Joint certificate of the budget and of performance risks.
 
-All rows certify the budget in closed form, without a split, a grid or labels: its risk falls as lambda rises, so the
+All conversations certify the budget, without a split, a grid or labels: its risk falls as lambda rises, so the
 certified thresholds are a half-line. The performance risks need a split: their tests follow an order that was learnt on
 other rows. Each certificate takes delta / 2, and their intersection satisfies both. At delta each, one of them would
 fail twice as often.
@@ -8,7 +8,7 @@ fail twice as often.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,13 +23,13 @@ from calibrate.risk.outcome import (
     top_thresholds,
     upper_bounds,
 )
-from calibrate.risk.pvalues import binomial_p, smallest_level
+from calibrate.risk.pvalues import smallest_level
 from calibrate.risk.rows import Rows
 from calibrate.risk.splits import Split, random_split
 from calibrate.risk.testing import fixed_sequence
-from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.policy.budget import Status, certify, sort_scores
+from ctd_guardrail.policy.budget import Certificate, Status, certify
+from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 
 __all__ = ["certify_settings"]
 
@@ -42,6 +42,9 @@ def certify_settings(
     delta: float,
     taus: Sequence[float] = (0.5,),
     bands: Sequence[float] = (0.0,),
+    turns: TurnScores | None = None,
+    unit: BudgetUnit = BudgetUnit.TURN,
+    max_turns: int | None = None,
     split: Split | None = None,
     candidates: int = 50,
 ) -> Outcome:
@@ -58,6 +61,10 @@ def certify_settings(
         delta: Error probability in (0, 1), for budget and risks together.
         taus: Decision thresholds to choose from, fixed beforehand.
         bands: Abstain bands to choose from, fixed beforehand.
+        turns: Delegation values that certify the budget: those of all turns of the conversations. None: each row is a
+            conversation of one turn.
+        unit: What alpha is a share or a number of.
+        max_turns: Largest number of turns of a conversation in the deployment; None: that of the data.
         split: Rows to optimise on and rows to test the risks on. None: a random split, 30/70.
         candidates: Number of thresholds to consider.
 
@@ -68,8 +75,12 @@ def certify_settings(
     if not risks:
         raise ConfigError("there is no risk to bound", key="risk", hint="Name a risk, or certify the budget alone")
     half = delta / 2
-    sorted_scores = sort_scores(rows.d)
-    budget = certify(sorted_scores, alpha, half)
+    turns = TurnScores.of(rows.d) if turns is None else turns
+
+    def certified_at(level: float) -> Certificate:
+        return certify(turns, level, half, unit=unit, max_turns=max_turns)
+
+    budget = certified_at(alpha)
     if budget.status is Status.INFEASIBLE:
         return Outcome(Status.INFEASIBLE, binding=(BUDGET,), feasible={BUDGET: budget.alpha_min})
 
@@ -89,13 +100,21 @@ def certify_settings(
 
     certified = tuple(setting for setting in performing if setting.threshold >= budget.threshold)
     if not certified:
-        return _over_budget(sorted_scores, max(setting.threshold for setting in performing), half)
+        largest = 1.0 if unit is BudgetUnit.TURN else float(budget.max_turns)
+        return _over_budget(certified_at, largest, max(setting.threshold for setting in performing))
     return Outcome(Status.CERTIFIED, best_setting(rows, certified), certified)
 
 
-def _over_budget(sorted_scores: FloatArray, threshold: float, delta: float) -> Outcome:
-    """Return the outcome if only thresholds that delegate too much meet the risks."""
-    n = sorted_scores.size
-    above = n - int(np.searchsorted(sorted_scores, threshold, side="right"))
-    rate = smallest_level(lambda level: binomial_p(above, n, level), delta)
-    return Outcome(Status.INFEASIBLE, binding=(BUDGET,), feasible={BUDGET: rate})
+def _over_budget(certified_at: Callable[[float], Certificate], largest: float, threshold: float) -> Outcome:
+    """Return the outcome if only thresholds that delegate too much meet the risks.
+
+    Args:
+        certified_at: Certifies a budget.
+        largest: Bound of all budgets.
+        threshold: The largest threshold that meets the risks.
+    """
+
+    def is_too_small(share: float) -> float:
+        return float(certified_at(share * largest).threshold > threshold)
+
+    return Outcome(Status.INFEASIBLE, binding=(BUDGET,), feasible={BUDGET: largest * smallest_level(is_too_small, 0.5)})

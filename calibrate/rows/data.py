@@ -2,6 +2,8 @@
 
 A row holds ``text`` or ``messages`` (OpenAI form) and ``label`` (1 = unsafe, 0 = safe). Optional fields are ``id``,
 ``group``, ``split``, ``cluster``, ``conversation`` and columns of recorded expert scores. Other fields are ignored.
+
+The label and the expert's score belong to the last turn of the user. The turns before it serve the budget.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ import codecs
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from ctd_guardrail._typing import FloatArray, IntArray
+from ctd_guardrail._typing import BoolArray, FloatArray, IntArray
 from ctd_guardrail.config.validation import near_miss
 from ctd_guardrail.errors import DataError, InputError
 from ctd_guardrail.policy.manifest import DataRecord
@@ -32,9 +35,14 @@ class Dataset:
     """Rows of one or several files, column by column.
 
     Attributes:
-        conversations: Conversations to screen, length n.
-        labels: 1 = unsafe, shape [n].
-        expert: Recorded expert scores, P(unsafe), shape [n]; None if no column was asked for.
+        conversations: The unit that each row's label belongs to, which is the last one of the row, length n.
+        wholes: All messages of each row, length n.
+        context: Context of a unit beside the user's turn.
+        labels: 1 = unsafe, NaN = no label, shape [n].
+        is_readable: Whether the base model reads the unit, shape [n]. False if its turn holds content other than text,
+            or if :meth:`without` left it out.
+        expert: Recorded expert scores, P(unsafe), NaN in rows without one and without a label, shape [n]; None if no
+            column was asked for.
         groups: Group of each row, or the file's name if the row has none; None if there is one file without groups.
         parts: ``split`` field of each row; None if the rows have none.
         clusters: ``cluster`` field of each row: near-duplicates share one.
@@ -46,7 +54,10 @@ class Dataset:
     """
 
     conversations: list[Conversation]
+    wholes: list[Conversation]
+    context: Context
     labels: FloatArray
+    is_readable: BoolArray
     expert: FloatArray | None
     groups: list[str] | None
     parts: list[str | None] | None
@@ -60,6 +71,36 @@ class Dataset:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.conversations)
+
+    @property
+    def is_labelled(self) -> BoolArray:
+        """Whether a row has a label, shape [n]."""
+        return ~np.isnan(self.labels)
+
+    def units(self, row: int) -> tuple[Conversation, ...]:
+        """Return the units that the rail would judge in a row, oldest first."""
+        return self.wholes[row].units(self.context)
+
+    def view(self, conversations: list[Conversation], rows: IntArray) -> Self:
+        """Return a data set of other conversations, each with label, file and line of one of the rows.
+
+        Only these columns fit the conversations.
+
+        Args:
+            conversations: The conversations, length m.
+            rows: A row of this data set for each, shape [m].
+        """
+        return replace(
+            self,
+            conversations=conversations,
+            labels=self.labels[rows],
+            file_of_row=self.file_of_row[rows],
+            line_of_row=self.line_of_row[rows],
+        )
+
+    def without(self, unreadable: BoolArray) -> Self:
+        """Return the data set with some more rows marked as not readable, shape [n]."""
+        return replace(self, is_readable=self.is_readable & ~unreadable)
 
     def error(self, row: int, problem: str, *, hint: str = "") -> DataError:
         """Return an error that names the file and the line of a row.
@@ -76,6 +117,7 @@ class Dataset:
 @dataclass(frozen=True, slots=True)
 class _Row:
     conversation: Conversation
+    whole: Conversation
     label: float
     expert: float
     id: str | None
@@ -86,14 +128,20 @@ class _Row:
 
 
 def read_dataset(
-    files: Sequence[Path], *, expert_column: str | None = None, context: Context = Context.CONVERSATION
+    files: Sequence[Path],
+    *,
+    expert_column: str | None = None,
+    context: Context = Context.CONVERSATION,
+    for_budget: bool = False,
 ) -> Dataset:
     """Read and check all rows of all files.
 
     Args:
         files: JSON lines; gzip if the name ends in ``.gz``.
         expert_column: Field that holds recorded expert scores.
-        context: Context of the last unit of a conversation of several turns, which is screened.
+        context: Context of a unit beside the user's turn.
+        for_budget: Whether rows are kept that can serve the budget alone: those with the label null, and those whose
+            last turn holds content other than text.
 
     Raises:
         DataError: A file cannot be read or holds no rows, a row is malformed (file and row are named), or one of the
@@ -107,7 +155,7 @@ def read_dataset(
         ids: dict[str, int] = {}
         for line, fields in _read_lines(file):
             try:
-                row = _parse(fields, expert_column, context)
+                row = _parse(fields, expert_column, context, for_budget=for_budget)
             except InputError as error:
                 raise DataError(error.problem, file=file, row=line, hint=error.hint) from None
             if row.id is not None and ids.setdefault(row.id, line) != line:
@@ -125,7 +173,10 @@ def read_dataset(
     where = np.array(origin, dtype=np.int64)
     dataset = Dataset(
         conversations=[row.conversation for row in rows],
+        wholes=[row.whole for row in rows],
+        context=context,
         labels=np.array([row.label for row in rows]),
+        is_readable=np.array([row.conversation.turns()[-1].is_text for row in rows]),
         expert=None if expert_column is None else np.array([row.expert for row in rows]),
         groups=_groups(rows, [files[number] for number, _ in origin], several=len(files) > 1),
         parts=None if all(row.part is None for row in rows) else [row.part for row in rows],
@@ -172,16 +223,22 @@ def _decode(content: bytes, file: Path, line: int) -> Mapping[str, Any]:
     return fields
 
 
-def _parse(fields: Mapping[str, Any], expert_column: str | None, context: Context) -> _Row:
+def _parse(fields: Mapping[str, Any], expert_column: str | None, context: Context, *, for_budget: bool) -> _Row:
     """Check one row.
 
     Raises:
         InputError: A field is missing or malformed.
     """
+    whole = _whole(fields, for_budget=for_budget)
+    units = whole.units(context)
+    if not units:
+        raise InputError("holds no text to screen", hint="Remove the row")
+    label = _label(fields, may_be_null=for_budget)
     return _Row(
-        conversation=_conversation(fields, context),
-        label=_label(fields),
-        expert=0.0 if expert_column is None else _expert(fields, expert_column),
+        conversation=units[-1],
+        whole=whole,
+        label=label,
+        expert=_expert(fields, expert_column, may_be_null=math.isnan(label)),
         id=_name(fields, "id"),
         group=_name(fields, "group"),
         part=_name(fields, "split"),
@@ -190,7 +247,7 @@ def _parse(fields: Mapping[str, Any], expert_column: str | None, context: Contex
     )
 
 
-def _conversation(fields: Mapping[str, Any], context: Context) -> Conversation:
+def _whole(fields: Mapping[str, Any], *, for_budget: bool) -> Conversation:
     text, messages = fields.get("text"), fields.get("messages")
     if (text is None) == (messages is None):
         state = "neither text nor messages" if text is None else "both text and messages"
@@ -198,29 +255,31 @@ def _conversation(fields: Mapping[str, Any], context: Context) -> Conversation:
     if messages is not None:
         if not isinstance(messages, list):
             raise InputError("messages is not a list", hint='Write [{"role": "user", "content": ...}, ...]')
-        conversation = Conversation.from_messages(messages)
-    elif isinstance(text, str):
-        conversation = Conversation.from_text(text)
-    else:
-        raise InputError("text is not a string", hint="Put chat turns under messages")
-    units = conversation.units(context)
-    if not units:
-        raise InputError("holds no text to screen", hint="Remove the row")
-    return units[-1]
+        return Conversation.from_messages(messages, non_text="mark" if for_budget else "refuse")
+    if isinstance(text, str):
+        return Conversation.from_text(text)
+    raise InputError("text is not a string", hint="Put chat turns under messages")
 
 
-def _label(fields: Mapping[str, Any]) -> float:
+def _label(fields: Mapping[str, Any], *, may_be_null: bool) -> float:
     label = fields.get("label")
     if label is None:
-        raise InputError("label is missing", hint="Give 1 (unsafe) or 0 (safe)")
+        if may_be_null and "label" in fields:
+            return math.nan
+        hint = "Give 1 (unsafe) or 0 (safe)"
+        raise InputError("label is missing", hint=f"{hint}, or null in a row for the budget" if may_be_null else hint)
     if isinstance(label, bool) or not isinstance(label, int | float) or label not in (0, 1):
         raise InputError("label is neither 0 nor 1", hint="Give 1 (unsafe) or 0 (safe), as a number")
     return float(label)
 
 
-def _expert(fields: Mapping[str, Any], column: str) -> float:
+def _expert(fields: Mapping[str, Any], column: str | None, *, may_be_null: bool) -> float:
+    if column is None:
+        return math.nan
     score = fields.get(column)
     if score is None:
+        if may_be_null:
+            return math.nan
         close = near_miss(column, fields)
         hint = f"Did you mean {close!r}?" if close else "data.expert_column names a score that every row has"
         raise InputError(f"expert score {column!r} is missing", hint=hint)

@@ -7,7 +7,6 @@ show that (arXiv 2601.11516).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -63,7 +62,7 @@ def pad_rows(
         left -= size
         chosen.append(place)
         padded.append(conversation)
-    return _with_conversations(dataset, rows[chosen], padded), np.array(chosen, dtype=np.int64)
+    return dataset.view(padded, rows[chosen]), np.array(chosen, dtype=np.int64)
 
 
 def _surround(conversation: Conversation, context: Sequence[Conversation]) -> Conversation:
@@ -71,13 +70,3 @@ def _surround(conversation: Conversation, context: Sequence[Conversation]) -> Co
     *earlier, last = conversation.messages
     content = "\n\n".join([*texts[:_CONTEXT], last.content, *texts[_CONTEXT:]])
     return Conversation((*earlier, Message(last.role, content)))
-
-
-def _with_conversations(dataset: Dataset, rows: IntArray, conversations: list[Conversation]) -> Dataset:
-    return replace(
-        dataset,
-        conversations=conversations,
-        labels=dataset.labels[rows],
-        file_of_row=dataset.file_of_row[rows],
-        line_of_row=dataset.line_of_row[rows],
-    )

@@ -7,8 +7,8 @@ rows looks too good.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -31,13 +31,20 @@ PARTS: Final = ("train", "calibration", "test")
 class Split:
     """Row indices of the three parts, ascending.
 
+    Rows without a label or with a last turn that the base model cannot read serve the budget alone.
+
     Attributes:
         train: Rows that both probes are trained on.
-        calibration: Rows behind the certificate, one from each cluster.
+        calibration: Rows that risks and the best threshold are measured on, one from each cluster. If no calibration
+            row has a label, these have none.
         test: Rows that the cascade is evaluated on, one from each cluster: of the calibration rows' law.
         clusters: Cluster of every row of the data set, shape [n].
-        left_out: Calibration rows that are not used: those beyond the first of their cluster.
+        certified: Rows whose conversations certify the budget, one from each cluster of the calibration part.
+        counted: Rows whose conversations show the realised rate, one from each cluster of the test part.
+        left_out: Calibration rows beyond the first of their cluster, which no risk is measured on.
         test_left_out: Test rows beyond the first of their cluster, likewise.
+        unlabelled: Rows without a label in each part.
+        unreadable: Other rows of each part with a last turn that the base model cannot read.
 
     Raises:
         DataError: A row or a cluster is in two parts, two calibration or test rows are of one cluster, or a part is
@@ -48,20 +55,26 @@ class Split:
     calibration: IntArray
     test: IntArray
     clusters: IntArray
+    certified: IntArray
+    counted: IntArray
     left_out: int = 0
     test_left_out: int = 0
+    unlabelled: Mapping[str, int] = field(default_factory=dict)
+    unreadable: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that the parts are disjoint, not empty and free of dependent rows."""
         parts = {name: getattr(self, name) for name in PARTS}
+        whole = {"train": self.train, "calibration": self.certified, "test": self.counted}
         require_disjoint(**{name: rows.tolist() for name, rows in parts.items()})
-        require_disjoint(**{name: np.unique(self.clusters[rows]).tolist() for name, rows in parts.items()})
-        for name, rows in parts.items():
-            if not rows.size:
-                raise DataError(f"there are too few rows: none are left for {name}", hint="Give more rows")
-        for name in ("calibration", "test"):
-            if np.unique(self.clusters[parts[name]]).size != parts[name].size:
-                raise DataError(f"two {name} rows depend on each other", hint="Keep one row of each cluster")
+        for each in (parts, whole):
+            require_disjoint(**{name: np.unique(self.clusters[rows]).tolist() for name, rows in each.items()})
+            for name, rows in each.items():
+                if not rows.size:
+                    raise DataError(f"there are too few rows: none are left for {name}", hint="Give more rows")
+            for name in ("calibration", "test"):
+                if np.unique(self.clusters[each[name]]).size != each[name].size:
+                    raise DataError(f"two {name} rows depend on each other", hint="Keep one row of each cluster")
 
 
 def split_rows(dataset: Dataset, config: SplitConfig) -> Split:
@@ -72,23 +85,34 @@ def split_rows(dataset: Dataset, config: SplitConfig) -> Split:
         config: Shares and seed.
 
     Raises:
-        DataError: A ``split`` field is missing, unknown, or puts rows that depend on each other into two parts; a
-            part is empty.
+        DataError: A ``split`` field is missing, unknown, puts rows that depend on each other into two parts, or
+            puts a row without a label into training or test; a part is empty.
     """
     clusters = find_clusters(dataset)
     by_shares = dataset.parts is None or config.are_written
     part_of_row = _draw(clusters, config) if by_shares else _read(dataset, clusters)
-    train, calibration, test = (np.flatnonzero(part_of_row == part) for part in range(len(PARTS)))
-    certifying, judging = (
-        rows[one_per_cluster(clusters[rows].tolist(), seed=config.seed)] for rows in (calibration, test)
-    )
+    members = {name: np.flatnonzero(part_of_row == part) for part, name in enumerate(PARTS)}
+    has_label, is_readable = dataset.is_labelled, dataset.is_readable
+    usable = {name: rows[(has_label & is_readable)[rows]] for name, rows in members.items()}
+
+    def independent(rows: IntArray) -> IntArray:
+        return rows[one_per_cluster(clusters[rows].tolist(), seed=config.seed)]
+
+    certified, judging = independent(members["calibration"]), independent(usable["test"])
+    # Without labels, the budget is all that the calibration part serves.
+    labelled = usable["calibration"]
+    certifying = independent(labelled) if labelled.size else certified[is_readable[certified]]
     return Split(
-        train,
+        usable["train"],
         certifying,
         judging,
         clusters,
-        left_out=calibration.size - certifying.size,
-        test_left_out=test.size - judging.size,
+        certified=certified,
+        counted=independent(members["test"]),
+        left_out=max(0, labelled.size - certifying.size),
+        test_left_out=usable["test"].size - judging.size,
+        unlabelled={name: int((~has_label[rows]).sum()) for name, rows in members.items()},
+        unreadable={name: int((has_label & ~is_readable)[rows].sum()) for name, rows in members.items()},
     )
 
 
@@ -109,9 +133,9 @@ def find_clusters(*datasets: Dataset) -> IntArray:
     for row, conversation in enumerate(conversations):
         everything = _everything(conversation)
         clusters.merge(row, first.setdefault(everything, row))
-        for field, names in named.items():
+        for column, names in named.items():
             if names[row] is not None:
-                clusters.merge(row, first.setdefault((field, names[row]), row))
+                clusters.merge(row, first.setdefault((column, names[row]), row))
     for row, conversation in enumerate(conversations):
         for prefix in conversation.prefixes():
             clusters.merge(row, first.get(prefix, row))
@@ -161,12 +185,19 @@ def _read(dataset: Dataset, clusters: IntArray) -> IntArray:
     """Take the parts from the rows' ``split`` field."""
     part_of_row = np.empty(len(dataset), dtype=np.int64)
     first: dict[int, int] = {}
+    has_label = dataset.is_labelled
     for row, name in enumerate(dataset.parts or ()):
         if name not in PARTS:
             raise dataset.error(
                 row,
                 "split is missing, but other rows have it" if name is None else f"split {name!r} is unknown",
                 hint=f"Use {', '.join(PARTS)} in every row, or state shares under `splits`",
+            )
+        if name != "calibration" and not has_label[row]:
+            raise dataset.error(
+                row,
+                f"has no label, but is a {'training' if name == 'train' else name} row",
+                hint="Only calibration rows may lack one: they serve the budget alone",
             )
         part_of_row[row] = PARTS.index(name)
         leader = first.setdefault(int(clusters[row]), row)

@@ -17,6 +17,7 @@ from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.source import ActivationSource
 from ctd_guardrail.activations.spec import ActivationSpec, Fingerprint
 from ctd_guardrail.activations.tokens import tokenize
+from ctd_guardrail.errors import OverlongError
 from ctd_guardrail.probes.ragged import Ragged
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
@@ -115,6 +116,18 @@ class BatchedBaseModel:
         windows = [self._source.tokenize(conversation) for conversation in conversations]
         rows = self._submit_all([_Item(window, head, 1) for each in windows for window in each])
         return [_to_numpy([next(rows) for _ in each]) for each in windows]
+
+    def is_overlong(self, conversation: Conversation) -> bool:
+        """Return whether a conversation has more tokens than ``spec.max_tokens``.
+
+        Raises:
+            ActivationError: The chat template refused the conversation.
+        """
+        try:
+            self._source.tokenize(conversation)
+        except OverlongError:
+            return True
+        return False
 
     def tokens_of(self, conversations: Sequence[Conversation]) -> list[Ragged]:
         """Return the token activations of many conversations, one segment a window, on the CPU, blocking.

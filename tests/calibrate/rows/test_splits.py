@@ -13,7 +13,7 @@ from calibrate.config.file import SplitConfig
 from calibrate.rows.data import Dataset
 from calibrate.rows.splits import PARTS, Split, begin_with, find_clusters, row_digests, split_rows
 from ctd_guardrail.errors import DataError
-from ctd_guardrail.text.conversation import Conversation, Message
+from ctd_guardrail.text.conversation import Context, Conversation, Message
 
 
 def _dataset(
@@ -26,6 +26,9 @@ def _dataset(
     n = len(conversations)
     return Dataset(
         conversations=conversations,
+        wholes=conversations,
+        context=Context.CONVERSATION,
+        is_readable=np.ones(n, dtype=np.bool_),
         labels=np.arange(n, dtype=np.float64) % 2,
         expert=None,
         groups=None,
@@ -165,7 +168,7 @@ def test_a_split_that_would_void_the_certificate_is_refused(
 ) -> None:
     train, calibration, test = (np.array(part, dtype=np.int64) for part in rows)
     with pytest.raises(DataError, match=problem):
-        Split(train, calibration, test, np.array(clusters))
+        Split(train, calibration, test, np.array(clusters), certified=calibration, counted=test)
 
 
 def test_digests_know_their_rows_and_whatever_begins_with_them() -> None:
