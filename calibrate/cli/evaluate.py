@@ -96,11 +96,13 @@ def _print_summary(result: PolicyStudy, report: Path, console: Console) -> None:
     console.print(
         f"{figures.rows:,} rows, {figures.unsafe / figures.rows:.1%} unsafe; left out: {result.judged.used:,} that the "
         f"policy was made from, {result.judged.dependent:,} that depend on others, "
-        f"{len(result.judged.refused):,} that the expert refused. FAIC {share}. "
+        f"{len(result.judged.refused):,} that the expert refused, {result.judged.unusable:,} without a label or not "
+        f"readable. FAIC {share}. "
         f"Expert: {result.expert}.",
         highlight=False,
         markup=False,
     )
+    console.print(result.calls.describe(), highlight=False, markup=False)
     console.print(f"Report: {report}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -21,6 +21,7 @@ from calibrate.compute.cache import open_cache
 from calibrate.compute.cluster import connect
 from calibrate.compute.progress import progress_bars
 from calibrate.config.file import CalibrateConfig
+from calibrate.evaluate.calls import Calls
 from calibrate.evaluate.grid import ALPHAS, Grid, budget_share
 from calibrate.evaluate.record import record_grid
 from calibrate.evaluate.rows import ScoredRows
@@ -65,8 +66,8 @@ class PipelineResult:
         certificate: The budget and its threshold.
         grid: The cascade and its baselines on the test rows.
         split: Rows of each part.
-        turns: Scores of the turns of the calibration conversations.
-        counted: Scores of the turns of the test conversations.
+        calls: The budget and its use on the test conversations.
+        share: The budget as a share of the turns.
         expert: Expert scores of the rows of all three parts.
         refused: Rows of each part that the expert refused.
         safety_rows: Rows of other files that the safety probe was trained on; 0 if there are none.
@@ -78,8 +79,8 @@ class PipelineResult:
     certificate: Certificate
     grid: Grid
     split: Split
-    turns: ScoredTurns
-    counted: ScoredTurns
+    calls: Calls
+    share: float
     expert: ExpertScores
     refused: dict[str, int]
     safety_rows: int = 0
@@ -283,8 +284,14 @@ def _certify_and_write(config: CalibrateConfig, safety: SafetyData | None, score
         certificate=certificate,
         grid=grid,
         split=split,
-        turns=scored.turns,
-        counted=scored.counted,
+        calls=Calls(
+            certificate,
+            scored.counted.readable,
+            certificate.threshold,
+            certificate.mean_rate,
+            scored.turns.unreadable,
+        ),
+        share=share,
         expert=scored.expert,
         refused=refused,
         safety_rows=0 if safety is None else safety.rows.size,

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from calibrate.compute.cache import open_cache
 from calibrate.compute.progress import progress_bars
 from calibrate.config.expert import ExpertSection
+from calibrate.evaluate.calls import Calls
 from calibrate.evaluate.grid import policy_grid, policy_share
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.evaluate.study import Study, measure_study
@@ -21,14 +22,18 @@ from calibrate.expert_scores.ask import score_with
 from calibrate.expert_scores.refused import RefusedRow
 from calibrate.expert_scores.requests import ExpertScores
 from calibrate.features.scoring import score_rows
+from calibrate.pipeline.material import find_overlong
 from calibrate.risk.splits import one_per_cluster
 from calibrate.rows.data import Dataset, read_dataset
 from calibrate.rows.splits import begin_with, find_clusters
+from calibrate.rows.turns import ScoredTurns, Turns, collect_turns
 from ctd_guardrail._typing import FloatArray, IntArray
+from ctd_guardrail.activations.base_model import BatchedBaseModel
 from ctd_guardrail.activations.python import open_base_model
 from ctd_guardrail.config.source import PythonSourceConfig
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.match import RECORDED, check_fingerprint, check_normaliser
+from ctd_guardrail.policy.plan import Budget, plan
 from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.probes.probes import Probes
 
@@ -41,14 +46,19 @@ class Judged:
 
     Attributes:
         rows: Indices into the data set, ascending: one of each cluster, like calibration rows.
+        counted: Rows whose conversations show the realised rate, one from each cluster of the rows that the policy was
+            not made from.
         used: Number of rows that the policy was made from, or that depend on one of those.
         dependent: Number of other rows that depend on a judged row.
+        unusable: Number of other rows that lack a label or have a last turn that the base model cannot read.
         refused: Rows that the expert refused. No figure counts them.
     """
 
     rows: IntArray
+    counted: IntArray
     used: int
     dependent: int
+    unusable: int = 0
     refused: tuple[RefusedRow, ...] = ()
 
     def without(self, refused: tuple[RefusedRow, ...]) -> Judged:
@@ -69,6 +79,7 @@ class PolicyStudy:
         dataset: The data.
         expert: Identity of the expert that gave the scores.
         is_of_one_law: Whether test and calibration rows come from the same files.
+        calls: The budget in force and its use on the conversations of the judged rows.
     """
 
     study: Study
@@ -78,6 +89,7 @@ class PolicyStudy:
     dataset: Dataset
     expert: str
     is_of_one_law: bool
+    calls: Calls
 
     def to_dict(self) -> dict[str, Any]:
         """Return the study and its origin as JSON-able values."""
@@ -90,9 +102,17 @@ class PolicyStudy:
             "left_out": {
                 "used": self.judged.used,
                 "dependent": self.judged.dependent,
+                "unusable": self.judged.unusable,
                 "refused": len(self.judged.refused),
             },
             "refused": [each.to_dict() for each in self.judged.refused],
+            "budget": {
+                "alpha": self.calls.certificate.alpha,
+                "delta": self.calls.certificate.delta,
+                "threshold": self.calls.threshold,
+                "expected": self.calls.expected,
+                **self.calls.to_dict(),
+            },
             **self.study.to_dict(),
         }
 
@@ -133,12 +153,16 @@ def study_policy(
     manifest = policy.manifest
     source = _recorded_column(policy, expert_column) if expert is None else expert
     column = source if isinstance(source, str) else None
-    dataset = read_dataset(files, expert_column=column, context=manifest.context)
+    dataset = read_dataset(files, expert_column=column, context=manifest.context, for_budget=True)
     clusters = find_clusters(dataset)
+    engine = _open_base_model(policy, device=device, source=activations)
+    dataset = dataset.without(find_overlong(engine, dataset.conversations))
     judged = choose_rows(dataset, clusters, policy)
     chosen = judged.rows
+    turns = collect_turns(dataset, judged.counted)
+    turns = turns.with_overlong(find_overlong(engine, turns.units))
     with progress_bars(console) as progress:
-        p, d = _score(policy, dataset, chosen, device=device, source=activations, progress=progress)
+        p, d, counted = _score(policy, engine, dataset, chosen, turns, progress=progress)
         identity, scores = _expert_scores(
             dataset, chosen, source, cache=cache, progress=progress, ask_refused_again=ask_refused_again
         )
@@ -158,7 +182,11 @@ def study_policy(
     known = {record.sha256 for record in manifest.data}
     is_of_one_law = all(record.sha256 in known for record in dataset.records)
     figures = measure_study(policy_grid(policy, rows), alpha=policy_share(policy), one_law=is_of_one_law)
-    return PolicyStudy(figures, policy, rows, judged, dataset, identity, is_of_one_law)
+    running = plan(policy, Budget())
+    calls = Calls(
+        running.certificate, counted.readable, running.rule.threshold, running.expected_rate, policy.unreadable
+    )
+    return PolicyStudy(figures, policy, rows, judged, dataset, identity, is_of_one_law, calls)
 
 
 def choose_rows(dataset: Dataset, clusters: IntArray, policy: Policy) -> Judged:
@@ -181,14 +209,23 @@ def choose_rows(dataset: Dataset, clusters: IntArray, policy: Policy) -> Judged:
         )
     used = begin_with(dataset.conversations, policy.used_rows)
     free = np.flatnonzero(~np.isin(clusters, clusters[used]))
-    rows = free[one_per_cluster(clusters[free].tolist(), seed=policy.manifest.calibration.seed)]
+    usable = free[(dataset.is_labelled & dataset.is_readable)[free]]
+    rows, counted = (
+        some[one_per_cluster(clusters[some].tolist(), seed=policy.manifest.calibration.seed)] for some in (usable, free)
+    )
     if np.unique(dataset.labels[rows]).size != 2:  # noqa: PLR2004 - safe and unsafe
         raise DataError(
             f"{rows.size} of {len(dataset)} rows are left to test the policy, and they do not have both labels; "
             f"{len(dataset) - free.size} belong to the policy's own rows or depend on them",
             hint="Give rows that its training and calibration did not use",
         )
-    return Judged(rows, used=len(dataset) - free.size, dependent=free.size - rows.size)
+    return Judged(
+        rows,
+        counted,
+        used=len(dataset) - free.size,
+        dependent=usable.size - rows.size,
+        unusable=free.size - usable.size,
+    )
 
 
 def _recorded_column(policy: Policy, column: str | None) -> str:
@@ -202,20 +239,24 @@ def _recorded_column(policy: Policy, column: str | None) -> str:
 
 
 def _score(
-    policy: Policy,
-    dataset: Dataset,
-    rows: IntArray,
-    *,
-    device: str,
-    source: PythonSourceConfig | None,
-    progress: Progress,
-) -> tuple[FloatArray, FloatArray]:
-    """Return p and d of the rows through the policy's own base model and probes, each of shape [rows]."""
+    policy: Policy, engine: BatchedBaseModel, dataset: Dataset, rows: IntArray, turns: Turns, *, progress: Progress
+) -> tuple[FloatArray, FloatArray, ScoredTurns]:
+    """Return p and d of the rows, each of shape [rows], and the scores of the turns."""
+    places = turns.readable
+    units = [dataset.conversations[row] for row in rows.tolist()] + [turns.units[place] for place in places.tolist()]
+    view = dataset.view(units, np.append(rows, turns.rows[places]))
+    probes = Probes(policy.manifest.probe, policy.probe)
+    p, d = score_rows(probes, engine, view, np.arange(len(units)), progress=progress)
+    return p[: rows.size], d[: rows.size], turns.scored(d[rows.size :])
+
+
+def _open_base_model(policy: Policy, *, device: str, source: PythonSourceConfig | None) -> BatchedBaseModel:
+    """Return the base model that the policy was made with."""
     factory = None if source is None else source.made_in(Path())
     engine = open_base_model(policy.manifest.activations, factory, device=device)
     check_normaliser(policy.manifest)
     check_fingerprint(policy.manifest, engine.fingerprint)
-    return score_rows(Probes(policy.manifest.probe, policy.probe), engine, dataset, rows, progress=progress)
+    return engine
 
 
 def _expert_scores(

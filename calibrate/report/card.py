@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from calibrate.evaluate.grid import ALPHAS
 from calibrate.evaluate.rows import ScoredRows
+from calibrate.report.calibration_data import CalibrationData
 from calibrate.report.explorer import Explorer
 from calibrate.report.words import percent, plain
 from ctd_guardrail.policy.store import Policy
@@ -50,7 +51,7 @@ def write_card(folder: Path, policy: Policy, rows: ScoredRows, explorer: Explore
         start=explorer.at_start(),
         glance=at_budgets(explorer),
         groups=_groups(rows),
-        calibration_rows=policy.scores.turns,
+        data=CalibrationData.of(policy),
         test_rows=rows.label.size,
         unsafe_rows=int(rows.label.sum()),
         clusters=len(set(rows.clusters.tolist())),

@@ -15,7 +15,7 @@ from calibrate.evaluate.grid import Grid
 from calibrate.report.curve import Point, read_curve
 from calibrate.report.law import RateLaw
 from calibrate.report.words import NONE, amount, percent, plain, score
-from ctd_guardrail.policy.budget import Certificate, Guarantee
+from ctd_guardrail.policy.budget import Certificate, Guarantee, Method
 
 __all__ = ["FIGURES", "GUARANTEES", "METHODS", "REQUESTS", "Explorer", "explore"]
 
@@ -126,22 +126,31 @@ def _law_fields(certificate: Certificate | None, prices: PriceConfig | None) -> 
     names = ("lambda", "k", "rate", "rate_low", "rate_high", "calls", "calls_low", "calls_high", "cost", "cost_low")
     if certificate is None:
         return dict.fromkeys((*names, "cost_high"), NONE)
-    law = RateLaw(certificate.k, certificate.n)
-    (low, high), (fewest, most) = law.rates(), law.calls(REQUESTS)
     calls = REQUESTS * certificate.mean_rate
-    return {
+    fields = {
         "lambda": score(certificate.threshold, 4),
         "k": f"{certificate.k:,}",
         "rate": percent(certificate.mean_rate),
+        "calls": f"{calls:,.0f}",
+        "cost": _cost(calls, prices),
+    }
+    law = _law(certificate)
+    if law is None:
+        return dict.fromkeys((*names, "cost_high"), NONE) | fields
+    (low, high), (fewest, most) = law.rates(), law.calls(REQUESTS)
+    return fields | {
         "rate_low": percent(low),
         "rate_high": percent(high),
-        "calls": f"{calls:,.0f}",
         "calls_low": f"{fewest:,}",
         "calls_high": f"{most:,}",
-        "cost": _cost(calls, prices),
         "cost_low": _cost(fewest, prices),
         "cost_high": _cost(most, prices),
     }
+
+
+def _law(certificate: Certificate) -> RateLaw | None:
+    """Return the law of the share; None if turns depend on each other, which gives it no closed form."""
+    return RateLaw(certificate.k, certificate.n) if certificate.method is Method.EXACT_BINOMIAL else None
 
 
 def _figure_fields(method: str, point: Point) -> dict[str, str]:
@@ -186,13 +195,11 @@ def _lines(points: Sequence[Point]) -> dict[str, dict[str, Numbers]]:
 
 
 def _rate_lines(points: Sequence[Point]) -> dict[str, Numbers]:
-    laws = [
-        None if point.problem or point.certificate is None else RateLaw(point.certificate.k, point.certificate.n)
-        for point in points
-    ]
+    certificates = [None if point.problem else point.certificate for point in points]
+    laws = [None if certificate is None else _law(certificate) for certificate in certificates]
     return {
         "budget": [_scaled("rate", point.alpha) for point in points],
-        "expected": [None if law is None else _scaled("rate", law.mean) for law in laws],
+        "expected": [None if each is None else _scaled("rate", each.mean_rate) for each in certificates],
         "test": [None if point.problem else _scaled("rate", point.figures["ctd"]["rate"].value) for point in points],
         "low": [None if law is None else _scaled("rate", law.rates()[0]) for law in laws],
         "high": [None if law is None else _scaled("rate", law.rates()[1]) for law in laws],

@@ -32,11 +32,6 @@ class RateLaw:
     k: int
     n: int
 
-    @property
-    def mean(self) -> float:
-        """Expected share of the inputs, (k + 1) / (n + 1)."""
-        return (self.k + 1) / (self.n + 1)
-
     def rates(self) -> tuple[float, float]:
         """Return the central interval that contains R with probability :data:`BAND`."""
         low, high = betaincinv(self.k + 1, self.n - self.k, np.array([(1 - BAND) / 2, (1 + BAND) / 2])).tolist()

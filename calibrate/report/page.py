@@ -16,6 +16,7 @@ from calibrate.evaluate.grid import policy_grid, policy_share
 from calibrate.evaluate.merges import merges_table
 from calibrate.evaluate.rows import ScoredRows
 from calibrate.expert_scores.refused import RefusedRow
+from calibrate.report.calibration_data import CalibrationData
 from calibrate.report.card import at_budgets
 from calibrate.report.explorer import FIGURES, GUARANTEES, METHODS, REQUESTS, Explorer, explore
 from calibrate.report.law import BAND
@@ -74,7 +75,7 @@ def write_report(
         "prices": prices,
         "snippet": snippet(policy.manifest, policy_folder or folder, expert),
         "recorded": expert is None,
-        "calibration_rows": policy.scores.turns,
+        "data": CalibrationData.of(policy),
         "test_rows": rows.label.size,
         "unsafe_rows": int(rows.label.sum()),
         "clusters": len(set(rows.clusters.tolist())),

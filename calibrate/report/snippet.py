@@ -12,6 +12,7 @@ import yaml
 
 from ctd_guardrail.config.experts import ExpertConfig, LocalExpertConfig, PythonExpertConfig
 from ctd_guardrail.policy.manifest import Manifest
+from ctd_guardrail.policy.turns import BudgetUnit
 
 __all__ = ["Piece", "snippet"]
 
@@ -62,12 +63,19 @@ def snippet(manifest: Manifest, folder: Path, expert: ExpertConfig | None) -> li
     if manifest.performance is not None:
         # The whole setting was certified: the rail refuses another alpha.
         return [Piece(before + after)]
-    calibration = manifest.calibration
+    budget = manifest.in_force
+    per_conversation = budget.unit is BudgetUnit.CONVERSATION
+    bound = (
+        "this number of calls per conversation is made"
+        if per_conversation
+        else "this share of the inputs reaches the expert"
+    )
     return [
         Piece(f"{before}    alpha: "),
-        Piece(f"{calibration.alpha:.10g}", "alpha_yaml"),
-        Piece(f"  # at most this share of the inputs reaches the expert ...\n    delta: {calibration.delta:.10g}"),
-        Piece(f"  # ... with confidence {100 * (1 - calibration.delta):.10g}%\n    guarantee: "),
+        # The explorer shows shares of the turns.
+        Piece(f"{budget.alpha:.10g}", None if per_conversation else "alpha_yaml"),
+        Piece(f"  # at most {bound} ...\n    delta: {budget.delta:.10g}"),
+        Piece(f"  # ... with confidence {100 * (1 - budget.delta):.10g}%\n    guarantee: "),
         Piece("exact", "guarantee_yaml"),
         Piece(f"\n{after}"),
     ]

@@ -12,6 +12,7 @@ from rich.table import Table
 from calibrate.evaluate.grid import ALPHAS
 from calibrate.evaluate.methods import METHODS
 from calibrate.pipeline.run import PipelineResult
+from calibrate.rows.splits import Split
 
 __all__ = ["print_summary", "to_json"]
 
@@ -28,6 +29,7 @@ def to_json(result: PipelineResult) -> dict[str, Any]:
             "k": certificate.k,
             "n": certificate.n,
             "mean_rate": certificate.mean_rate,
+            **result.calls.to_dict(),
         },
         "split": {
             "train": split.train.size,
@@ -36,6 +38,8 @@ def to_json(result: PipelineResult) -> dict[str, Any]:
             "left_out": split.left_out,
             "test_left_out": split.test_left_out,
             "refused": result.refused,
+            "unlabelled": dict(split.unlabelled),
+            "unreadable": dict(split.unreadable),
         },
         "probes": _probes(result),
         "expert": {
@@ -55,14 +59,7 @@ def print_summary(result: PipelineResult, console: Console, *, report: Path) -> 
         console.print(_candidates_table(result))
     for title, figure in (("AUROC", "auroc"), ("Accuracy", "accuracy"), ("Share sent to the expert", "rate")):
         console.print(_cascade_table(result, title, figure))
-    certificate = result.certificate
-    realised = result.grid.cell("ctd", certificate.alpha).figures["rate"].value
-    console.print(
-        f"Budget: alpha {certificate.alpha:g} at delta {certificate.delta:g}, certified on n = {certificate.n} "
-        f"calibration rows.\nk = {certificate.k}, lambda = {certificate.threshold:.4f}; expected rate "
-        f"{certificate.mean_rate:.4f}, on the test rows {realised:.4f}.",
-        highlight=False,
-    )
+    console.print(result.calls.describe(), highlight=False)
     performance = result.policy.manifest.performance
     if performance is not None:
         risks = ", ".join(f"{risk.metric} at most {risk.max:g}" for risk in performance.risks)
@@ -96,7 +93,7 @@ def _rows_table(result: PipelineResult) -> Table:
     table.add_column("rows", justify="right")
     table.add_column("remark")
     split, safety_left_out = result.split, result.safety_left_out
-    remarks = {part: _refused(result, part) for part in result.refused}
+    remarks = {part: _join(_refused(result, part), _unused(split, part)) for part in result.refused}
     table.add_row("train", f"{split.train.size:,}", _join(_expert_remark(result), remarks["train"]))
     if result.safety_rows:
         remark = f"{safety_left_out:,} left out: they depend on rows of the other files" if safety_left_out else ""
@@ -141,6 +138,13 @@ def _refused(result: PipelineResult, part: str) -> str:
     return f"the expert refused {rows:,}: {use}" if rows else ""
 
 
+def _unused(split: Split, part: str) -> str:
+    """Return the remark about rows without a label and rows that the base model cannot read."""
+    use = "they count in the budget alone" if part == "calibration" else "left out"
+    counts = (split.unlabelled.get(part, 0), "without a label"), (split.unreadable.get(part, 0), "cannot be read")
+    return _join(*(f"{rows:,} {state}: {use}" for rows, state in counts if rows))
+
+
 def _left_out(rows: int) -> str:
     return f"{rows:,} left out: one row counts of each cluster" if rows else ""
 
@@ -160,8 +164,8 @@ def _cascade_table(result: PipelineResult, title: str, figure: str) -> Table:
     table.add_column("alpha", justify="right")
     for method in METHODS:
         table.add_column(method, justify="right")
-    for alpha in sorted({*ALPHAS, result.certificate.alpha}):
+    for alpha in sorted({*ALPHAS, result.share}):
         values = [grid.cell(method, alpha).figures[figure].value for method in METHODS]
-        style = "bold" if alpha == result.certificate.alpha else ""
+        style = "bold" if alpha == result.share else ""
         table.add_row(f"{alpha:g}", *[f"{value:.3f}" for value in values], style=style)
     return table

@@ -77,10 +77,6 @@ class Dataset:
         """Whether a row has a label, shape [n]."""
         return ~np.isnan(self.labels)
 
-    def units(self, row: int) -> tuple[Conversation, ...]:
-        """Return the units that the rail would judge in a row, oldest first."""
-        return self.wholes[row].units(self.context)
-
     def view(self, conversations: list[Conversation], rows: IntArray) -> Self:
         """Return a data set of other conversations, each with label, file and line of one of the rows.
 

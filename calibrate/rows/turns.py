@@ -113,9 +113,11 @@ def _units(dataset: Dataset, rows: Sequence[int]) -> list[tuple[int, Conversatio
     found: dict[tuple[str, int], tuple[int, Conversation, bool]] = {}
     for row in rows:
         seen: Counter[str] = Counter()
-        for unit in dataset.units(row):
-            digest, is_text = unit.digest(), unit.turns()[-1].is_text
+        for turn, history in dataset.wholes[row].judged(dataset.context):
+            digest = history.digest(turn)
             # The rail recalls no decision about content that it cannot read.
-            found.setdefault((digest, 0 if is_text else seen[digest]), (row, unit, is_text))
+            key = digest, 0 if turn.is_text else seen[digest]
             seen[digest] += 1
+            if key not in found:
+                found[key] = row, history.unit(turn), turn.is_text
     return list(found.values())

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
@@ -223,13 +223,15 @@ class Conversation:
 
         Offline, a row of a data file stands for its last unit. Online, every unit without a decision gets one.
         """
+        return tuple(history.unit(turn) for turn, history in self.judged(context))
+
+    def judged(self, context: Context) -> Iterator[tuple[Turn, History]]:
+        """Yield each user turn that is not blank, and the history that gives its unit and its digest."""
         history = History(context)
-        units: list[Conversation] = []
         for turn in self.turns():
             if not turn.is_blank:
-                units.append(history.unit(turn))
+                yield turn, history
             history.add(turn)
-        return tuple(units)
 
     def _begins_turn(self, i: int) -> bool:
         return self.messages[i].role == "user" and self.messages[i - 1].role == "assistant"

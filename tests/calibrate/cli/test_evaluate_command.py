@@ -160,7 +160,7 @@ def test_other_data_and_another_expert(
     result = _invoke(world.run.output, "--data", data, "--to", tmp_path / "out", *options)
     assert result.exit_code == 0, result.stderr
     answer = json.loads(result.stdout)
-    assert answer["left_out"] == {"used": 5, "dependent": 0, "refused": 0}
+    assert answer["left_out"] == {"used": 5, "dependent": 0, "unusable": 0, "refused": 0}
     assert answer["is_of_one_law"] is False
     assert judge.calls == answer["rows"] == 195
     assert answer["policy_expert"] == "recorded:expert" != answer["expert"]

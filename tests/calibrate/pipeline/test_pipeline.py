@@ -245,7 +245,8 @@ def test_the_command_prints_tables_or_one_json_object(
     answer = json.loads(printed.stdout)
     assert answer["budget"]["k"] == 10
     sizes = {"train": 240, "calibration": 80, "test": 80, "left_out": 0, "test_left_out": 0}
-    assert answer["split"] == sizes | {"refused": {"train": 0, "calibration": 0, "test": 0}}
+    none = {"train": 0, "calibration": 0, "test": 0}
+    assert answer["split"] == sizes | {"refused": none, "unlabelled": none, "unreadable": none}
     assert answer["probes"] == {"layers": [1], "kinds": ["mean"], "merge": "replace"}
     methods = {cell["method"] for cell in answer["evaluation"]["cells"]}
     assert methods == {"probe", "expert", "random", "uncertainty", "ctd", "oracle"}
