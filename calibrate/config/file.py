@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from calibrate.config.cluster import RayConfig
@@ -125,11 +125,12 @@ class RiskConfig(Section):
 class BudgetConfig(Section):
     """The budget that the policy certifies, and the performance risks that it certifies beside it."""
 
+    # Before alpha, whose range depends on it.
+    unit: BudgetUnit = BudgetUnit.TURN
+    """What alpha bounds: calls per judged turn (``turn``), or calls per conversation (``conversation``)."""
     alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     """The budget, as ``unit`` says: largest share of the turns that the expert may see, below 1; or largest mean number
     of its calls in a conversation, which may exceed 1."""
-    unit: BudgetUnit = BudgetUnit.TURN
-    """What alpha bounds: calls per judged turn (``turn``), or calls per conversation (``conversation``)."""
     max_turns: Annotated[int, Field(ge=1)] | None = None
     """Largest number of turns of a conversation in the deployment. Longer conversations are not covered by the
     certificate. None: that of the longest calibration conversation."""
@@ -143,15 +144,16 @@ class BudgetConfig(Section):
     bands: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.0,)
     """Half-widths of the abstain band to choose from, with risks."""
 
-    @model_validator(mode="after")
-    def _is_a_share(self) -> BudgetConfig:
-        if self.unit is BudgetUnit.TURN and self.alpha >= 1.0:
+    @field_validator("alpha")
+    @classmethod
+    def _is_a_share(cls, alpha: float, info: ValidationInfo) -> float:
+        if info.data.get("unit") is BudgetUnit.TURN and alpha >= 1.0:
             raise PydanticCustomError(
                 "alpha",
-                "alpha is a share of the turns and must be below 1",
+                "a share of the turns must be less than 1",
                 {"hint": "Use a share such as .1, or `unit: conversation`"},
             )
-        return self
+        return alpha
 
     @model_validator(mode="after")
     def _chooses_for_a_risk(self) -> BudgetConfig:

@@ -153,7 +153,7 @@ def test_sections_that_contradict_each_other_are_refused(
         load_config(write_config(**sections))
 
 
-def test_prompts_of_one_text_are_written_once_and_a_row_that_is_too_long_is_named(
+def test_prompts_of_one_text_are_written_once_and_turns_that_are_too_long_are_left_out(
     write_rows: Write, write_config: Write, tiny_llama: Path, tmp_path: Path
 ) -> None:
     rows = [{"text": text, "label": int(text == "b"), "expert": 0.5} for text in ("a", "b", "a")]
@@ -162,10 +162,19 @@ def test_prompts_of_one_text_are_written_once_and_a_row_that_is_too_long_is_name
     command = ["prompts", str(write_config(base=base)), str(tmp_path / "requests.jsonl")]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    written = [json.loads(line)["prompt"] for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
     source = HuggingFaceSource(ActivationSpec(model=str(tiny_llama), layers=(2,)), device="cpu")
-    assert written == [list(source.tokenize(Conversation.from_text(text))[0]) for text in ("a", "b")]
-    write_rows([*rows, {"text": "x" * 65, "label": 0, "expert": 0.5}])
-    refused = CliRunner().invoke(app, command)
-    assert refused.exit_code == 2
-    assert "row 4" in refused.output
+
+    def written() -> list[list[int]]:
+        return [json.loads(line)["prompt"] for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+
+    def expected(*texts: str) -> list[list[int]]:
+        return [list(source.tokenize(Conversation.from_text(text))[0]) for text in texts]
+
+    assert written() == expected("a", "b")
+    # The last turn is too long to be read, the one before it counts in the budget.
+    turns = [("user", "c"), ("assistant", "d"), ("user", "x" * 65)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    write_rows([*rows, {"messages": messages, "label": 0, "expert": 0.5}])
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert written() == expected("a", "b", "c")

@@ -247,7 +247,7 @@ def test_too_few_conversations_are_refused_before_anything_is_computed(
 @pytest.mark.parametrize(
     ("budget", "problem"),
     [
-        ({"alpha": 1.0}, "must be below 1"),
+        ({"alpha": 1.0}, "less than 1"),
         ({"alpha": 0.0}, "alpha"),
         ({"alpha": 0.2, "max_turns": 0}, "max_turns"),
         ({"alpha": 0.2, "unit": "message"}, "unit"),
