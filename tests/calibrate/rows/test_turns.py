@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from scipy.stats import norm
 
 from calibrate.config.file import SplitConfig
@@ -96,6 +96,18 @@ def test_unreadable_turns_keep_their_conversation_and_their_cause(write_rows: Wr
     assert unreadable.beside(scored.readable, {Unreadable.OVERLONG}).lengths.tolist() == [2, 2]
 
 
+def test_the_page_s_examples_are_two_turns_each(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "calibration.md").read_text(encoding="utf-8")
+    section = page.partition("### Rows, turns and conversations")[2].partition("### Turns that")[0]
+    rows = re.findall(r"^{.*}$", section, re.MULTILINE)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([*rows, '{"text": "the only unsafe row", "label": 1}']), encoding="utf-8")
+    dataset = read_dataset([file], for_budget=True)
+    for row in (0, 1, 2, 3):
+        assert _texts(collect_turns(dataset, np.array([row]))) == [["Hello", "Bye"]]
+    assert dataset.is_labelled.tolist() == [True, True, True, False, True]
+
+
 _LONGEST = 50
 _STAY = 0.9  # mean length about 10
 _DRIFT, _RHO, _ALPHA, _DELTA = 0.1, 0.5, 0.1, 0.05
@@ -113,12 +125,11 @@ def _true_rate(threshold: float) -> float:
     return float(reached @ norm.sf(threshold - _DRIFT * place) / reached.sum())
 
 
-@pytest.mark.parametrize("draws", [12])
-def test_scores_that_rise_along_a_conversation_hold_the_budget(write_rows: Write, draws: int) -> None:
+def test_scores_that_rise_along_a_conversation_hold_the_budget(write_rows: Write) -> None:
     """Rows drawn one per conversation, while every turn is judged, break it in every draw."""
     rates: list[float] = []
     of_single_rows: list[float] = []
-    for seed in range(draws):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
         lengths = np.minimum(rng.geometric(1 - _STAY, 1000), _LONGEST).tolist()
         rows = [_conversation(number, length) for number, length in enumerate(lengths)]
