@@ -32,8 +32,8 @@ from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.activations.scorer import Scorer
 from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.errors import OverloadedError
-from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.match import check_fingerprint
+from ctd_guardrail.policy.plan import Budget, plan
 from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.probes.windows import over_windows
@@ -114,7 +114,7 @@ async def rate(
 
 def compare(policy: Policy, served: FloatArray, local: FloatArray) -> None:
     """Print the differences of the scores of both sides, and the number of routes that differ."""
-    threshold = certify(policy.scores, policy.manifest.calibration.alpha, policy.manifest.calibration.delta).threshold
+    threshold = plan(policy, Budget()).rule.threshold
     for column, name in enumerate(("p", "d")):
         difference, spread = np.abs(served - local)[:, column], local[:, column].std()
         print(f"{name}: largest difference {difference.max():.2e}, mean / spread {difference.mean() / spread:.2e}")

@@ -4,62 +4,144 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
-from ctd_guardrail._typing import FloatArray
+from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.errors import DataError
+from ctd_guardrail.policy.turns import TurnScores
+from ctd_guardrail.policy.unreadable import Unreadable, UnreadableTurns
 
-__all__ = ["read_column"]
+__all__ = ["CONVERSATION", "ScoreFile", "has_column", "read_scores"]
+
+CONVERSATION: Final = "conversation"
+"""Column of the conversations that is read by default."""
 
 
-def read_column(path: Path, column: str) -> FloatArray:
-    """Read one column of numbers from a CSV file whose first line names its columns.
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreFile:
+    """Turns of a file in the order of its lines.
+
+    Attributes:
+        d: Delegation values of the readable turns, shape [turns].
+        conversation: Number of each turn's conversation from 0, by first appearance, shape [turns]; None if the file
+            names none.
+        unreadable: Turns that the base model could not read; None if there are none.
+    """
+
+    d: FloatArray
+    conversation: IntArray | None
+    unreadable: UnreadableTurns | None = None
+
+    @property
+    def turns(self) -> TurnScores:
+        """The readable turns."""
+        return TurnScores.of(self.d, self.conversation)
+
+
+def read_scores(
+    path: Path, column: str, conversation: str | None = None, *, may_be_unreadable: bool = False
+) -> ScoreFile:
+    """Read a column of scores, and that of the conversations, from a CSV file whose first line names its columns.
 
     Args:
-        path: The file, UTF-8.
-        column: Name of the column.
-
-    Returns:
-        The numbers, shape [rows]. Blank lines are skipped.
+        path: The file, UTF-8. Blank lines are skipped.
+        column: Name of the column of scores.
+        conversation: Name of the column of conversation identifiers; None: it is not read.
+        may_be_unreadable: Whether ``overlong`` or ``nontext`` may stand for the score of a turn.
 
     Raises:
-        DataError: The file cannot be read, has no such column or no row, or a row has no finite number in it. The
-            message names the line.
+        DataError: The file cannot be read, has no such column or no row, or a row has no finite number or no
+            identifier in it. The message names the line.
     """
+    scores: list[float] = []
+    numbers: dict[str, int] = {}
+    members: list[int] = []
+    unreadable: list[tuple[str, bool]] = []
+    for line, fields in _read_lines(path, [column] if conversation is None else [column, conversation]):
+        cause = fields[0].strip() if may_be_unreadable else ""
+        name = "" if conversation is None else _identifier(fields[1], path, line)
+        if cause in set(Unreadable):
+            unreadable.append((name, cause == Unreadable.OVERLONG))
+            continue
+        scores.append(_number(fields[0], path, line))
+        members.append(numbers.setdefault(name, len(numbers)))
+    if not scores:
+        raise DataError("has no rows", file=path, hint="A budget needs calibration rows")
+    if conversation is None:
+        ids = np.arange(len(scores), len(scores) + len(unreadable))
+    else:
+        # Conversations without a readable turn have numbers above the others.
+        ids = np.array([numbers.setdefault(name, len(numbers)) for name, _ in unreadable], dtype=np.int64)
+    return ScoreFile(
+        np.array(scores),
+        None if conversation is None else np.array(members, dtype=np.int64),
+        UnreadableTurns(ids, np.array([is_long for _, is_long in unreadable])) if unreadable else None,
+    )
+
+
+def has_column(path: Path, column: str) -> bool:
+    """Return whether the first line of a CSV file names a column. A file that cannot be read has none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return column in _header(csv.reader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False  # the reader of the scores says what is wrong
+
+
+def _header(lines: Iterator[list[str]]) -> list[str]:
+    return [name.strip() for name in next(lines, [])]
+
+
+def _read_lines(path: Path, columns: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and fields of each line, the fields in the order of the columns."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(lines, [])]
-            if column not in header:
-                raise DataError(
-                    f"there is no column {column!r}",
-                    file=path,
-                    row=1,
-                    hint=f"Name one of: {', '.join(header)}" if header else "The first line names the columns",
-                )
-            index = header.index(column)
-            values = [_number(fields, index, path, lines.line_num) for fields in lines if fields]
+            header = _header(lines)
+            for column in columns:
+                if column not in header:
+                    raise DataError(
+                        f"there is no column {column!r}",
+                        file=path,
+                        row=1,
+                        hint=f"Name one of: {', '.join(header)}" if header else "The first line names the columns",
+                    )
+            places = [header.index(column) for column in columns]
+            for fields in lines:
+                if fields:
+                    if max(places) >= len(fields):
+                        raise DataError(
+                            f"has {len(fields)} fields, but the column of the scores is number {max(places) + 1}",
+                            file=path,
+                            row=lines.line_num,
+                            hint="Give every line as many fields as the first",
+                        )
+                    yield lines.line_num, [fields[place] for place in places]
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", file=path, hint="Name a readable CSV file") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError("is not a CSV file in UTF-8", file=path, hint="Save the file as CSV in UTF-8") from error
-    if not values:
-        raise DataError("has no rows", file=path, hint="A budget needs calibration rows")
-    return np.array(values)
 
 
-def _number(fields: list[str], index: int, path: Path, line: int) -> float:
-    if index >= len(fields):
+def _identifier(field: str, path: Path, line: int) -> str:
+    if not field.strip():
         raise DataError(
-            f"has {len(fields)} fields, but the column of the scores is number {index + 1}",
+            "the conversation has no identifier",
             file=path,
             row=line,
-            hint="Give every line as many fields as the first",
+            hint="Give every turn the identifier of its conversation, or use --independent if no two rows share one",
         )
+    return field.strip()
+
+
+def _number(field: str, path: Path, line: int) -> float:
     try:
-        value = float(fields[index])
+        value = float(field)
     except ValueError:
         # The value is not quoted: a wrong column may contain users' text.
         raise DataError(

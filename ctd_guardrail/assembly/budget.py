@@ -22,6 +22,7 @@ def budget_of(config: CtdConfig) -> Budget:
     return Budget(
         alpha=config.alpha,
         delta=config.delta,
+        unit=config.unit,
         guarantee=config.guarantee,
         horizon=config.horizon,
         criterion=config.criterion,

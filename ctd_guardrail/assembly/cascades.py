@@ -66,11 +66,11 @@ class CascadeFactory:
     @property
     def bounds(self) -> Bounds:
         """How far a request may move a setting."""
-        config, calibration = self.config, self.policy.manifest.calibration
+        config, in_force = self.config, self.policy.manifest.in_force
         return Bounds.of(
             config.override_bounds,
             alpha=self.plan.alpha,
-            delta=calibration.delta if config.delta is None else config.delta,
+            delta=in_force.delta if config.delta is None else config.delta,
             mode=config.mode,
             on_failure=config.on_failure,
         )

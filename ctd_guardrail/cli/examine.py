@@ -118,8 +118,8 @@ def _budget(guard: Guard) -> Iterator[Finding]:
     yield Finding(
         Outcome.OK,
         "budget",
-        f"at most {guard.plan.alpha:.1%} of the inputs reach the expert, with confidence "
-        f"{1 - certificate.delta:.1%} ({certificate.guarantee}, {certificate.n} calibration rows); "
+        f"{guard.plan.statement}, with confidence "
+        f"{1 - certificate.delta:.1%} ({certificate.guarantee}, {guard.plan.data}); "
         f"{guard.plan.expected_rate:.1%} expected",
     )
     yield Finding(Outcome.INFO, "smallest alpha", f"{round_up(certificate.alpha_min):f} with these rows at this delta")

@@ -59,9 +59,9 @@ def _validate(folder: Path, engine: Engine, console: Console) -> None:
     planned = prepare_folder(rail).plan
     certificate = planned.certificate
     console.print(
-        f"[green]ok[/] {rail.file}: at most {planned.alpha:.1%} of the inputs reach the expert, "
-        f"with confidence {1 - certificate.delta:.1%} (lambda {planned.rule.threshold:.4g} from {certificate.n} "
-        f"calibration rows, {planned.expected_rate:.1%} expected)",
+        f"[green]ok[/] {rail.file}: {planned.statement}, "
+        f"with confidence {1 - certificate.delta:.1%} (lambda {planned.rule.threshold:.4g} from {planned.data}, "
+        f"{planned.expected_rate:.1%} expected)",
         soft_wrap=True,
     )
     console.print(f"[dim]memory[/] {describe_memory(rail.config)}", soft_wrap=True)

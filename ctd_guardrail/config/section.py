@@ -22,11 +22,12 @@ from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.config.override_bounds import OverrideBoundsConfig
 from ctd_guardrail.config.source import SourceConfig, VllmSourceConfig
 from ctd_guardrail.config.store import StoreConfig
-from ctd_guardrail.config.types import Count, Price, Seconds, Section, Share, Text, VariableName
+from ctd_guardrail.config.types import Alpha, Count, Price, Seconds, Section, Share, Text, VariableName
 from ctd_guardrail.config.validation import validate
 from ctd_guardrail.decision import Mode, OnFailure, OnHistory, OnUnreadable, RefusedTurns, Verdict
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.selection import Criterion
+from ctd_guardrail.policy.turns import BudgetUnit
 
 __all__ = ["SECTION", "CostConfig", "CtdConfig", "OverrideName", "SelfTestConfig", "parse_section"]
 
@@ -81,11 +82,15 @@ class CtdConfig(Section):
 
     policy: Path
     """Folder of the policy that ``ctd-calibrate run`` wrote, relative to the configuration's folder."""
-    alpha: Share | None = None
-    """Budget: the largest share of the inputs that goes to the expert. By default the policy's. Change it freely; no
-    calibration is needed."""
+    alpha: Alpha | None = None
+    """Budget: the largest share of the turns that goes to the expert, or the mean number of calls per conversation. By
+    default the policy's. Another alpha needs no calibration. Under ``guarantee: exact``, one that was chosen after its
+    results were seen is not covered; ``simultaneous`` covers it."""
     delta: Share | None = None
-    """Probability that the calibration misses the budget. By default the policy's."""
+    """Probability that the calibration misses the budget. By default the policy's. Fix it before you see results."""
+    unit: BudgetUnit | None = None
+    """What alpha bounds: calls per ``turn``, a share, or calls per ``conversation``, a mean number. By default the
+    policy's."""
     guarantee: Guarantee = Guarantee.EXACT
     """Meaning of alpha: ``exact``, ``simultaneous``, ``expected`` or ``next``, see docs/guarantees.md."""
     horizon: Count | None = None

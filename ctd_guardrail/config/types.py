@@ -55,6 +55,9 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 """A share or a probability, strictly between 0 and 1."""
 
+Alpha = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+"""A budget: a share of the turns, or a mean number of calls per conversation, which may exceed 1."""
+
 Seconds = Annotated[float, Field(gt=0.0, le=3600.0, allow_inf_nan=False)]
 """A time in seconds, at most one hour."""
 

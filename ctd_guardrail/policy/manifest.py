@@ -158,7 +158,8 @@ class InForce:
         turns: Number of turns that are stored beside the calibration rows; None: the rows are the turns.
         conversations: Number of their conversations.
         looks: Number of recalibrations that spent a part of delta.
-        is_growing: Whether the data may grow without another look.
+        first_look: For data that grow without another look: number of conversations when they were first certified.
+            None for other data.
     """
 
     alpha: float
@@ -168,7 +169,7 @@ class InForce:
     turns: int | None
     conversations: int | None
     looks: int
-    is_growing: bool
+    first_look: int | None
 
 
 class RiskBound(BaseModel):
@@ -264,8 +265,15 @@ class Manifest(BaseModel):
             turns=turns,
             conversations=turns if record.conversations is None else record.conversations,
             looks=sum(not past.continues for past in self.recalibrations),
-            is_growing=last is not None and last.growing is not None,
+            first_look=self._first_look,
         )
+
+    @property
+    def _first_look(self) -> int | None:
+        if not self.recalibrations or self.recalibrations[-1].growing is None:
+            return None
+        first = next((past for past in reversed(self.recalibrations) if not past.continues), self.recalibrations[0])
+        return first.rows if first.conversations is None else first.conversations
 
     def hash_pins(self) -> str:
         """Return the right value of ``pins_sha256``."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields
 from pydantic import SecretBytes
 
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.policy.budget import Certificate, Status, certify, infeasible
+from ctd_guardrail.policy.budget import Certificate, Method, Status, certify, infeasible
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.manifest import PerformanceRecord
 from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.selection import Choice, Costs, Criterion, best_threshold
 from ctd_guardrail.policy.spending import budget_beside_audit, spent_delta
 from ctd_guardrail.policy.store import Policy
-from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
+from ctd_guardrail.policy.turns import BudgetUnit
 from ctd_guardrail.policy.unreadable import Unreadable
 
 __all__ = ["Budget", "Plan", "plan"]
@@ -77,7 +77,8 @@ class Plan:
         certificate: The certificate of the requested budget.
         rule: Decides which inputs the expert judges. Its lambda is that of the certificate, a larger one that the
             criterion prefers, or the one at which the policy's performance risks were certified.
-        expected_rate: Expected share of the inputs at the expert, audits included.
+        expected_rate: Expected share of the turns at the expert, audits included: that of the scores behind the
+            certificate, whatever the unit of alpha.
         alpha: The requested budget. That of the certificate is smaller if audits are part of it.
     """
 
@@ -85,6 +86,21 @@ class Plan:
     rule: DelegationRule
     expected_rate: float
     alpha: float
+
+    @property
+    def statement(self) -> str:
+        """What the budget bounds, in words for an operator."""
+        if self.certificate.unit is BudgetUnit.CONVERSATION:
+            return f"at most {self.alpha:.4g} calls of the expert per conversation on average"
+        return f"at most {self.alpha:.1%} of the inputs reach the expert"
+
+    @property
+    def data(self) -> str:
+        """The data behind the certificate, in words for an operator."""
+        certificate = self.certificate
+        if certificate.conversations == certificate.turns:
+            return f"{certificate.n} calibration rows"
+        return f"{certificate.conversations} conversations of up to {certificate.max_turns} turns"
 
 
 def plan(policy: Policy, budget: Budget) -> Plan:
@@ -97,7 +113,8 @@ def plan(policy: Policy, budget: Budget) -> Plan:
     Raises:
         InfeasibleBudgetError: The calibration scores cannot certify alpha at delta.
         ConfigError: ``horizon`` does not fit ``guarantee``, the criterion needs labels that the policy lacks, the tie
-            key is not usable, or a setting would void the policy's performance certificate.
+            key is not usable, a setting would void the policy's performance certificate, or the threshold that would
+            run lies below the certified one.
     """
     in_force = policy.manifest.in_force
     alpha = in_force.alpha if budget.alpha is None else budget.alpha
@@ -110,12 +127,25 @@ def plan(policy: Policy, budget: Budget) -> Plan:
         spent_delta(delta, in_force.looks),
         unit=in_force.unit if budget.unit is None else budget.unit,
         max_turns=in_force.max_turns,
+        first_look=in_force.first_look,
         guarantee=budget.guarantee,
         horizon=budget.horizon,
     )
     if certificate.status is Status.INFEASIBLE:
         raise infeasible(certificate, key=budget.key("alpha"), audit_share=audited)
-    rule, rate = _rule(budget, policy, scores, certificate)
+    rule = _rule(budget, policy, certificate)
+    if rule.threshold < certificate.threshold:
+        raise ConfigError(
+            f"the threshold that would run, {rule.threshold:.6g}, lies below the certified one, "
+            f"{certificate.threshold:.6g}, for alpha = {alpha:.6g} at delta = {certificate.delta:.6g}",
+            key=budget.key("alpha"),
+            hint="Calibrate again, or drop the risks with ctd-calibrate recalibrate --drop-risks",
+        )
+    is_of_a_known_law = budget.criterion is Criterion.BUDGET and policy.manifest.performance is None
+    if is_of_a_known_law and certificate.method is Method.EXACT_BINOMIAL:
+        rate = certificate.mean_rate
+    else:
+        rate = scores.rate_above(rule.threshold)
     return Plan(certificate, rule, audited + (1.0 - audited) * rate, alpha)
 
 
@@ -125,22 +155,23 @@ def _alpha_of_rule(budget: Budget, policy: Policy, alpha: float) -> float:
     if not audited:
         return alpha
     key = budget.key("monitor.audit_share")
-    if policy.manifest.performance is not None or budget.guarantee is Guarantee.NEXT:
+    unit = policy.manifest.in_force.unit if budget.unit is None else budget.unit
+    is_per_turn = unit is BudgetUnit.TURN and budget.guarantee is not Guarantee.NEXT
+    if policy.manifest.performance is not None or not is_per_turn:
         raise ConfigError(
             "this certificate leaves no share of the budget for audits",
             key=key,
-            hint="Leave audit_share out, or use a policy that holds the budget alone with a guarantee other than next",
+            hint="Leave audit_share out, or use a policy that holds the budget alone, per turn and not for the next T",
         )
     if audited >= alpha:
         raise ConfigError(f"is not below alpha = {alpha:g}", key=key, hint="Audit less, or raise alpha")
     return budget_beside_audit(alpha, audited)
 
 
-def _rule(budget: Budget, policy: Policy, scores: TurnScores, certificate: Certificate) -> tuple[DelegationRule, float]:
-    """Return the rule, and the share of the inputs that it is expected to delegate."""
+def _rule(budget: Budget, policy: Policy, certificate: Certificate) -> DelegationRule:
     if policy.manifest.performance is not None:
         threshold = _performance_threshold(budget, policy.manifest.performance)
-        return ThresholdRule(threshold), scores.rate_above(threshold)
+        return ThresholdRule(threshold)
     if budget.tie_key is not None:
         if budget.criterion is not Criterion.BUDGET:
             raise ConfigError(
@@ -148,17 +179,22 @@ def _rule(budget: Budget, policy: Policy, scores: TurnScores, certificate: Certi
                 key=budget.key("tie_key_env"),
                 hint="Set criterion: budget, or leave the key out",
             )
+        if certificate.method is not Method.EXACT_BINOMIAL:
+            raise ConfigError(
+                "the tie key needs a certificate on conversations of one turn",
+                key=budget.key("tie_key_env"),
+                hint="Leave the key out",
+            )
         if certificate.always:
             raise ConfigError(
                 "the tie key does not cover turns that go to the expert unread",
                 key=budget.key("tie_key_env"),
                 hint="Leave the key out, or block these turns with on_overlong and on_nontext",
             )
-        return TieBreakingRule.from_policy(policy, certificate, budget.tie_key), certificate.mean_rate
+        return TieBreakingRule.from_policy(policy, certificate, budget.tie_key)
     if budget.criterion is Criterion.BUDGET:
-        return ThresholdRule(certificate.threshold), certificate.mean_rate
-    choice = _choose(budget, policy, certificate)
-    return ThresholdRule(choice.threshold), scores.rate_above(choice.threshold)
+        return ThresholdRule(certificate.threshold)
+    return ThresholdRule(_choose(budget, policy, certificate).threshold)
 
 
 def _performance_threshold(budget: Budget, performance: PerformanceRecord) -> float:

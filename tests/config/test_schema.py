@@ -66,7 +66,7 @@ def test_every_example_is_valid_and_names_its_schema(file: Path) -> None:
     [
         {"policy": "p"},
         {"policy": "p", "expert": {"type": "local", "model": "m"}, "alfa": 0.1},
-        {"policy": "p", "expert": {"type": "local", "model": "m"}, "alpha": 1.5},
+        {"policy": "p", "expert": {"type": "local", "model": "m"}, "delta": 1.5},
         {"policy": "p", "expert": {"type": "local", "model": "m"}, "on_failure": "open"},
         {"policy": "p", "expert": {"type": "oracle"}},
         {"policy": "p", "expert": {"type": "local", "model": "m", "base_url": "http://x"}},

@@ -172,7 +172,7 @@ def test_a_recalibrated_policy_still_knows_its_rows(world: World, tmp_path: Path
     policy = shutil.copytree(world.run.output, tmp_path / "policy")
     scores = tmp_path / "traffic.csv"
     scores.write_text("dv\n" + "\n".join(str(i / 500) for i in range(500)))
-    options = ["--policy", str(policy), "--scores", str(scores)]
+    options = ["--policy", str(policy), "--scores", str(scores), "--independent"]
     assert CliRunner().invoke(app, ["recalibrate", *options]).exit_code == 0
     before, after = (read_policy(folder).used_rows for folder in (world.run.output, policy))
     assert before is not None
