@@ -52,8 +52,8 @@ def recalibrate(
     object.
 
     The scores are the delegation values of all conversations, or of a random share of them. They need no labels. The
-    monitors' file of recent scores, scores-KEY.csv, is such a file. `overlong` or `nontext` in place of a score is a
-    turn that the base model could not read.
+    monitors' file of recent scores, scores-KEY.csv, is such a file. `expert` in place of a score is a turn that
+    the base model could not read and that went to the expert.
 
     Each further recalibration spends a smaller part of delta: the i-th one 6 delta / (pi^2 i^2). All of them together
     keep delta. With --growing, a file that begins with the rows of the last recalibration spends nothing more.
@@ -78,7 +78,6 @@ def recalibrate(
         "look": result.look,
         "delta": result.delta,
         "delta_spent": result.certificate.delta,
-        "unreadable": 0 if traffic.unreadable is None else len(traffic.unreadable),
         "previous": certificate_json(result.previous),
         "kept": None if result.kept is None else str(result.kept),
     }
@@ -98,5 +97,4 @@ def _read(scores: Path, column: str, conversation: str | None, *, independent: b
                 hint="Name the column with --conversation, or use --independent if no two rows share a conversation",
             )
         conversation = CONVERSATION
-    read = read_scores(scores, column, None if independent else conversation, may_be_unreadable=True)
-    return Traffic(read.d, read.conversation, scores, read.unreadable)
+    return Traffic(*read_scores(scores, column, None if independent else conversation), scores)

@@ -5,54 +5,48 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.errors import DataError
+from ctd_guardrail.monitors.state import EXPERT
 from ctd_guardrail.policy.turns import TurnScores
-from ctd_guardrail.policy.unreadable import Unreadable, UnreadableTurns
 
-__all__ = ["CONVERSATION", "ScoreFile", "has_column", "read_scores"]
+__all__ = ["CONVERSATION", "ScoreColumns", "has_column", "read_scores"]
 
 CONVERSATION: Final = "conversation"
 """Column of the conversations that is read by default."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ScoreFile:
+class ScoreColumns(NamedTuple):
     """Turns of a file in the order of its lines.
 
     Attributes:
-        d: Delegation values of the readable turns, shape [turns].
-        conversation: Number of each turn's conversation from 0, by first appearance, shape [turns]; None if the file
-            names none.
-        unreadable: Turns that the base model could not read; None if there are none.
+        d: Delegation values, shape [turns]; ``+inf`` for a turn that went to the expert unread.
+        conversation: Number of each turn's conversation from 0, by first appearance, shape [turns]; None if it was not
+            read.
     """
 
     d: FloatArray
     conversation: IntArray | None
-    unreadable: UnreadableTurns | None = None
 
     @property
     def turns(self) -> TurnScores:
-        """The readable turns."""
+        """The turns as the data of a certificate."""
         return TurnScores.of(self.d, self.conversation)
 
 
-def read_scores(
-    path: Path, column: str, conversation: str | None = None, *, may_be_unreadable: bool = False
-) -> ScoreFile:
+def read_scores(path: Path, column: str, conversation: str | None = None) -> ScoreColumns:
     """Read a column of scores, and that of the conversations, from a CSV file whose first line names its columns.
 
     Args:
         path: The file, UTF-8. Blank lines are skipped.
-        column: Name of the column of scores.
+        column: Name of the column of scores. ``expert`` stands for the score of a turn that the base model could not
+            read and that went to the expert.
         conversation: Name of the column of conversation identifiers; None: it is not read.
-        may_be_unreadable: Whether ``overlong`` or ``nontext`` may stand for the score of a turn.
 
     Raises:
         DataError: The file cannot be read, has no such column or no row, or a row has no finite number or no
@@ -61,27 +55,13 @@ def read_scores(
     scores: list[float] = []
     numbers: dict[str, int] = {}
     members: list[int] = []
-    unreadable: list[tuple[str, bool]] = []
     for line, fields in _read_lines(path, [column] if conversation is None else [column, conversation]):
-        cause = fields[0].strip() if may_be_unreadable else ""
-        name = "" if conversation is None else _identifier(fields[1], path, line)
-        if cause in set(Unreadable):
-            unreadable.append((name, cause == Unreadable.OVERLONG))
-            continue
-        scores.append(_number(fields[0], path, line))
-        members.append(numbers.setdefault(name, len(numbers)))
+        scores.append(_score(fields[0], path, line))
+        if conversation is not None:
+            members.append(numbers.setdefault(_identifier(fields[1], path, line), len(numbers)))
     if not scores:
         raise DataError("has no rows", file=path, hint="A budget needs calibration rows")
-    if conversation is None:
-        ids = np.arange(len(scores), len(scores) + len(unreadable))
-    else:
-        # Conversations without a readable turn have numbers above the others.
-        ids = np.array([numbers.setdefault(name, len(numbers)) for name, _ in unreadable], dtype=np.int64)
-    return ScoreFile(
-        np.array(scores),
-        None if conversation is None else np.array(members, dtype=np.int64),
-        UnreadableTurns(ids, np.array([is_long for _, is_long in unreadable])) if unreadable else None,
-    )
+    return ScoreColumns(np.array(scores), None if conversation is None else np.array(members, dtype=np.int64))
 
 
 def has_column(path: Path, column: str) -> bool:
@@ -139,7 +119,9 @@ def _identifier(field: str, path: Path, line: int) -> str:
     return field.strip()
 
 
-def _number(field: str, path: Path, line: int) -> float:
+def _score(field: str, path: Path, line: int) -> float:
+    if field.strip() == EXPERT:
+        return math.inf
     try:
         value = float(field)
     except ValueError:

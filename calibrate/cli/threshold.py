@@ -81,5 +81,6 @@ def certificate_json(certificate: Certificate) -> dict[str, Any]:
         "turns": certificate.turns,
         "method": certificate.method.value,
         "max_turns": certificate.max_turns,
+        "always": certificate.always,
         **({} if certificate.horizon is None else {"horizon": certificate.horizon}),
     }

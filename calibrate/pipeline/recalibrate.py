@@ -18,12 +18,11 @@ import numpy as np
 
 from ctd_guardrail._typing import FloatArray, IntArray
 from ctd_guardrail.errors import ConfigError, DataError
-from ctd_guardrail.policy.budget import Certificate, Status, certify, sort_scores
+from ctd_guardrail.policy.budget import Certificate, Status, certify
 from ctd_guardrail.policy.manifest import InForce, RecalibrationRecord
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import MANIFEST_FILE, TENSORS_FILE, Policy, finish_write, read_policy, write_policy
 from ctd_guardrail.policy.turns import TurnScores
-from ctd_guardrail.policy.unreadable import UnreadableTurns
 from ctd_guardrail.runtime.lock import writing
 
 __all__ = ["HISTORY_FOLDER", "Recalibration", "Traffic", "recalibrate_policy"]
@@ -38,17 +37,15 @@ class Traffic:
     Their conversations must be exchangeable with future ones: all of them or a random share, never the delegated part.
 
     Attributes:
-        d: Delegation values of the readable turns, shape [turns].
+        d: Delegation values, shape [turns]; ``+inf`` for a turn that went to the expert unread.
         conversation: Number of each turn's conversation from 0, by first appearance, shape [turns]; None: every turn
             is a conversation of its own.
         source: The file of the scores. Its name and hash are recorded.
-        unreadable: Turns that the base model could not read; None: there are none.
     """
 
     d: FloatArray
     conversation: IntArray | None
     source: Path
-    unreadable: UnreadableTurns | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +154,6 @@ def _recalibrate(
         raise DataError(
             "the policy already uses these scores", file=traffic.source, hint="Recalibrate with newer traffic"
         )
-    sort_scores(traffic.d)  # for its checks
     max_turns = in_force.max_turns if max_turns is None else max_turns
     if is_growing:
         turns, look, max_turns = _grow(past, in_force, traffic, alpha, max_turns)
@@ -199,6 +195,7 @@ def _recalibrate(
         continues=look.continues,
         drops_risks=manifest.performance is not None,
     )
+    # The unreadable turns of the calibration belong to its own conversations. The new scores hold those of theirs.
     changed = manifest.model_copy(update={"recalibrations": (*past, record), "performance": None})
     write_policy(
         folder,
@@ -207,7 +204,6 @@ def _recalibrate(
         policy.calibration,
         turns=turns,
         used_rows=policy.used_rows,
-        unreadable=traffic.unreadable,
     )
     return Recalibration(certificate, previous, look.number, delta, kept)
 
@@ -224,12 +220,6 @@ def _grow(
     The bets on the conversations that were certified before must be the same ones, so alpha and the longest
     conversation stay those of the first look.
     """
-    if traffic.unreadable is not None:
-        raise DataError(
-            "holds unreadable turns, and scores that grow must not",
-            file=traffic.source,
-            hint="Leave these turns out, or recalibrate without --growing",
-        )
     numbers = np.arange(traffic.d.size) if traffic.conversation is None else traffic.conversation
     turns = TurnScores.of(traffic.d, numbers)
     digest = _hash(traffic.d, numbers)

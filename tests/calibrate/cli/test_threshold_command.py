@@ -128,3 +128,44 @@ def test_blank_lines_quotes_and_a_byte_order_mark_are_read(tmp_path: Path) -> No
     path.write_text(f"\ufefftext, dv\r\n\r\n{rows}\r\n", encoding="utf-8")
     answer = json.loads(_run(path, "--alpha", "0.1", "--delta", "0.05").stdout)
     assert (answer["n"], answer["k"]) == (40, max_exceedances(40, 0.1, 0.05))
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [f"{rng.normal()},chat-{number}" for number in range(1500) for _ in range(number % 5 + 1)]
+    path = tmp_path / "chats.csv"
+    path.write_text("d,conversation\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_turns_of_conversations_are_certified_together(chats: Path) -> None:
+    options = ["--column", "d", "--alpha", "0.1", "--delta", "0.05"]
+    answer = json.loads(_run(chats, *options, "--conversation", "conversation").stdout)
+    assert (answer["method"], answer["unit"], answer["max_turns"]) == ("betting", "turn", 5)
+    assert (answer["n"], answer["conversations"], answer["turns"]) == (1500, 1500, 4500)
+    assert answer["mean_rate"] == answer["k"] / 4500
+    rows = json.loads(_run(chats, *options).stdout)
+    assert (rows["method"], rows["conversations"]) == ("exact binomial", 4500)
+    longer = json.loads(_run(chats, *options, "--conversation", "conversation", "--max-turns", "50").stdout)
+    assert longer["max_turns"] == 50
+    assert answer["threshold"] < longer["threshold"]
+
+
+def test_a_budget_can_count_calls_per_conversation(chats: Path) -> None:
+    options = ["--column", "d", "--conversation", "conversation", "--unit", "conversation", "--delta", "0.05"]
+    answer = json.loads(_run(chats, *options, "--alpha", "1.2").stdout)
+    assert answer["unit"] == "conversation"
+    assert 1.0 < answer["mean_rate"] == answer["k"] / 1500 < 1.2
+    refused = _run(chats, *options, "--alpha", "6")
+    assert refused.exit_code == 2
+    assert "not between 0 and 5" in refused.stderr
+
+
+def test_the_next_inputs_of_conversations_are_refused(chats: Path) -> None:
+    result = _run(
+        chats, "--column", "d", "--conversation", "conversation", "--alpha", "0.1", "--delta", "0.05",
+        "--guarantee", "next", "--horizon", "100",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "up to 5 turns" in result.stderr

@@ -17,7 +17,6 @@ from ctd_guardrail.policy.plan import Budget, plan
 from ctd_guardrail.policy.spending import spent_delta
 from ctd_guardrail.policy.store import CalibrationScores, read_policy
 from ctd_guardrail.policy.turns import TurnScores
-from ctd_guardrail.policy.unreadable import Unreadable
 from ctd_guardrail.runtime.lock import LOCK_FILE
 from tests.support.artefacts import edit
 from tests.support.policies import write_plain_policy
@@ -190,15 +189,14 @@ class TestConversations:
         assert _run(policy, path)[0].exit_code == 2
         assert _run(policy, path, "--conversation", "thread")[1]["conversations"] == 2000
 
-    def test_unreadable_turns_replace_those_of_before_and_cost_calls(self, policy: Path, tmp_path: Path) -> None:
-        path = _turns(tmp_path / "t.csv", 2000)
-        path.write_text(path.read_text() + "overlong,c1\nnontext,other\n" * 50)
+    def test_turns_that_went_to_the_expert_unread_count_at_every_threshold(self, policy: Path, tmp_path: Path) -> None:
+        _, plain = _run(policy, path := _turns(tmp_path / "t.csv", 2000))
+        path.write_text(path.read_text() + "expert,c1\nexpert,other\n" * 50)
         _, answer = _run(policy, path)
-        assert answer["unreadable"] == 100
-        again = read_policy(policy)
-        certificate = plan(again, Budget(unreadable=frozenset(Unreadable))).certificate
-        assert (certificate.always, certificate.conversations) == (100, 2001)
-        assert certificate.threshold > plan(again, Budget()).rule.threshold
+        assert (answer["always"], answer["conversations"]) == (100, 2001)
+        assert answer["threshold"] > plain["threshold"]
+        certificate = plan(read_policy(policy), Budget()).certificate
+        assert (certificate.always, certificate.threshold) == (100, answer["threshold"])
 
 
 class TestDefaults:
