@@ -35,6 +35,7 @@ from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.match import RECORDED, check_fingerprint, check_normaliser
 from ctd_guardrail.policy.plan import Budget, plan
 from ctd_guardrail.policy.store import Policy, read_policy
+from ctd_guardrail.policy.turns import BudgetUnit
 from ctd_guardrail.probes.probes import Probes
 
 __all__ = ["Judged", "PolicyStudy", "choose_rows", "study_policy"]
@@ -183,9 +184,10 @@ def study_policy(
     is_of_one_law = all(record.sha256 in known for record in dataset.records)
     figures = measure_study(policy_grid(policy, rows), alpha=policy_share(policy), one_law=is_of_one_law)
     running = plan(policy, Budget())
-    calls = Calls(
-        running.certificate, counted.readable, running.rule.threshold, running.expected_rate, policy.unreadable
-    )
+    threshold, expected = running.rule.threshold, running.expected_rate
+    if running.certificate.unit is BudgetUnit.CONVERSATION:
+        expected = policy.scores.count_above(threshold) / policy.scores.conversations
+    calls = Calls(running.certificate, counted.readable, threshold, expected, policy.unreadable)
     return PolicyStudy(figures, policy, rows, judged, dataset, identity, is_of_one_law, calls)
 
 

@@ -93,8 +93,9 @@ def _problem(alpha: float, certificate: Certificate | None) -> str:
         )
     if certificate.status is Status.INFEASIBLE:
         smallest = (100 * round_up(certificate.alpha_min)).normalize()
+        data = "rows" if certificate.max_turns == 1 else "conversations"
         return (
-            f"{certificate.n:,} calibration rows cannot certify {plain(alpha)}: it takes {certificate.n_min:,}. "
-            f"The smallest budget that these rows can certify is {smallest:f}%."
+            f"{certificate.n:,} calibration {data} cannot certify {plain(alpha)}: it takes {certificate.n_min:,}. "
+            f"The smallest budget that these {data} can certify is {smallest:f}%."
         )
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from calibrate.cli.app import app
 from calibrate.config.file import load_config
 from calibrate.pipeline.run import PipelineResult, run
+from calibrate.report.documents import write_documents
 from calibrate.report.summary import print_summary, to_json
 from ctd_guardrail.activations.base_model import load_base_model
 from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
@@ -232,6 +236,65 @@ def test_calls_per_conversation_may_exceed_one(
     budget = to_json(result)["budget"]
     counted = result.calls.counted
     assert budget["realised"] == counted.count_above(result.certificate.threshold) / counted.conversations
+
+
+@pytest.mark.parametrize("unit", ["turn", "conversation"])
+def test_the_documents_name_the_turns_and_the_unit(
+    make_chats: Make, write_rows: Write, write_config: Write, tmp_path: Path, unit: str
+) -> None:
+    chats = make_chats(600)
+    for row in chats[::10]:
+        row["messages"] = [_user([_IMAGE]), _answer, *row["messages"]]
+    write_rows(chats)
+    alpha = 1.2 if unit == "conversation" else 0.4
+    config = write_config(budget={"alpha": alpha, "delta": 0.1, "unit": unit})
+    result = _run(config)
+    write_documents(result, load_config(config))
+    turns, unreadable = result.policy.turns, result.policy.unreadable
+    assert turns is not None
+    assert unreadable is not None
+    data = f"{turns.turns:,} turns of {turns.conversations:,} conversations"
+    page = (tmp_path / "policy" / "report.html").read_text()
+    assert f"on {data};" in page
+    assert f"betting, {data}" in page
+    assert f"{len(unreadable)} with content other than text" in page
+    assert ("The policy's own budget is 1.2 calls per conversation" in page) == (unit == "conversation")
+    assert "in nine" not in page
+    card = (tmp_path / "policy" / "MODEL_CARD.md").read_text()
+    per = "judged turn" if unit == "turn" else "conversation"
+    assert f"| budget | alpha {alpha} calls per {per}" in card
+    assert f"| certificate | betting, on {data} of at most {turns.max_turns} turns |" in card
+    assert f"{len(unreadable)} with content other than text" in card
+    # The configuration to copy states the policy's own budget.
+    snippet = re.sub("<[^>]*>", "", page.partition('id="snippet"')[2].partition("</code>")[0])
+    assert f"alpha: {alpha}" in snippet
+
+
+@pytest.mark.parametrize(("unit", "alpha"), [("turn", 0.2), ("conversation", 1.2)])
+def test_an_evaluation_counts_the_calls_of_whole_conversations(
+    make_chats: Make, write_rows: Write, write_config: Write, tmp_path: Path, unit: str, alpha: float
+) -> None:
+    chats = make_chats(400)
+    for number, row in enumerate(chats):
+        row["split"] = "train" if number < 200 else "test" if number < 300 else "calibration"
+    chats[205]["messages"] = [_user("bread"), _answer, _user([_IMAGE])]
+    chats[350]["label"] = None
+    data = write_rows(chats)
+    result = _run(write_config(budget={"alpha": alpha, "delta": 0.1, "unit": unit}))
+    done = CliRunner().invoke(
+        app, ["evaluate", str(tmp_path / "policy"), "--data", str(data), "--to", str(tmp_path / "to"), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    budget = json.loads(done.stdout)["budget"]
+    calls = result.calls
+    assert budget["realised"] == pytest.approx(calls.realised, abs=1e-6)
+    assert budget["expected"] == pytest.approx(calls.expected)
+    assert budget["unit"] == unit
+    assert (budget["test_conversations"], budget["test_turns"]) == (calls.counted.conversations, calls.counted.turns)
+    assert (budget["method"], budget["turns"]) == ("betting", result.certificate.turns)
+    answer = json.loads(done.stdout)
+    assert answer["rows"] == result.split.test.size == 99
+    assert answer["left_out"] == {"used": 300, "dependent": 0, "unusable": 1, "refused": 0}
 
 
 def test_too_few_conversations_are_refused_before_anything_is_computed(
