@@ -10,7 +10,7 @@ from calibrate.risk.losses import Risk
 from calibrate.risk.outcome import BUDGET
 from calibrate.risk.rows import Rows, Setting
 from ctd_guardrail.errors import InfeasibleBudgetError
-from ctd_guardrail.policy.budget import Status, min_alpha, min_rows
+from ctd_guardrail.policy.budget import Status, certify
 from ctd_guardrail.policy.manifest import PerformanceRecord, RiskBound
 from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 
@@ -51,15 +51,15 @@ def certify_performance(
     )
     if outcome.status is Status.CERTIFIED and outcome.setting is not None:
         return outcome.setting
-    n = turns.conversations
+    budget = certify(turns, alpha, delta, unit=unit, max_turns=max_turns)
     bounds = {BUDGET: alpha} | {risk.metric.value: risk.max for risk in risks}
     binding = ", ".join(f"{name} of at most {bounds[name]:g}" for name in outcome.binding)
     feasible = ", ".join(f"{name} of at most {bound:.3f}" for name, bound in outcome.feasible.items())
     raise InfeasibleBudgetError(
-        f"{n} calibration conversations cannot certify, at delta = {delta:g} for all of it, {binding}",
+        f"{turns.conversations} calibration conversations cannot certify, at delta = {delta:g} for all of it, {binding}",
         alpha=alpha,
-        alpha_min=min_alpha(n, delta),
-        n_min=min_rows(alpha, delta),
+        alpha_min=budget.alpha_min,
+        n_min=budget.n_min,
         hint=f"The most promising setting would have met: {feasible}. Relax a bound, or add calibration conversations",
     )
 

@@ -12,6 +12,7 @@ from calibrate.risk.rows import Rows
 from calibrate.risk.splits import Split
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.budget import Status, certify, sort_scores
+from ctd_guardrail.policy.turns import TurnScores
 
 
 def _rows(n: int = 1000, seed: int = 0) -> Rows:
@@ -75,6 +76,30 @@ def test_a_risk_that_only_a_larger_budget_can_meet_binds_the_budget() -> None:
     outcome = certify_settings(shifted, alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.19)], split=split)
     assert outcome.binding == (BUDGET,)
     assert outcome.feasible[BUDGET] > 0.3
+
+
+def test_turns_beside_the_labelled_rows_count_in_the_budget() -> None:
+    rows = _rows(2000)
+    arguments = {"alpha": 0.3, "delta": 0.1, "risks": [Risk(Metric.ERROR, 0.4)]}
+    # Each conversation has two more turns, of which the later ones score higher.
+    turns = TurnScores.of(np.concatenate([rows.d, rows.d + 0.2, rows.d + 0.4]), np.tile(np.arange(2000), 3))
+    bound = certify(turns, 0.3, 0.05)
+    outcome = certify_settings(rows, **arguments, turns=turns)
+    assert outcome.status is Status.CERTIFIED
+    assert min(setting.threshold for setting in outcome.certified) >= bound.threshold
+    alone = certify_settings(rows, **arguments)
+    assert min(setting.threshold for setting in alone.certified) < bound.threshold
+
+
+def test_the_smallest_budget_of_turns_that_would_do_is_named() -> None:
+    rows = _rows(3000)
+    # All other turns score higher than the labelled ones, so every threshold of those delegates them.
+    turns = TurnScores.of(np.concatenate([rows.d, rows.d + 10]), np.tile(np.arange(3000), 2))
+    outcome = certify_settings(rows, alpha=0.3, delta=0.1, risks=[Risk(Metric.ERROR, 0.19)], turns=turns)
+    assert outcome.binding == (BUDGET,)
+    smallest = outcome.feasible[BUDGET]
+    assert smallest > 0.5
+    assert certify(turns, smallest + 1e-6, 0.05).threshold < rows.d.max() < certify(turns, 0.5, 0.05).threshold
 
 
 def test_it_certifies_no_threshold_below_the_closed_form_s() -> None:
