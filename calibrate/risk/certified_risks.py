@@ -56,7 +56,7 @@ def certify_performance(
     binding = ", ".join(f"{name} of at most {bounds[name]:g}" for name in outcome.binding)
     feasible = ", ".join(f"{name} of at most {bound:.3f}" for name, bound in outcome.feasible.items())
     raise InfeasibleBudgetError(
-        f"{turns.conversations} calibration conversations cannot certify, at delta = {delta:g} for all of it, {binding}",
+        f"{turns.conversations} calibration conversations cannot certify, at delta = {delta:g} for all, {binding}",
         alpha=alpha,
         alpha_min=budget.alpha_min,
         n_min=budget.n_min,
