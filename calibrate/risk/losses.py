@@ -18,6 +18,9 @@ The last two are risks of the probe's own verdicts, on the inputs that the exper
 that a rule keeps is the selective risk of Geifman and El-Yaniv (arXiv 1705.08500), who bound it by the same binomial
 tail. All others are risks of the cascade, on the inputs that the expert answers.
 
+If a coin gave labels to a share of the rows only, every metric but ``auroc_error`` takes the betting test of
+:meth:`Risk._few_labels_p`.
+
 A rate among some of the rows is tested on these rows alone: given their number, their losses are independent with that
 rate. AUROC is not a mean of independent losses. Hoeffding (1963, section 5) reduces a two-sample U-statistic to the
 mean of m = min(unsafe, safe) independent losses by convexity, which covers both the KL and the Bentkus bound. DeLong's
@@ -36,7 +39,7 @@ from numpy.typing import NDArray
 
 from calibrate.risk.pvalues import betting_p, binomial_p, hoeffding_bentkus_p, smallest_level
 from calibrate.risk.rows import Rows, Setting
-from ctd_guardrail._typing import FloatArray
+from ctd_guardrail._typing import BoolArray, FloatArray
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.selection import auroc_error
 
@@ -110,15 +113,39 @@ class Risk:
 
     def _p_at(self, level: float, rows: Rows, setting: Setting, delta: float) -> float:
         if self.metric is Metric.AUROC_ERROR:
-            label = rows.label[rows.is_answered]
+            label = rows.label[rows.is_answered & rows.is_labelled]
             pairs = int(min(label.sum(), label.size - label.sum()))
             if not pairs:
                 return 1.0
             return hoeffding_bentkus_p(risk_value(Metric.AUROC_ERROR, rows, setting) * pairs, pairs, level)
+        if rows.label_share < 1.0:
+            return self._few_labels_p(level, rows, setting, delta)
         counted = losses(self.metric, rows, setting)
         if self.metric in _COUNTED:
             return binomial_p(int(counted.sum()), counted.size, level)
         return betting_p(counted / self.scale, level, delta=delta)
+
+    def _few_labels_p(self, level: float, rows: Rows, setting: Setting, delta: float) -> float:
+        """Return the p-value from rows of which a coin labelled a share.
+
+        "The risk is above the level" is E f >= 0 with f = (loss - level) where the row counts, else 0, in
+        [-level, 1 - level]. F, the mean of f under the expert's P(unsafe), stands in for f. A labelled row corrects it,
+
+            z = F + (1{labelled} / share) (f - F),    E z = E f    whatever the expert is,
+
+        because the coin is independent of the row (prediction-powered inference: Angelopoulos et al., arXiv 2301.09633;
+        Zrnic and Candes, arXiv 2403.03208). z is bounded, so the betting test is exact in finite samples.
+        """
+        at = []
+        for label in (0.0, 1.0):
+            value, counts = _outcome(self.metric, rows, np.full(len(rows), label), setting)
+            at.append(np.where(counts, value / self.scale - level, 0.0))
+        guess = np.where(rows.is_answered, rows.expert, rows.probe)
+        expected = (1.0 - guess) * at[0] + guess * at[1]
+        correction = np.where(rows.label == 1.0, at[1], at[0]) - expected
+        z = expected + np.where(rows.is_labelled, correction / rows.label_share, 0.0)
+        low, width = 1.0 - level - 1.0 / rows.label_share, 2.0 / rows.label_share - 1.0
+        return betting_p(np.clip((z - low) / width, 0.0, 1.0), -low / width, delta=delta)
 
 
 def risk_value(metric: Metric, rows: Rows, setting: Setting) -> float:
@@ -128,7 +155,8 @@ def risk_value(metric: Metric, rows: Rows, setting: Setting) -> float:
         DataError: AUROC is asked for and the rows are all safe or all unsafe.
     """
     if metric is Metric.AUROC_ERROR:
-        return auroc_error(rows.score(setting)[rows.is_answered], rows.label[rows.is_answered])
+        known = rows.is_answered & rows.is_labelled
+        return auroc_error(rows.score(setting)[known], rows.label[known])
     counted = losses(metric, rows, setting)
     return float(counted.mean()) if counted.size else math.nan
 
@@ -144,9 +172,15 @@ def losses(metric: Metric, rows: Rows, setting: Setting) -> FloatArray:
     Raises:
         ConfigError: The metric has no loss of one row.
     """
+    value, counts = _outcome(metric, rows, rows.label, setting)
+    return np.asarray(value[counts & rows.is_labelled], dtype=np.float64)
+
+
+def _outcome(metric: Metric, rows: Rows, label: FloatArray, setting: Setting) -> tuple[FloatArray, BoolArray]:
+    """Return the loss of each row under a label, and whether the row counts, both of shape [n]."""
     score = rows.score(setting)
     undecided = np.abs(score - setting.tau) < setting.band
-    unsafe = rows.label == 1.0
+    unsafe = label == 1.0
     blocked = (score >= setting.tau) & ~undecided
     allowed = (score < setting.tau) & ~undecided
     wrong = (allowed & unsafe) | (blocked & ~unsafe)
@@ -166,7 +200,7 @@ def losses(metric: Metric, rows: Rows, setting: Setting) -> FloatArray:
         case Metric.PROBE_FALSE_OMISSION:
             value, counted = unsafe, kept & allowed
         case Metric.BRIER:
-            value, counted = np.square(score - rows.label), answered
+            value, counted = np.square(score - label), answered
         case Metric.LOG_LOSS:
             given = np.where(unsafe, score, 1.0 - score)
             # The inner cut avoids ln 0. The outer cut is exact, although exp and ln round.
@@ -174,4 +208,4 @@ def losses(metric: Metric, rows: Rows, setting: Setting) -> FloatArray:
             counted = answered
         case Metric.AUROC_ERROR:
             raise ConfigError("AUROC has no loss of one row", key="risk.metric", hint="Name another metric")
-    return np.asarray(value[counted], dtype=np.float64)
+    return np.asarray(value, dtype=np.float64), counted
