@@ -15,14 +15,16 @@ DELTA = 0.1
 NEVER = Setting(np.inf)
 
 
-def draw(seed: int, n: int, share: float, *, expert: float, probe: float = 1.0) -> Rows:
+def draw(seed: int, n: int, share: float, *, expert: float | None, probe: float = 1.0) -> Rows:
     """Draw rows of half unsafe inputs. Probe and expert are logistic scores of these separations.
 
-    An expert with a negative separation is wrong more often than right, and sure of it.
+    An expert with a negative separation is wrong more often than right, and sure of it. None: the expert is sure of each
+    verdict of the probe.
     """
     rng = np.random.default_rng(seed)
     label = (rng.random(n) < 0.5).astype(np.float64)
-    p, e = (expit(2 * abs(s) * (s * (2 * label - 1) + rng.normal(size=n))) for s in (probe, expert))
+    p, e = (expit(2 * abs(s) * (s * (2 * label - 1) + rng.normal(size=n))) for s in (probe, expert or 0.0))
+    e = (p >= NEVER.tau).astype(np.float64) if expert is None else e
     has_label = rng.random(n) < share
     return Rows(rng.random(n), p, e, np.where(has_label, label, np.nan), label_share=share)
 
@@ -32,10 +34,10 @@ TRUTH = float(ndtr(-1.0))
 METRICS = [Metric.ERROR, Metric.FNR, Metric.FPR, Metric.PROBE_ERROR, Metric.PROBE_FALSE_OMISSION]
 
 
-@pytest.mark.parametrize("expert", [2.0, 0.0, -2.0])
+@pytest.mark.parametrize("expert", [2.0, 0.0, -2.0, None])
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_false_bound_passes_in_at_most_delta_of_the_draws_whatever_the_expert_is(
-    metric: Metric, expert: float
+    metric: Metric, expert: float | None
 ) -> None:
     draws = 2000
     passed = sum(
