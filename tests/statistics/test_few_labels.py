@@ -18,8 +18,8 @@ NEVER = Setting(np.inf)
 def draw(seed: int, n: int, share: float, *, expert: float | None, probe: float = 1.0) -> Rows:
     """Draw rows of half unsafe inputs. Probe and expert are logistic scores of these separations.
 
-    An expert with a negative separation is wrong more often than right, and sure of it. None: the expert is sure of each
-    verdict of the probe.
+    An expert with a negative separation is wrong more often than right, and sure of it. None: an expert that is sure of
+    each verdict of the probe.
     """
     rng = np.random.default_rng(seed)
     label = (rng.random(n) < 0.5).astype(np.float64)
