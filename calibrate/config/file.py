@@ -92,13 +92,16 @@ class SplitConfig(Section):
     """Share that the budget is certified on."""
     test: Share = 0.2
     """Share that the cascade is evaluated on."""
+    label_share: Share | None = None
+    """Probability of a label, if a coin of your own decided which calibration rows got one, whatever is in them. The
+    others have ``label: null``, and ``budget.risk`` uses the expert's score of them, see docs/risks.md."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the split and of all later random choices."""
 
     @property
     def are_written(self) -> bool:
         """Whether the file states shares."""
-        return bool(self.model_fields_set - {"seed"})
+        return bool(self.model_fields_set - {"seed", "label_share"})
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> SplitConfig:
@@ -228,6 +231,16 @@ class CalibrateConfig(Section):
         else:
             return self
         raise PydanticCustomError("hidden_states", "{problem}", {"problem": problem, "hint": hint})
+
+    @model_validator(mode="after")
+    def _few_labels_are_for_risks(self) -> CalibrateConfig:
+        if self.splits.label_share is not None and not self.budget.risk:
+            raise PydanticCustomError(
+                "label_share",
+                "`splits.label_share` is for `budget.risk`: the budget alone needs no labels",
+                {"hint": "Add `budget.risk`, or leave label_share out"},
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_source_of_expert_scores(self) -> CalibrateConfig:

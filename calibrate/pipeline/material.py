@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import numpy as np
+from scipy.special import bdtr, bdtrc
 
 from calibrate.config.file import CalibrateConfig, SplitConfig
 from calibrate.rows.data import Dataset, read_dataset
@@ -25,6 +26,8 @@ __all__ = ["Material", "SafetyData", "check_labels", "check_rows", "find_overlon
 # A character has at most four bytes, and a token is at least a byte. A chat template adds a few tokens of its own.
 _TOKENS_PER_CHARACTER: Final = 4
 _TEMPLATE_TOKENS: Final = 256
+# A coin shows a count this far out in one calibration in a million.
+_UNBELIEVABLE: Final = 5e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,14 @@ class Material:
         split: Use of each.
         certified: Turns of the conversations that certify the budget.
         counted: Turns of the conversations that show the realised rate.
+        label_share: Probability with which a coin gave a calibration row its label; None: there was no coin.
     """
 
     dataset: Dataset
     split: Split
     certified: Turns
     counted: Turns
+    label_share: float | None
 
     @classmethod
     def of(cls, dataset: Dataset, config: SplitConfig) -> Self:
@@ -66,7 +71,8 @@ class Material:
             DataError: The rows cannot be split; see :func:`calibrate.rows.splits.split_rows`.
         """
         split = split_rows(dataset, config)
-        return cls(dataset, split, collect_turns(dataset, split.certified), collect_turns(dataset, split.counted))
+        certified, counted = (collect_turns(dataset, rows) for rows in (split.certified, split.counted))
+        return cls(dataset, split, certified, counted, config.label_share)
 
     def read_by(self, base_model: BatchedBaseModel, config: SplitConfig) -> Self:
         """Return the material with the units marked that are too long for a base model.
@@ -76,21 +82,26 @@ class Material:
         """
         dataset = self.dataset.without(find_overlong(base_model, self.dataset.conversations))
         found = type(self).of(dataset, config)
-        parts = (
+        certified, counted = (
             turns.with_overlong(find_overlong(base_model, turns.units)) for turns in (found.certified, found.counted)
         )
-        return type(self)(dataset, found.split, *parts)
+        return replace(found, certified=certified, counted=counted)
 
     @property
     def has_labels(self) -> bool:
-        """Whether the calibration rows have labels. Risks and the best threshold need them."""
+        """Whether all calibration rows have labels. The best threshold needs them."""
         return bool(self.dataset.is_labelled[self.split.calibration].all())
+
+    @property
+    def can_show_risks(self) -> bool:
+        """Whether risks can be measured on the calibration rows: all have labels, or a coin chose those that do."""
+        return self.has_labels or self.label_share is not None
 
     @property
     def asked(self) -> IntArray:
         """Rows that need a score of the expert: of training, calibration and test, in this order."""
         split = self.split
-        calibration = split.calibration if self.has_labels else split.calibration[:0]
+        calibration = split.calibration if self.can_show_risks else split.calibration[:0]
         return np.concatenate([split.train, calibration, split.test])
 
     @property
@@ -123,7 +134,7 @@ class Material:
 
     def by_part(self, asked: FloatArray) -> dict[str, FloatArray]:
         """Return values of the rows of :attr:`asked` by part."""
-        calibration = self.split.calibration.size if self.has_labels else 0
+        calibration = self.split.calibration.size if self.can_show_risks else 0
         bounds = np.cumsum([self.split.train.size, calibration])
         return dict(zip(PARTS, np.split(asked, bounds), strict=True))
 
@@ -163,8 +174,8 @@ def check_rows(config: CalibrateConfig, material: Material) -> None:
         raise ConfigError(f"{parent} cannot be written to", key="output", hint="Name another folder")
     dataset, split, budget = material.dataset, material.split, config.budget
     check_labels(dataset, split.train, split.test)
-    if budget.risk and not material.has_labels:
-        raise DataError("no calibration row has a label, but risks need them", hint="Leave `budget.risk` out")
+    if budget.risk:
+        _check_labels_for_risks(dataset.is_labelled[split.calibration], material.label_share)
     # The feasibility depends on the number of conversations and on their lengths, not on the scores.
     turns = material.certified.scored(np.zeros(material.certified.readable.size)).readable
     certificate = certify(turns, budget.alpha, budget.delta, unit=budget.unit, max_turns=budget.max_turns)
@@ -182,6 +193,21 @@ def check_labels(dataset: Dataset, train: IntArray, test: IntArray) -> None:
     if np.unique(dataset.labels[test]).size <= 1:
         raise DataError(
             f"all {test.size} test rows have one label", hint="Give more rows, or a larger share to testing"
+        )
+
+
+def _check_labels_for_risks(is_labelled: BoolArray, share: float | None) -> None:
+    """Refuse calibration rows without labels, or with labels that the stated coin did not give."""
+    labelled, rows = int(is_labelled.sum()), is_labelled.size
+    if share is None:
+        if labelled < rows:
+            raise DataError("no calibration row has a label, but risks need them", hint="Leave `budget.risk` out")
+        return
+    tail = min(float(bdtr(labelled, rows, share)), float(bdtrc(labelled - 1, rows, share)) if labelled else 1.0)
+    if tail < _UNBELIEVABLE:
+        raise DataError(
+            f"{labelled} of {rows} calibration rows have labels: no draw of a coin with splits.label_share = {share:g}",
+            hint="State the probability with which each row got a label, whatever was in it",
         )
 
 

@@ -72,6 +72,7 @@ class PipelineResult:
         refused: Rows of each part that the expert refused.
         safety_rows: Rows of other files that the safety probe was trained on; 0 if there are none.
         safety_left_out: Rows of those files that depend on a row of ``data.path``, and were left out.
+        few_labels: Labels, and calibration rows, of risks that rest on few labels; None: there are none.
     """
 
     output: Path
@@ -85,6 +86,7 @@ class PipelineResult:
     refused: dict[str, int]
     safety_rows: int = 0
     safety_left_out: int = 0
+    few_labels: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +204,8 @@ def _certify_and_write(config: CalibrateConfig, safety: SafetyData | None, score
     alpha, delta, seed = config.budget.alpha, config.budget.delta, config.splits.seed
     expert = material.by_part(scored.expert.p)
     p, d = scored.calibration.T
-    scores = CalibrationScores.from_rows(d=d, p=p)
+    scores, labels = CalibrationScores.from_rows(d=d, p=p), dataset.labels[split.calibration]
     if material.has_labels:
-        labels = dataset.labels[split.calibration]
         scores = CalibrationScores.from_rows(d=d, p=p, expert=expert["calibration"], label=labels)
     readable = scored.turns.readable
     turns = None if material.is_of_single_turns else readable
@@ -216,7 +217,7 @@ def _certify_and_write(config: CalibrateConfig, safety: SafetyData | None, score
     if risks := [Risk(risk.metric, risk.max) for risk in config.budget.risk]:
         merged = trained.merge(p, expert["calibration"])
         setting = certify_performance(
-            Rows(d, p, merged, labels),
+            Rows(d, p, merged, labels, config.splits.label_share or 1.0),
             risks,
             alpha=alpha,
             delta=delta,
@@ -296,6 +297,7 @@ def _certify_and_write(config: CalibrateConfig, safety: SafetyData | None, score
         refused=refused,
         safety_rows=0 if safety is None else safety.rows.size,
         safety_left_out=0 if safety is None else len(safety.dataset) - safety.rows.size,
+        few_labels=None if material.label_share is None else (int((~np.isnan(labels)).sum()), labels.size),
     )
 
 

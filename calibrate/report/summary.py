@@ -68,6 +68,12 @@ def print_summary(result: PipelineResult, console: Console, *, report: Path) -> 
             f"tau = {result.policy.manifest.decision_threshold:g}, abstain band {performance.band:g}.",
             highlight=False,
         )
+        if result.few_labels is not None:
+            labelled, rows = result.few_labels
+            console.print(
+                f"The risks rest on {labelled:,} labels of {rows:,} calibration rows and the expert's scores of all.",
+                highlight=False,
+            )
     probes = _probes(result)
     console.print(
         f"Probes: {' + '.join(probes['kinds'])} over tokens, layers "

@@ -36,7 +36,7 @@ class Split:
     Attributes:
         train: Rows that both probes are trained on.
         calibration: Rows that risks and the best threshold are measured on, one from each cluster. If no calibration
-            row has a label, these have none.
+            row has a label, these have none. If a coin gave the labels, they are drawn without regard to these.
         test: Rows that the cascade is evaluated on, one from each cluster: of the calibration rows' law.
         clusters: Cluster of every row of the data set, shape [n].
         certified: Rows whose conversations certify the budget, one from each cluster of the calibration part.
@@ -100,7 +100,7 @@ def split_rows(dataset: Dataset, config: SplitConfig) -> Split:
 
     certified, judging = independent(members["calibration"]), independent(usable["test"])
     # Without labels, the budget is all that the calibration part serves.
-    labelled = usable["calibration"]
+    labelled = usable["calibration"] if config.label_share is None else members["calibration"][:0]
     certifying = independent(labelled) if labelled.size else certified[is_readable[certified]]
     return Split(
         usable["train"],

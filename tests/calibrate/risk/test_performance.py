@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from calibrate.report.documents import write_documents
 from calibrate.report.summary import print_summary
 from ctd_guardrail.assembly.prepared import prepare
 from ctd_guardrail.config.section import parse_section
-from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError
+from ctd_guardrail.errors import ConfigError, DataError, InfeasibleBudgetError
 from ctd_guardrail.policy.store import Policy
 
 Make = Callable[..., Any]
@@ -91,3 +92,52 @@ def test_what_does_not_belong_together_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         calibrated(make_rows, write_rows, write_config, **budget)
+
+
+def few_labels(make_rows: Make, *, share: float) -> list[dict[str, Any]]:
+    """Rows of which a coin labels some of the calibration part. The expert is asked about all."""
+    rng = np.random.default_rng(0)
+    rows = make_rows(1200)
+    for place, row in enumerate(rows):
+        row["split"] = "calibration" if place >= 500 else "train" if place >= 150 else "test"
+        if row["split"] == "calibration" and rng.random() >= share:
+            row["label"] = None
+    return rows
+
+
+def test_risks_are_certified_from_the_labels_that_a_coin_gave(
+    make_rows: Make, write_rows: Make, write_config: Make
+) -> None:
+    write_rows(few_labels(make_rows, share=0.3))
+    budget = {"alpha": 0.3, "delta": 0.2, "risk": [{"metric": "error", "max": 0.45}, {"metric": "fnr", "max": 0.65}]}
+    config = load_config(write_config(budget=budget, splits={"label_share": 0.3}))
+    result = run(config, console=Console(quiet=True))
+    assert result.policy.manifest.performance is not None
+    assert result.few_labels is not None
+    labelled, rows = result.few_labels
+    assert rows == result.certificate.n == 700
+    assert 170 < labelled < 250
+    with (console := Console(width=200)).capture() as capture:
+        print_summary(result, console, report=config.output)
+    assert f"{labelled} labels of 700 calibration rows" in capture.get()
+    # The tensors hold the scores behind the budget. Some labels are no labelled calibration.
+    assert result.policy.calibration.label is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "given", "message"),
+    [(0.9, 0.3, "no draw of a coin with splits.label_share = 0.9"), (0.1, 0.3, "no draw of a coin")],
+)
+def test_labels_that_no_such_coin_gives_are_refused(
+    make_rows: Make, write_rows: Make, write_config: Make, stated: float, given: float, message: str
+) -> None:
+    write_rows(few_labels(make_rows, share=given))
+    budget = {"alpha": 0.3, "delta": 0.2, "risk": {"metric": "error", "max": 0.45}}
+    config = load_config(write_config(budget=budget, splits={"label_share": stated}))
+    with pytest.raises(DataError, match=message):
+        run(config, console=Console(quiet=True))
+
+
+def test_a_share_of_labels_without_a_risk_is_refused(write_config: Make) -> None:
+    with pytest.raises(ConfigError, match="the budget alone needs no labels"):
+        load_config(write_config(splits={"label_share": 0.3}))
