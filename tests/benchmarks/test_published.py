@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.activations import run as activations
-from benchmarks.calibration import certificates, mapie
+from benchmarks.calibration import certificates, few_labels, mapie
 from benchmarks.calibration import run as calibration
 from benchmarks.load import compare, latency, memory, serving
 from benchmarks.load import run as load
@@ -25,6 +25,7 @@ FILES = ROOT / "docs" / "benchmarks"
 COLUMNS = {
     "activations": activations.COLUMNS,
     "calibration-certificates": certificates.COLUMNS,
+    "calibration-few-labels": few_labels.COLUMNS,
     "calibration-mapie": mapie.COLUMNS,
     "calibration-run": calibration.COLUMNS,
     "load-compare-clock": compare.COLUMNS,
@@ -159,6 +160,15 @@ def test_the_closed_form_is_tighter_than_mapie_in_a_hundredth_of_its_time() -> N
             assert float(found[rows, name]["rate_of_alpha"]) <= float(found[rows, "closed form"]["rate_of_alpha"])
         if name != "closed form":
             assert float(large["ms"]) >= 100 * float(found["100000", "closed form"]["ms"])
+
+
+def test_the_bounds_from_few_labels_are_those_of_the_file() -> None:
+    page = (ROOT / "docs" / "risks.md").read_text(encoding="utf-8")
+    for row in read("calibration-few-labels"):
+        shown = f"| {int(row['rows']):,} | {float(row['label_share']):.0%} | {row['labelled_alone']} |"
+        line = next(line for line in page.splitlines() if line.startswith(shown))
+        assert f"| {row['with_expert']} |" in line
+        assert line.endswith(f"| {row['all_labelled']} |")
 
 
 def test_the_simulation_is_as_near_as_the_page_says() -> None:
