@@ -70,6 +70,8 @@ def test_arrows_back_up_are_the_fewest_that_break_every_circle(arrows: dict[str,
         ("class A: ...\nx = A()", True),
         ("@dataclass(frozen=True)\nclass A: ...\nx = A()", False),
         ("class A(StrEnum): ...\nx = A('a')", False),
+        ("class A(StrEnum): ...\nclass B(A): ...\nx = B('a')", False),
+        ("class A: ...\nclass B(A): ...\nx = B()", True),
         ("def f():\n    x = {}", False),
     ],
 )

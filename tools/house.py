@@ -145,9 +145,15 @@ class Tree:
 
     @cached_property
     def _stateful_classes(self) -> frozenset[str]:
-        """Names of this tree's classes that are not frozen by their declaration."""
-        classes = (node for tree in self.files.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
-        return frozenset(node.name for node in classes if not _is_frozen(node))
+        """Names of this tree's classes that are frozen neither by their declaration nor by a base class."""
+        nodes = [node for tree in self.files.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        stateful = [node for node in nodes if not _is_frozen(node)]
+        while True:
+            frozen = {node.name for node in nodes} - {node.name for node in stateful}
+            left = [node for node in stateful if frozen.isdisjoint(_bases(node))]
+            if len(left) == len(stateful):
+                return frozenset(node.name for node in stateful)
+            stateful = left
 
 
 def find_circles(graph: Graph) -> list[frozenset[str]]:
@@ -265,6 +271,10 @@ def _is_frozen(node: ast.ClassDef) -> bool:
     declared = [*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)]
     words = {word for each in declared for word in ast.unparse(each).replace("(", ".").replace("[", ".").split(".")}
     return "frozen=True" in " ".join(map(ast.unparse, declared)) or bool(words & _FROZEN_BASES)
+
+
+def _bases(node: ast.ClassDef) -> Iterator[str]:
+    yield from (ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases)
 
 
 def _leaves(
