@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from operator import add
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = [
+    "ALWAYS_BLOCKED",
     "Decision",
     "Mode",
     "OnFailure",
@@ -76,6 +77,13 @@ class Reason(StrEnum):
 _JUDGEMENTS = frozenset(
     {Reason.PROBE_SAFE, Reason.PROBE_UNSAFE, Reason.EXPERT_SAFE, Reason.EXPERT_UNSAFE, Reason.BLANK, Reason.ABSTAINED}
 )
+
+ALWAYS_BLOCKED: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG, Reason.BAD_OVERRIDE, Reason.NOT_READY})
+"""Failures that block under every failure policy.
+
+The sender of an input chooses these, or asks for a setting that the operator did not allow. The failure policy is for
+a guard that failed.
+"""
 
 
 class OnFailure(StrEnum):

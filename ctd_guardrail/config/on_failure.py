@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from ctd_guardrail.config.types import Section
-from ctd_guardrail.decision import OnFailure, Reason
+from ctd_guardrail.decision import ALWAYS_BLOCKED, OnFailure, Reason
 
-__all__ = ["ALWAYS_BLOCKED", "OnFailureByCause", "on_failure_for"]
-
-ALWAYS_BLOCKED: Final = frozenset({Reason.NON_TEXT, Reason.OVERLONG, Reason.BAD_OVERRIDE, Reason.NOT_READY})
-"""Failures that no failure policy opens.
-
-The sender of an input chooses these, or asks for a setting that the operator did not allow. The failure policy is for
-a guard that broke.
-"""
+__all__ = ["OnFailureByCause", "on_failure_for"]
 
 
 class OnFailureByCause(Section):

@@ -13,8 +13,7 @@ from typing import Final, NamedTuple
 
 from opentelemetry import metrics
 
-from ctd_guardrail.config.on_failure import OnFailureByCause
-from ctd_guardrail.decision import Decision, Mode, OnFailure, Reason, Route, Verdict
+from ctd_guardrail.decision import ALWAYS_BLOCKED, Decision, Mode, OnFailure, Reason, Route, Verdict
 from ctd_guardrail.observability.events import Decided, Event, ExpertCalled, Origin, Recalled, Served, UnscreenedCall
 from ctd_guardrail.observability.totals import Totals
 
@@ -154,7 +153,7 @@ def _judgements() -> Iterator[tuple[str, str, str, str]]:
 
 def _bypasses() -> Iterator[tuple[str, str, str]]:
     """Return reason, setting of ``on_failure`` and verdict of each bypass."""
-    for reason in OnFailureByCause.model_fields.keys() - {"default"}:
+    for reason in (each for each in Reason if each.is_failure and each not in ALWAYS_BLOCKED):
         yield reason, OnFailure.ALLOW, Verdict.ALLOW
         yield reason, OnFailure.PROBE, Verdict.ALLOW
         yield reason, OnFailure.PROBE, Verdict.BLOCK

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from calibrate.cli.app import app as calibrate_app
 from calibrate.config.file import CalibrateConfig
 from ctd_guardrail.cli.app import app
-from ctd_guardrail.config.on_failure import ALWAYS_BLOCKED, OnFailureByCause
+from ctd_guardrail.config.on_failure import OnFailureByCause
 from ctd_guardrail.config.schema import config_schema, model_schema
-from ctd_guardrail.decision import Reason
+from ctd_guardrail.decision import ALWAYS_BLOCKED, Reason
 
 EXAMPLES = Path(__file__).parents[2] / "config_examples"
 SCHEMAS = {
