@@ -228,7 +228,7 @@ class Cascade:
         rollout = self.settings.rollout
         if rollout is None or self.settings.mode is Mode.SHADOW:
             return self.settings.mode
-        return rollout.mode(conversation, principal)
+        return Mode.ENFORCE if rollout.enforces(conversation, principal) else Mode.SHADOW
 
     async def _decide(self, request: Request, unit: Unit) -> Decision:
         """Judge a unit, and report the decision."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from pydantic import SecretBytes
 
-from ctd_guardrail.decision import Mode
 from ctd_guardrail.policy.ties import uniform
 from ctd_guardrail.text.conversation import Context, Conversation, History
 
@@ -30,7 +29,7 @@ class Rollout:
     key: SecretBytes
     by_principal: bool = False
 
-    def mode(self, conversation: Conversation, principal: str | None = None) -> Mode:
+    def enforces(self, conversation: Conversation, principal: str | None = None) -> bool:
         """Return whether verdicts on a conversation count.
 
         Args:
@@ -41,5 +40,4 @@ class Rollout:
             drawn = f"rollout principal {principal}"
         else:
             drawn = f"rollout {History(Context.LAST_TURN).digest(conversation.turns()[0])}"
-        is_enforced = uniform(drawn, self.key.get_secret_value()) < self.share
-        return Mode.ENFORCE if is_enforced else Mode.SHADOW
+        return uniform(drawn, self.key.get_secret_value()) < self.share
