@@ -6,6 +6,7 @@ Everything that can refuse to start does so here, and every file is read once: t
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from ctd_guardrail.config.validation import naming
 from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.match import check_fingerprint, check_normaliser
 from ctd_guardrail.policy.plan import Budget, Plan, plan
-from ctd_guardrail.policy.store import Policy, read_policy
+from ctd_guardrail.policy.store import MANIFEST_FILE, Policy, read_policy
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.serving.record import check_record, read_record
 from ctd_guardrail.text.refusals import Refusals
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ctd_guardrail.experts.rail.expert import RailCollaborators
     from ctd_guardrail.probes.probes import Probes
 
-__all__ = ["Prepared", "load_guard", "prepare", "prepare_folder", "read"]
+__all__ = ["Prepared", "load_guard", "prepare", "prepare_folder", "read", "read_policy_digest"]
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +213,22 @@ def prepare(config: CtdConfig, *, folder: Path) -> Prepared:
     running = plan(policy, budget)
     check_pace(config, policy, running)
     return Prepared(config, folder, policy, budget, running)
+
+
+def read_policy_digest(config: CtdConfig, *, folder: Path) -> str:
+    """Return the digest of the policy on disk. Reads one small file, unlike :func:`prepare`.
+
+    Args:
+        config: The user's section.
+        folder: Folder that relative paths start from.
+
+    Returns:
+        The ``policy.digest`` of a :class:`Prepared` that is read now; an empty string if there is no manifest.
+    """
+    try:
+        return hashlib.sha256((folder / config.policy / MANIFEST_FILE).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _base_model(config: CtdConfig, policy: Policy) -> tuple[object, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING, Final
 from ctd_guardrail.assembly.folder import holds_section
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.judge_prompt import with_judge_prompt
-from ctd_guardrail.assembly.prepared import Prepared, prepare
+from ctd_guardrail.assembly.prepared import Prepared, prepare, read_policy_digest
 from ctd_guardrail.config.experts import RailExpertConfig
 from ctd_guardrail.config.section import SECTION, CtdConfig, parse_section
 from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.nemo.loading import LoadingGuard
-from ctd_guardrail.policy.store import MANIFEST_FILE
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
 
@@ -62,7 +60,7 @@ def guard_for(config: RailsConfig, section: CtdConfig, collaborators: RailCollab
 
     def start(prepared: Prepared) -> LoadableGuard:
         load = prepared.loader(in_service=True, rail_collaborators=collaborators, refusals=refusals, runtime=runtime)
-        return _start(load, section, runtime)
+        return _start(load, section)
 
     def key(policy: str) -> _Key:
         return place, settings, policy, refusals
@@ -72,7 +70,7 @@ def guard_for(config: RailsConfig, section: CtdConfig, collaborators: RailCollab
     place, settings = os.path.realpath(folder), section.model_dump_json()
     guards: Shared[_Key, LoadableGuard] = runtime.shared("guards")
     # Reads one small file, because IORails asks at every synchronous call.
-    guard = guards.find(key(_digest(folder / section.policy / MANIFEST_FILE)))
+    guard = guards.find(key(read_policy_digest(section, folder=folder)))
     if guard is None or _has_failed(guard):
         prepared = prepare(section, folder=folder)
         # The key is that of the policy that was read now. It may have been replaced since the look above.
@@ -87,15 +85,13 @@ def _has_failed(guard: LoadableGuard) -> bool:
     return isinstance(guard, LoadingGuard) and guard.has_failed
 
 
-def _start(load: Callable[[], Guard], section: CtdConfig, runtime: Runtime) -> LoadableGuard:
+def _start(load: Callable[[], Guard], section: CtdConfig) -> LoadableGuard:
     """Load at once, or on a thread if an event loop runs."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return load()
-    return LoadingGuard(
-        load, mode=section.mode, principal=section.principal, deadline_s=section.deadline_s, runtime=runtime
-    )
+    return LoadingGuard(load, mode=section.mode, principal=section.principal, deadline_s=section.deadline_s)
 
 
 def config_folder(config: RailsConfig) -> Path:
@@ -146,11 +142,3 @@ def refusals_of(config: RailsConfig) -> tuple[tuple[str, ...], ...]:
     # Colang 2.x keeps its messages in flows.
     sources = {getattr(flow, "name", ""): getattr(flow, "source_code", "") for flow in config.flows}
     return tuple(tuple(_SAID.findall(sources.get(f"bot {name}") or "")) for name in _BOT_MESSAGES)
-
-
-def _digest(manifest: Path) -> str:
-    """Return the hash of a manifest; an empty string, which no guard has, if it cannot be read."""
-    try:
-        return hashlib.sha256(manifest.read_bytes()).hexdigest()
-    except OSError:
-        return ""

@@ -11,14 +11,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from ctd_guardrail.assembly.guard import Guard
-from ctd_guardrail.cascade.dialogue import note_answer
 from ctd_guardrail.config.limits import PrincipalConfig
 from ctd_guardrail.decision import Decision, Mode, Reason, Route, Verdict
 from ctd_guardrail.errors import CtdError
 from ctd_guardrail.observability.events import Decided, UnscreenedCall
 from ctd_guardrail.observability.request import REQUEST_ID
 from ctd_guardrail.observability.tally import Tally
-from ctd_guardrail.runtime.runtime import Runtime
 
 __all__ = ["LoadingGuard"]
 
@@ -35,7 +33,6 @@ class LoadingGuard:
         mode: Whether the block counts.
         principal: Where a request names its principal.
         deadline_s: Seconds until a request has its decision, including the wait for the models; None: no deadline.
-        runtime: Remembers the answers of the main LLM; None: the runtime of the process.
     """
 
     def __init__(
@@ -45,12 +42,10 @@ class LoadingGuard:
         mode: Mode = Mode.ENFORCE,
         principal: PrincipalConfig | None = None,
         deadline_s: float | None = None,
-        runtime: Runtime | None = None,
     ) -> None:
         self._mode = mode
         self.principal = principal
         self._deadline_s = deadline_s
-        self._memory = (runtime or Runtime.default()).memory
         self._unready = Tally()
         self._loaded: Future[Guard] = Future()
         # A running future cannot be cancelled by an input that waits for it.
@@ -115,11 +110,20 @@ class LoadingGuard:
         self._loaded.add_done_callback(report)
 
     def note_answer(self, answer: str | Mapping[str, Any]) -> None:
-        """Remember an answer of the main LLM; see :func:`ctd_guardrail.cascade.dialogue.note_answer`."""
-        if self._loaded.done() and not self.has_failed:
-            self._loaded.result().note_answer(answer)
-        else:
-            note_answer(answer, self._memory)
+        """Remember an answer of the main LLM, as soon as the guard is loaded; see :meth:`Guard.note_answer`.
+
+        A guard that could not be loaded blocks every input, so it remembers nothing.
+        """
+        if self._loaded.done():
+            if not self.has_failed:
+                self._loaded.result().note_answer(answer)
+            return
+
+        def note(loaded: Future[Guard]) -> None:
+            if loaded.exception() is None:
+                loaded.result().note_answer(answer)
+
+        self._loaded.add_done_callback(note)
 
     def close(self) -> None:
         """Wait until loading has ended. Runs when the runtime is closed."""
