@@ -109,6 +109,15 @@ class Guard:
         return self._factory.memory
 
     @property
+    def device(self) -> str | None:
+        """Device of the base model; None if another process or the operator's code computes the activations."""
+        if self.config.source is not None:
+            return None
+        from ctd_guardrail.activations.huggingface import pick_device  # noqa: PLC0415  # torch
+
+        return str(pick_device(self.config.device))
+
+    @property
     def principal(self) -> PrincipalConfig | None:
         """Where a request names its principal; None: principals are not used."""
         return self.config.principal

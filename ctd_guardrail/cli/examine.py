@@ -14,22 +14,19 @@ from typing import Final
 from ctd_guardrail.assembly.folder import RailFolder, read_folder
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.prepared import prepare_folder
-from ctd_guardrail.assembly.self_test import SelfTestResult, self_test
+from ctd_guardrail.assembly.self_test import SelfTestResult, self_test, try_expert
 from ctd_guardrail.cli.memory import describe_memory
 from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.decision import Mode, OnFailure
 from ctd_guardrail.errors import CtdError, StoreError
-from ctd_guardrail.experts.bounded.bounded_expert import BoundedExpert
 from ctd_guardrail.policy.budget import round_up
 from ctd_guardrail.runtime.shared_memory import SharedMemory
-from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["Finding", "Outcome", "examine"]
 
 _PACKAGES: Final = ("ctd-guardrail", "nemoguardrails", "torch", "transformers")
-_QUESTION: Final = "What is the capital of France?"
 
 
 class Outcome(StrEnum):
@@ -82,7 +79,7 @@ async def examine(folder: Path, *, engine: Engine = Engine.AUTO, deadline_s: flo
             *_base_model(guard),
             *_settings(guard),
             await _memory(guard),
-            *[await _expert(name, expert, deadline_s) for name, expert in guard.experts.items()],
+            *[await _expert(guard, name, deadline_s) for name in guard.experts],
             *[_tested(result) for result in await self_test(guard)],
         ]
     finally:
@@ -144,9 +141,7 @@ def _base_model(guard: Guard) -> Iterator[Finding]:
         f"{', '.join(map(str, manifest.activations.layers))}: its fingerprint is the policy's "
         f"({fingerprint.weights_sha256[:12]})",
     )
-    from ctd_guardrail.activations.huggingface import pick_device  # noqa: PLC0415  # torch
-
-    yield Finding(Outcome.INFO, "device", str(pick_device(guard.config.device)))
+    yield Finding(Outcome.INFO, "device", str(guard.device))
 
 
 def _settings(guard: Guard) -> Iterator[Finding]:
@@ -192,22 +187,15 @@ def _failures(config: CtdConfig) -> Finding:
     return Finding(outcome, "on_failure", text)
 
 
-async def _expert(name: str | None, bounded: BoundedExpert, deadline_s: float) -> Finding:
-    """Ask once, without caps and breaker: a call that they refuse would show nothing about the expert."""
-    subject = "expert" if name is None else f"expert {name}"
-    if not bounded.is_enabled:
+async def _expert(guard: Guard, name: str | None, deadline_s: float) -> Finding:
+    subject, expert = "expert" if name is None else f"expert {name}", guard.experts[name]
+    if not expert.is_enabled:
         return Finding(Outcome.WARNING, subject, "it is switched off: expert_enabled is false")
-    expert = bounded.with_limits(is_enabled=True, breaker=None, caps=None, attempts=1)
-    clock = asyncio.get_running_loop().time
-    start = clock()
     try:
-        async with asyncio.timeout(deadline_s):
-            await expert.score(Conversation.from_text(_QUESTION))
-    except TimeoutError:
-        return Finding(Outcome.ERROR, subject, f"no answer within {deadline_s:g} s")
+        seconds = await try_expert(expert, deadline_s=deadline_s)
     except CtdError as error:
         return Finding(Outcome.ERROR, subject, str(error))
-    return Finding(Outcome.OK, subject, f"{expert.identity} answered in {clock() - start:.2f} s")
+    return Finding(Outcome.OK, subject, f"{expert.identity} answered in {seconds:.2f} s")
 
 
 def _tested(result: SelfTestResult) -> Finding:
