@@ -239,3 +239,35 @@ def engine_of(app: LLMRails) -> Any:
     guard = guard_of(app)
     assert isinstance(guard, Guard)
     return scorer_of(guard)
+
+
+class Noting(Allowing):
+    """Stands for a guard that remembers answers."""
+
+    def __init__(self) -> None:
+        self.answers: list[object] = []
+
+    def note_answer(self, answer: object) -> None:
+        self.answers.append(answer)
+
+
+async def test_answers_before_and_after_the_models_are_loaded_reach_the_guard() -> None:
+    go, loaded = threading.Event(), Noting()
+    guard = LoadingGuard(lambda: (go.wait(30), loaded)[1])  # type: ignore[arg-type,return-value]
+    guard.note_answer("early")
+    assert loaded.answers == []
+    go.set()
+    guard.close()
+    guard.note_answer("late")
+    assert loaded.answers == ["early", "late"]
+
+
+async def test_a_guard_that_cannot_be_loaded_takes_answers_without_an_error() -> None:
+    def load() -> Any:
+        raise ActivationError("no model")
+
+    guard = LoadingGuard(load)
+    guard.note_answer("early")
+    guard.close()
+    guard.note_answer("late")
+    assert (await guard.check(user("x"))).reason is Reason.NOT_READY
