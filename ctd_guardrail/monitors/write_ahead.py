@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class WriteAheadLog:
         """
         if self._stream is None:
             self._stream = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            # The last guard may go at any time, without a call of `close`.
+            self._release = weakref.finalize(self, os.close, self._stream)
         os.write(self._stream, json.dumps([save, *update], allow_nan=False).encode() + b"\n")
 
     def clear(self) -> None:
@@ -53,7 +56,7 @@ class WriteAheadLog:
     def close(self) -> None:
         """Close the file."""
         if self._stream is not None:
-            os.close(self._stream)
+            self._release()
             self._stream = None
 
     def read(self, save: str) -> list[list[Any]]:

@@ -105,7 +105,7 @@ class Bets:
         low, high = -1, finite
         tried = self._first_places(sides, scales, finite)
         while high - low > 1:
-            certified = self._certifies(self._counts(tried), sides, scales)
+            certified = self._certifies(self._counts_above(tried), sides, scales)
             high = min([high, *tried[certified].tolist()])
             low = max([low, *tried[~certified].tolist()])
             tried = np.unique(np.linspace(low + 1, high - 1, min(_TRIED, max(high - low - 1, 1))).astype(np.int64))
@@ -190,7 +190,7 @@ class Bets:
         count = sides.allowance.sum() - np.linspace(0.5, 1.5 + self._target * 1.5, _TRIED) * spread
         return np.unique(np.clip(self._d.size - 1 - count, 0, max(finite - 1, 0)).astype(np.int64))
 
-    def _counts(self, places: IntArray) -> FloatArray:
+    def _counts_above(self, places: IntArray) -> FloatArray:
         """Return D_i for the thresholds at these places in the order of d, shape [conversations, thresholds]."""
         n, end = self._lengths.size, self._d.size
         counts = np.empty((n, places.size))

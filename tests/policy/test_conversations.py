@@ -37,7 +37,7 @@ def test_the_threshold_is_the_lowest_of_a_scan_over_all(unit: BudgetUnit, first_
     alpha = 0.3 if unit is TURN else 1.2
     sides, scales = bets._sides(alpha), bets._scales(alpha)
     places = np.arange(scores.turns)
-    certified = bets._certifies(bets._counts(places), sides, scales)
+    certified = bets._certifies(bets._counts_above(places), sides, scales)
     assert (np.diff(certified.astype(int)) >= 0).all()  # monotone in lambda
     assert 10 < certified.sum() < scores.turns - 10
     assert bets.threshold(alpha) == scores.d[int(np.argmax(certified))]
