@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.activations import run as activations
-from benchmarks.calibration import certificates, few_labels, mapie
+from benchmarks.calibration import certificates, few_labels, mapie, pace
 from benchmarks.calibration import run as calibration
 from benchmarks.load import compare, latency, memory, serving
 from benchmarks.load import run as load
@@ -27,6 +27,7 @@ COLUMNS = {
     "calibration-certificates": certificates.COLUMNS,
     "calibration-few-labels": few_labels.COLUMNS,
     "calibration-mapie": mapie.COLUMNS,
+    "calibration-pace": pace.COLUMNS,
     "calibration-run": calibration.COLUMNS,
     "load-compare-clock": compare.COLUMNS,
     "load-compare-forward": compare.COLUMNS,
@@ -169,6 +170,15 @@ def test_the_bounds_from_few_labels_are_those_of_the_file() -> None:
         line = next(line for line in page.splitlines() if line.startswith(shown))
         assert f"| {row['with_expert']} |" in line
         assert line.endswith(f"| {row['all_labelled']} |")
+
+
+def test_the_calls_under_a_pace_are_those_of_the_file() -> None:
+    page = (ROOT / "docs" / "pacing.md").read_text(encoding="utf-8").splitlines()
+    for row in read("calibration-pace"):
+        lost = f"{float(row['lost_busy']):.1%} | {float(row['lost_quiet']):.1%}"
+        assert f"| {row['rate_without']} | {row['calls_per_request']} | {lost} |" in page
+        # 30,000 requests at alpha = .1, and a reserve of 200 calls.
+        assert float(row["calls_per_request"]) <= 0.1 + 200 / 30_000
 
 
 def test_the_simulation_is_as_near_as_the_page_says() -> None:
