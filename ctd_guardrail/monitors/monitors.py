@@ -54,11 +54,6 @@ class MonitorSettings:
         """The rate that the rate alarm tests against."""
         return self.limit or RateLimit(self.alpha)
 
-    @property
-    def is_per_conversation(self) -> bool:
-        """Whether alpha is a number of calls per conversation."""
-        return self.unit is BudgetUnit.CONVERSATION
-
 
 class Monitors:
     """Call rates, rate alarm, score drift alarm, audit floor and recent scores. Not thread-safe.
@@ -94,7 +89,8 @@ class Monitors:
         self.rate = RateAlarm(
             limit.rate,
             delta=settings.delta if limit.kind is LimitKind.BUDGET else settings.delta / 2,
-            max_units=1 if settings.is_per_conversation else settings.max_turns,
+            unit=settings.unit,
+            max_turns=settings.max_turns,
         )
         self.drift = ScoreDriftAlarm(reference_scores(scores), delta=settings.delta, seed=seed)
         self.audit = AuditFloor(settings.audit_share, delta=settings.delta) if settings.audit_share else None
@@ -146,8 +142,7 @@ class Monitors:
     def _close(self, conversation: ClosedConversation) -> None:
         self.rates.close(conversation)
         if conversation.requests:
-            units = 1 if self.settings.is_per_conversation else conversation.requests
-            self.rate.update(conversation.calls, units)
+            self.rate.update(conversation.calls, conversation.requests)
         if conversation.turn is not None:
             self.drift.update(conversation.turn)
         self.recent.update(conversation)
@@ -191,4 +186,4 @@ class Monitors:
 
     def _identity(self) -> tuple[object, ...]:
         rate, audit = self.rate, self.audit
-        return rate.limit, rate.delta, rate.max_units, self.conversations.max_turns, audit and audit.share
+        return rate.limit, rate.delta, rate.unit, rate.max_turns, self.conversations.max_turns, audit and audit.share

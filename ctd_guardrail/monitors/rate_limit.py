@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -11,13 +10,13 @@ from scipy.special import betainccinv
 
 from ctd_guardrail._typing import FloatArray
 from ctd_guardrail.errors import DataError
-from ctd_guardrail.monitors.call_rate import RateBets
+from ctd_guardrail.policy.betting import Bets
 from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 
 __all__ = ["LimitKind", "RateLimit", "rate_bound", "reference_scores"]
 
 # Bounds are tried at these multiples of alpha, each with its part of delta.
-_STEPS: Final = np.concatenate([np.arange(1.05, 2.0, 0.05), np.arange(2.0, 6.0, 0.5)])
+_STEPS: Final = (1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 
 
 class LimitKind(StrEnum):
@@ -51,8 +50,8 @@ def rate_bound(
     them, so alpha is no limit for an alarm.
 
     For conversations of one turn, with k scores above the threshold, the rate is Beta(k + 1, n - k), and the bound is
-    that of Clopper and Pearson. For others it is the smallest multiple of alpha that :class:`RateBets` excludes at its
-    part of delta: the threshold depends on the same conversations, so each multiple is a test of its own.
+    that of Clopper and Pearson. For others it is the smallest multiple of alpha at which :class:`Bets` certify the
+    threshold. The threshold depends on the same conversations, so each multiple is a test with its part of delta.
 
     Args:
         scores: The turns of the calibration.
@@ -62,21 +61,13 @@ def rate_bound(
         unit: What alpha is a share or a number of.
         max_turns: Largest number of turns of a conversation.
     """
-    above = scores.d > threshold
-    if unit is BudgetUnit.TURN and max_turns == 1:
-        n, k = scores.turns, int(above.sum())
-        return 1.0 if k >= n else float(betainccinv(k + 1, n - k, delta))
-    numbers = np.arange(scores.turns) if scores.conversation is None else scores.conversation
-    calls = np.bincount(numbers[above], minlength=scores.conversations)
-    units = scores.lengths if unit is BudgetUnit.TURN else np.ones_like(calls)
-    bets = RateBets(
-        Counter(zip(units.tolist(), calls.tolist(), strict=True)),
-        max_units=max_turns if unit is BudgetUnit.TURN else 1,
-        max_calls=max_turns,
-    )
     most = 1.0 if unit is BudgetUnit.TURN else float(max_turns)
-    bound = bets.upper(delta / _STEPS.size)
-    return float(min([*(step * alpha for step in _STEPS if step * alpha >= bound), most]))
+    if max_turns == 1:
+        n, k = scores.turns, scores.count_above(threshold)
+        return 1.0 if k >= n else float(betainccinv(k + 1, n - k, delta))
+    bets = Bets(scores, delta / len(_STEPS), unit=unit, max_turns=max_turns)
+    bounds = (step * alpha for step in _STEPS if step * alpha < most)
+    return next((bound for bound in bounds if bets.threshold(bound) <= threshold), most)
 
 
 def reference_scores(scores: TurnScores) -> FloatArray:

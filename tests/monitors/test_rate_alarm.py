@@ -6,6 +6,7 @@ import pytest
 from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.monitors.e_detector import factors, idle, started
 from ctd_guardrail.monitors.rate_alarm import RateAlarm, rate_bets
+from ctd_guardrail.policy.turns import BudgetUnit
 
 
 def test_evidence_is_the_mean_over_bets_plus_the_idle_capital() -> None:
@@ -75,7 +76,8 @@ def test_levels_outside_the_unit_interval_are_refused(value: float) -> None:
     [
         {"limit": 0.0},
         {"limit": "a tenth"},
-        {"max_units": 0},
+        {"max_turns": 0},
+        {"unit": "year"},
         {"delta": 0.0},
         {"steps": -1},
         {"steps": 1.5},
@@ -102,22 +104,31 @@ def test_a_state_without_a_field_is_refused() -> None:
 @pytest.mark.parametrize("limit", [0.02, 0.1, 0.5, 0.97])
 def test_the_bets_on_single_requests_are_likelihood_ratios(limit: float) -> None:
     bets = factors(limit)
-    assert 1 + rate_bets(limit, 1) * (1 - limit) == pytest.approx(bets.hit)
-    assert 1 - rate_bets(limit, 1) * limit == pytest.approx(bets.miss)
+    assert 1 + rate_bets(limit) * (1 - limit) == pytest.approx(bets.hit)
+    assert 1 - rate_bets(limit) * limit == pytest.approx(bets.miss)
 
 
-@pytest.mark.parametrize(("limit", "max_units"), [(0.1, 20), (0.5, 50), (3.0, 1)])
-def test_no_conversation_ends_a_bet(limit: float, max_units: int) -> None:
-    alarm = RateAlarm(limit, max_units=max_units)
-    alarm.update(0, max_units)
+@pytest.mark.parametrize(("limit", "max_turns"), [(0.1, 20), (0.5, 50)])
+def test_no_conversation_ends_a_bet(limit: float, max_turns: int) -> None:
+    alarm = RateAlarm(limit, max_turns=max_turns)
+    alarm.update(0, max_turns)
     assert min(alarm.state()["capital"]) > 0
-    assert (1 - rate_bets(limit, max_units) * limit * max_units).min() == pytest.approx(0.1)
+    assert (1 - rate_bets(limit, max_turns=max_turns) * limit * max_turns).min() == pytest.approx(0.1)
 
 
 def test_a_conversation_is_one_step() -> None:
-    alarm = RateAlarm(0.1, delta=1e-6, max_units=5)
+    alarm = RateAlarm(0.1, delta=1e-6, max_turns=5)
     alarm.update(2, 4)
-    factor = 1 + rate_bets(0.1, 5) * (2 - 0.4)
+    factor = 1 + rate_bets(0.1, max_turns=5) * (2 - 0.4)
     assert alarm.evidence == pytest.approx(started(1) * factor.mean() + idle(1))
-    with pytest.raises(DataError, match="6 units, not 5"):
+    with pytest.raises(DataError, match="6 requests, not 5"):
         alarm.update(0, 6)
+
+
+def test_a_budget_per_conversation_counts_conversations() -> None:
+    alarm = RateAlarm(1.2, delta=1e-6, unit=BudgetUnit.CONVERSATION, max_turns=5)
+    alarm.update(3, 5)
+    stakes = rate_bets(1.2, unit=BudgetUnit.CONVERSATION, max_turns=5)
+    assert alarm.evidence == pytest.approx(started(1) * (1 + stakes * (3 - 1.2)).mean() + idle(1))
+    assert stakes.max() * 1.2 < 1
+    assert RateAlarm.from_state(alarm.state()).state() == alarm.state()
