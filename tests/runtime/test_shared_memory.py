@@ -23,6 +23,7 @@ from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared_memory import SharedMemory
 from tests.support.clocks import ManualClock
 from tests.support.redis_process import PROGRAMS, RedisProcess
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no redis-server or valkey-server here")
 
@@ -157,9 +158,7 @@ async def test_an_answer_of_the_main_llm_is_known_to_all(server: RedisProcess, s
     one, other = replica(server), replica(server)
     assert not await other.knows_answer("answer")
     one.note_answer("answer")
-    async with asyncio.timeout(60):
-        while not store.dbsize():  # noqa: ASYNC110  # nothing says when it is written
-            await asyncio.sleep(0.01)
+    await eventually(store.dbsize)
     assert await other.knows_answer("answer")
     assert await one.knows_answer("answer")
     assert not await other.knows_answer("another answer")
@@ -179,9 +178,7 @@ async def test_an_answer_is_no_judgement_and_a_judgement_no_answer(server: Redis
     await memory.remember("key", "digest", ALLOWED)
     (judgement,) = store.scan_iter()
     memory.note_answer("digest")
-    async with asyncio.timeout(60):
-        while store.dbsize() < 2:  # noqa: ASYNC110  # as above
-            await asyncio.sleep(0.01)
+    await eventually(lambda: store.dbsize() == 2)
     (answer,) = (name for name in store.scan_iter() if name != judgement)
     entries = store.get(judgement) or b"", store.get(answer) or b""
     store.mset({judgement: entries[1], answer: entries[0]})
