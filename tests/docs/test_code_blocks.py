@@ -103,7 +103,8 @@ def workspace(make_rail_folder: Callable[..., Path], tiny_bert: Path, tmp_path: 
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "messages.txt").write_text("a plain question\nan odd question\n")
     (tmp_path / "messages.jsonl").write_text(json.dumps({"id": "1", "text": "a plain question"}) + "\n")
-    (tmp_path / "traffic.csv").write_text("dv\n" + "".join(f"{rng.random() - 0.5}\n" for _ in range(3000)))
+    rows = "".join(f"{rng.random() - 0.5},{number // 2}\n" for number in range(3000))
+    (tmp_path / "traffic.csv").write_text("dv,conversation\n" + rows)
     (tmp_path / "scores.csv").write_text("dv\n" + "".join(f"{rng.random()}\n" for _ in range(1000)))
     (tmp_path / "CALIBRATE.yml").write_text(
         f"base: {{model: {tiny_bert}, layers: 1, site: residual}}\n"

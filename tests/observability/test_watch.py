@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from calibrate.cli.scores import read_column
+from calibrate.cli.scores import read_scores
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.prepared import load_guard, read
 from ctd_guardrail.assembly.self_test import self_test
@@ -61,7 +61,7 @@ def test_the_rail_feeds_its_monitors_and_they_outlive_it(make_rail_folder: Calla
     assert (guard.watch.rates.requests, guard.watch.rates.calls) == (3, 1)
     (scores,) = (folder / "state").glob("scores-*.csv")
     # As `ctd-calibrate recalibrate` reads them.
-    assert read_column(scores, "dv") == pytest.approx([0.0, 0.9, 0.0], abs=0.02)
+    assert read_scores(scores, "dv").d == pytest.approx([0.0, 0.9, 0.0], abs=0.02)
 
 
 def test_a_conversation_goes_on_after_a_restart(make_rail_folder: Callable[..., Path], rail_policy: Path) -> None:
