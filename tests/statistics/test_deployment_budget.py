@@ -1,136 +1,167 @@
-"""Budgets certified on conversations: how often calibration misses them, and how much of them is used.
+"""Budgets from the policy on disk to the calls of the deployed guard.
 
-The rate of a threshold is the exact one of the law, so that no share is an estimate of an estimate.
+A policy holds the turns of whole conversations, `plan` derives the threshold that runs, and the real cascade serves new
+conversations of the same law. The laws of the certificates alone are in `test_conversation_laws.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
+from ctd_guardrail.decision import OnUnreadable
 from ctd_guardrail.policy.budget import certify
 from ctd_guardrail.policy.guarantees import Guarantee
+from ctd_guardrail.policy.plan import Budget, Plan, plan
+from ctd_guardrail.policy.store import CalibrationScores, read_policy
 from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
+from ctd_guardrail.policy.unreadable import Unreadable, UnreadableTurns
+from tests.support.deployment import Deployment, by_text, name_turns, serve
+from tests.support.policies import write_plain_policy
 from tests.support.traffic import Conversations
 
-ALPHA, DELTA = 0.1, 0.05
-CALLS = 0.4  # of a conversation
-SMALL, LARGE = 1e-4, 1 - 1e-4
-
-SINGLE = Conversations(mean=1, longest=1)
-# Law, number of conversations, and the part of the budget that is used at least.
-LAWS = {
-    "four turns": (Conversations(correlation=0.5), 1_000, 0.801),
-    "four turns that drift": (Conversations(correlation=0.8, drift=0.1), 1_000, 0.771),
-    "more conversations": (Conversations(correlation=0.5, drift=0.1), 3_000, 0.887),
-    "ten turns": (Conversations(mean=10, longest=50, correlation=0.5), 1_000, 0.810),
-    "one turn": (SINGLE, 1_000, 0.849),
-}
+DELTA = 0.05
+LAW = Conversations(mean=3, longest=8, correlation=0.8, drift=0.1)
+CONVERSATIONS = 400
 
 
-def calibrations(law: Conversations, conversations: int, draws: int) -> Iterator[TurnScores]:
-    """Yield the scores of each of some calibrations."""
-    rng = np.random.default_rng([conversations, law.longest])
-    for _ in range(draws):
-        turns = law.draw(rng, conversations)
-        yield TurnScores.of(turns.d, turns.conversation)
+class Promise(NamedTuple):
+    """A budget, and the least part of it that is used on average."""
+
+    guarantee: Guarantee
+    unit: BudgetUnit
+    alpha: float
+    used: float
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(guarantee=self.guarantee)
+
+    def realised(self, law: Conversations, threshold: float) -> float:
+        """What alpha bounds: calls per turn, or calls per conversation."""
+        return law.rate(threshold) if self.unit is BudgetUnit.TURN else law.calls(threshold)
 
 
-def thresholds(law: Conversations, conversations: int, draws: int, alpha: float = ALPHA, **options: Any) -> list[float]:
-    """Return the certified threshold of each of some calibrations."""
-    return [certify(scores, alpha, DELTA, **options).threshold for scores in calibrations(law, conversations, draws)]
+PROMISES = [
+    Promise(Guarantee.EXACT, BudgetUnit.TURN, 0.1, 0.65),
+    Promise(Guarantee.EXACT, BudgetUnit.CONVERSATION, 0.5, 0.7),
+    Promise(Guarantee.EXPECTED, BudgetUnit.TURN, 0.1, 0.9),
+    Promise(Guarantee.EXPECTED, BudgetUnit.CONVERSATION, 0.5, 0.9),
+    Promise(Guarantee.SIMULTANEOUS, BudgetUnit.TURN, 0.1, 0.35),
+]
+
+
+def calibrate(folder: Path, law: Conversations, rng: np.random.Generator, promise: Promise, budget: Budget) -> Plan:
+    """Write a policy that was calibrated on conversations of the law, and return the plan that its reader gets."""
+    drawn = law.draw(rng, CONVERSATIONS)
+    is_readable = np.isfinite(drawn.d)
+    # Conversations without a readable turn come last.
+    is_last = ~np.isin(drawn.conversation, drawn.conversation[is_readable])
+    numbers = np.unique(drawn.conversation + is_last * CONVERSATIONS, return_inverse=True)[1]
+    turns = TurnScores.of(drawn.d[is_readable], numbers[is_readable])
+    overlong = UnreadableTurns(numbers[~is_readable], np.ones(int((~is_readable).sum()), dtype=np.bool_))
+    rows = turns.d[: turns.conversations]
+    write_plain_policy(
+        folder,
+        rows=rows.size,
+        scores=CalibrationScores(rows, np.linspace(0, 1, rows.size)),
+        turns=turns,
+        unreadable=overlong if len(overlong) else None,
+        calibration={
+            "rows": rows.size,
+            "alpha": promise.alpha,
+            "delta": DELTA,
+            "seed": 0,
+            "unit": promise.unit,
+            "conversations": turns.conversations,
+            "turns": turns.turns,
+            "max_turns": law.longest,
+        },
+    )
+    return plan(read_policy(folder), budget)
+
+
+def thresholds(
+    factory: pytest.TempPathFactory, law: Conversations, promise: Promise, budget: Budget, draws: int
+) -> list[float]:
+    """Return the threshold that runs after each of some calibrations."""
+    rng = np.random.default_rng(15)
+    return [calibrate(factory.mktemp("policy"), law, rng, promise, budget).rule.threshold for _ in range(draws)]
 
 
 def is_within(violations: int, draws: int) -> bool:
     """Whether so many violations are possible where each calibration violates with probability delta at most."""
-    return violations <= binom.ppf(LARGE, draws, DELTA)
+    return violations <= binom.ppf(1 - 1e-4, draws, DELTA)
 
 
-def least_mean(values: np.ndarray, figure: float) -> float:
-    """Return the least mean that a figure allows, up to three standard errors."""
-    return figure - 3 * float(values.std()) / np.sqrt(values.size)
+@pytest.mark.parametrize("promise", PROMISES)
+def test_the_plan_of_a_policy_keeps_its_budget_and_uses_it(
+    promise: Promise, draws: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    found = thresholds(tmp_path_factory, LAW, promise, promise.budget, -(-draws // 2))
+    used = np.array([promise.realised(LAW, threshold) for threshold in found]) / promise.alpha
+    print(f"{promise}: above alpha in {(used > 1).mean():.3f}, mean part of alpha {used.mean():.3f}")  # noqa: T201
+    if promise.guarantee is Guarantee.EXPECTED:
+        assert used.mean() <= 1 + 3 * used.std() / np.sqrt(used.size)
+    else:
+        assert is_within(int((used > 1).sum()), used.size)
+    assert used.mean() > promise.used
 
 
-@pytest.mark.parametrize("name", LAWS)
-def test_calls_per_judged_turn_stay_within_alpha(name: str, draws: int) -> None:
-    law, conversations, figure = LAWS[name]
-    rates = np.array([law.rate(threshold) for threshold in thresholds(law, conversations, draws)])
-    violations = int((rates > ALPHA).sum())
-    print(f"{name}: violated in {violations / draws:.3f}, mean rate / alpha {rates.mean() / ALPHA:.3f}")  # noqa: T201
-    assert is_within(violations, draws)
-    if law is SINGLE:  # the law of the rate is exact
-        assert violations >= binom.ppf(SMALL, draws, 0.045)
-    assert rates.mean() / ALPHA >= least_mean(rates / ALPHA, figure)
+@pytest.mark.parametrize("treatment", [OnUnreadable.EXPERT, OnUnreadable.BLOCK])
+def test_unreadable_turns_are_paid_out_of_alpha_if_the_expert_gets_them(
+    treatment: OnUnreadable, draws: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    law = replace(LAW, unreadable=0.03)
+    is_sent = treatment is OnUnreadable.EXPERT
+    budget = Budget(unreadable=frozenset({Unreadable.OVERLONG} if is_sent else ()))
+    realised = law if is_sent else LAW
+    found = thresholds(tmp_path_factory, law, PROMISES[0], budget, -(-draws // 4))
+    used = np.array([realised.rate(threshold) for threshold in found]) / PROMISES[0].alpha
+    assert is_within(int((used > 1).sum()), used.size)
+    assert used.mean() > 0.6
 
 
-@pytest.mark.parametrize("name", LAWS)
-def test_calls_per_conversation_stay_within_alpha(name: str, draws: int) -> None:
-    law, conversations, _ = LAWS[name]
-    found = thresholds(law, conversations, draws, CALLS, unit=BudgetUnit.CONVERSATION)
-    calls = np.array([law.calls(threshold) for threshold in found])
-    violations = int((calls > CALLS).sum())
-    print(f"{name}: violated in {violations / draws:.3f}, mean calls / alpha {calls.mean() / CALLS:.3f}")  # noqa: T201
-    assert is_within(violations, draws)
-    assert calls.mean() / CALLS > 0.6
-
-
-@pytest.mark.parametrize("name", LAWS)
-@pytest.mark.parametrize("unit", BudgetUnit)
-def test_expected_calls_stay_within_alpha_on_average(name: str, unit: BudgetUnit, draws: int) -> None:
-    law, conversations, _ = LAWS[name]
-    alpha = ALPHA if unit is BudgetUnit.TURN else CALLS
-    realised: Callable[[float], float] = law.rate if unit is BudgetUnit.TURN else law.calls
-    found = thresholds(law, conversations, draws, alpha, unit=unit, guarantee=Guarantee.EXPECTED)
-    means = np.array([realised(threshold) for threshold in found]) / alpha
-    print(f"{name}, {unit}: mean / alpha {means.mean():.3f}")  # noqa: T201
-    assert means.mean() <= 1 + 3 * means.std() / np.sqrt(draws)
-    assert means.mean() > 0.85
-
-
-@pytest.mark.parametrize("name", LAWS)
-def test_every_alpha_holds_at_once_where_alpha_is_chosen_after_looking(name: str, draws: int) -> None:
-    law, conversations, _ = LAWS[name]
-    alphas = np.array([0.02, 0.05, 0.1, 0.2, 0.5])
-    rates = np.array(
-        [
-            [law.rate(certify(scores, alpha, DELTA, guarantee=Guarantee.SIMULTANEOUS).threshold) for alpha in alphas]
-            for scores in calibrations(law, conversations, draws)
-        ]
-    )
-    violations = int((rates > alphas).any(axis=1).sum())
-    print(f"{name}: violated in {violations / draws:.3f}, mean rate / alpha {rates[:, 2].mean() / ALPHA:.3f}")  # noqa: T201
-    assert is_within(violations, draws)
-    assert rates[:, 2].mean() / ALPHA > 0.45
-
-
-def test_turns_counted_as_if_they_were_independent_break_the_budget(draws: int) -> None:
-    law, conversations, _ = LAWS["four turns that drift"]
+@pytest.mark.parametrize("promise", PROMISES)
+async def test_the_real_cascade_makes_the_calls_of_the_plan(promise: Promise, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    found = [certify(np.sort(law.draw(rng, conversations).d), ALPHA, DELTA).threshold for _ in range(draws)]
-    assert not is_within(sum(law.rate(threshold) > ALPHA for threshold in found), draws)
+    running = calibrate(tmp_path, LAW, rng, promise, promise.budget)
+    turns = LAW.draw(rng, 400)
+    texts = name_turns(turns)
+    deployment = Deployment(running.rule.threshold, by_text(texts, turns.d), max_expert_calls=2)
+    calls = await serve(deployment, texts, turns.conversation, range(turns.d.size))
+    deployment.close()
+    assert calls.tolist() == (turns.d > running.rule.threshold).tolist()
+    spread = np.bincount(turns.conversation, calls).std() * np.sqrt(400)
+    assert abs(calls.sum() - 400 * LAW.calls(running.rule.threshold)) < 5 * spread
 
 
-def test_one_row_of_each_conversation_breaks_the_budget_where_later_turns_score_higher(draws: int) -> None:
-    law = Conversations(correlation=0.5, drift=0.1)
+async def test_audits_are_paid_out_of_alpha(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
+    running = calibrate(tmp_path, LAW, rng, PROMISES[0], Budget(audit_share=0.03))
+    turns = LAW.draw(rng, 800)
+    texts = name_turns(turns)
+    deployment = Deployment(running.rule.threshold, by_text(texts, turns.d), audit_share=0.03)
+    calls = await serve(deployment, texts, turns.conversation, range(turns.d.size))
+    deployment.close()
+    due = turns.d > running.rule.threshold
+    assert calls[due].all()
+    audited, others = int(calls[~due].sum()), int((~due).sum())
+    assert binom.ppf(1e-6, others, 0.03) <= audited <= binom.ppf(1 - 1e-6, others, 0.03)
+    assert 0.03 + 0.97 * LAW.rate(running.rule.threshold) <= PROMISES[0].alpha
 
-    def first_turns() -> np.ndarray:
+
+def test_one_row_of_each_conversation_breaks_the_budget_where_later_turns_score_higher() -> None:
+    law = Conversations(correlation=0.5, drift=0.1)
+    rng = np.random.default_rng(3)
+
+    def certified_on_first_turns() -> float:
         turns = law.draw(rng, 3_000)
-        return np.sort(turns.d[turns.place == 0])
+        return certify(np.sort(turns.d[turns.place == 0]), 0.1, DELTA).threshold
 
-    found = [certify(first_turns(), ALPHA, DELTA).threshold for _ in range(draws)]
-    assert np.mean([law.rate(threshold) > ALPHA for threshold in found]) > 0.95
-
-
-@pytest.mark.parametrize("name", ["four turns", "one turn"])
-def test_unreadable_turns_are_paid_out_of_alpha(name: str, draws: int) -> None:
-    law, conversations, _ = LAWS[name]
-    law = Conversations(mean=law.mean, longest=law.longest, unreadable=0.03)
-    trials = -(-draws // 4)
-    rates = np.array([law.rate(threshold) for threshold in thresholds(law, conversations, trials)])
-    assert is_within(int((rates > ALPHA).sum()), trials)
-    assert rates.mean() / ALPHA > 0.7
+    assert np.mean([law.rate(certified_on_first_turns()) > 0.1 for _ in range(100)]) > 0.95

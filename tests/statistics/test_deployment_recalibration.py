@@ -78,7 +78,7 @@ def test_recent_scores_fed_back_keep_the_budget(
     law = LAWS[name]
     rng = np.random.default_rng(len(name))
     stated = spent_delta(DELTA, 1)
-    trials = max(10, draws // 5)
+    trials = max(10, draws // 10)
     rates = np.array(
         [
             law.rate(recalibrate(tmp_path_factory.mktemp("draw"), law, rng, conversations=800).rule.threshold)
