@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -195,6 +195,18 @@ class PacedRule:
         if not self.rule.delegates(d, conversation):
             return False
         return self.pace.take(lambda share: share == 1.0 or d > self._threshold_at(share))
+
+    def state(self) -> dict[str, Any]:
+        """Return the pace and both thresholds as plain JSON values; null for a threshold that delegates nothing."""
+        at_this_moment, at_rest = self.threshold, self.rule.threshold
+        return {
+            "per": self.period,
+            "threshold": at_this_moment if math.isfinite(at_this_moment) else None,
+            "certified_threshold": at_rest if math.isfinite(at_rest) else None,
+            "share": self.pace.share,
+            "lead": self.pace.lead,
+            "reserve": self.pace.reserve,
+        }
 
     def _threshold_at(self, share: float) -> float:
         if share == 0.0:

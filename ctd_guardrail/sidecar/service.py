@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -18,7 +17,6 @@ from ctd_guardrail.assembly.self_test import self_test
 from ctd_guardrail.decision import Decision
 from ctd_guardrail.errors import CtdError, OverloadedError
 from ctd_guardrail.observability.service_metrics import show_service
-from ctd_guardrail.policy.pace import PacedRule
 from ctd_guardrail.sidecar.connections import ConnectionCounts
 
 __all__ = ["Service", "Status"]
@@ -270,7 +268,7 @@ class Service:
             "alpha": running.alpha,
             "delta": running.certificate.delta,
             "expected_rate": running.expected_rate,
-            "pace": None if guard.paced is None else _pace(guard.paced),
+            "pace": None if guard.paced is None else guard.paced.state(),
             "rates": None if guard.watch is None else guard.watch.report(),
             "alarms": self.alarms,
             "experts": {
@@ -308,18 +306,6 @@ class Service:
                 result.decision.reason,
             )
         return not failed
-
-
-def _pace(paced: PacedRule) -> dict[str, Any]:
-    threshold, pace = paced.threshold, paced.pace
-    return {
-        "per": paced.period,
-        "threshold": threshold if math.isfinite(threshold) else None,
-        "certified_threshold": paced.rule.threshold if math.isfinite(paced.rule.threshold) else None,
-        "share": pace.share,
-        "lead": pace.lead,
-        "reserve": pace.reserve,
-    }
 
 
 async def _load(prepared: Prepared) -> _InService:
