@@ -54,7 +54,6 @@ class ClosedConversation(NamedTuple):
         conversation: Its name.
         requests: T, its requests under the configured budget. If it may go on: the largest number that it can have.
         calls: D, their calls.
-        scores: d of all its judged turns, in order; +inf for unreadable turns that went to the expert.
         turn: d of one of its readable turns, drawn at random; None if there is none.
         is_whole: Whether it has ended.
     """
@@ -62,7 +61,6 @@ class ClosedConversation(NamedTuple):
     conversation: str
     requests: int
     calls: int
-    scores: tuple[float, ...]
     turn: float | None
     is_whole: bool = True
 
@@ -181,11 +179,11 @@ class OpenConversations:
         if not has_ended:
             # The more requests share its calls, the weaker is the evidence.
             requests = ended.requests and self.max_turns
-            return ClosedConversation(ended.conversation, requests, ended.calls, (), None, is_whole=False)
+            return ClosedConversation(ended.conversation, requests, ended.calls, None, is_whole=False)
         readable = [d for d in ended.scores if d != math.inf]
         # The draw depends on the number of the conversation, and not on its scores.
         turn = readable[int(self._draw(self._released) * len(readable))] if readable else None
-        return ClosedConversation(ended.conversation, ended.requests, ended.calls, tuple(ended.scores), turn)
+        return ClosedConversation(ended.conversation, ended.requests, ended.calls, turn)
 
     def _draw(self, number: int) -> float:
         """Return a number in [0, 1) that looks random without the seed."""

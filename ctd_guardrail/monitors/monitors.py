@@ -94,7 +94,7 @@ class Monitors:
         )
         self.drift = ScoreDriftAlarm(reference_scores(scores), delta=settings.delta, seed=seed)
         self.audit = AuditFloor(settings.audit_share, delta=settings.delta) if settings.audit_share else None
-        self.recent = RecentScores(settings.keep_scores)
+        self.recent = RecentScores(settings.keep_scores, max_turns=settings.max_turns)
 
     def update(self, request: Request) -> None:
         """Take one request, in order of arrival.
@@ -106,6 +106,7 @@ class Monitors:
             if not d > -math.inf:
                 raise DataError(f"delegation value is {d}", hint="Delegation values must be numbers")
         self.rates.update(request)
+        self.recent.update(request)
         for conversation in self.conversations.update(request):
             self._close(conversation)
 
@@ -145,7 +146,7 @@ class Monitors:
             self.rate.update(conversation.calls, conversation.requests)
         if conversation.turn is not None:
             self.drift.update(conversation.turn)
-        self.recent.update(conversation)
+        self.recent.release(conversation.conversation)
 
     def state(self) -> State:
         """Return everything that the next update depends on, except the calibration scores, as plain JSON values."""

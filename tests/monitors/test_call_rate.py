@@ -15,7 +15,7 @@ def request(scores: tuple[float, ...] = (0.0,), calls: int = 0, *, is_configured
 
 
 def closed(requests: int, calls: int, *, is_whole: bool = True) -> ClosedConversation:
-    return ClosedConversation("name", requests, calls, (), None, is_whole=is_whole)
+    return ClosedConversation("name", requests, calls, None, is_whole=is_whole)
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 1), (1, 1), (0, 50), (50, 50), (3, 40), (850, 10_000), (1, 10**6)])

@@ -30,6 +30,7 @@ from tests.support.requests import requests
 from tests.support.traffic import Conversations, Turns, interleave
 
 ALPHA, DELTA = 0.1, 0.05
+PAUSED = 0.1
 LAWS = {
     "four turns": Conversations(correlation=0.5),
     "four turns, alike, that drift": Conversations(correlation=0.8, drift=0.1),
@@ -61,12 +62,15 @@ def feed_back(folder: Path, kept: KeptMonitors) -> Plan:
     return plan(read_policy(folder / "policy"), Budget())
 
 
-def recalibrate(folder: Path, law: Conversations, rng: np.random.Generator, *, conversations: int) -> Plan:
+def recalibrate(
+    folder: Path, law: Conversations, rng: np.random.Generator, *, conversations: int, paused: float = 0.0
+) -> Plan:
     """Serve traffic, and return the plan that runs from then on."""
     policy = write_policy(folder, rng)
     kept = watch(policy, law, folder)
     sink = MonitorSink(kept)
-    for event in requests(law.draw(rng, conversations), plan(policy, Budget()).rule.threshold, 20, rng):
+    threshold = plan(policy, Budget()).rule.threshold
+    for event in requests(law.draw(rng, conversations), threshold, 20, rng, paused=paused):
         sink(event)
     return feed_back(folder, kept)
 
@@ -88,6 +92,25 @@ def test_recent_scores_fed_back_keep_the_budget(
     violations = int((rates > ALPHA).sum())
     print(f"{name}: violated in {violations / trials:.3f}, mean rate / alpha {rates.mean() / ALPHA:.3f}")  # noqa: T201
     assert violations <= binom.ppf(1 - 1e-4, trials, stated)
+    assert rates.mean() / ALPHA > 0.5
+
+
+def test_late_turns_count_though_their_conversations_had_paused(
+    draws: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The alarms close a conversation that pauses. Without its late turns, scores that rise would look lower."""
+    law = Conversations(mean=10, longest=50, drift=0.1)
+    rng = np.random.default_rng(10)
+    trials = max(10, draws // 10)
+    rates = np.array(
+        [
+            law.rate(
+                recalibrate(tmp_path_factory.mktemp("draw"), law, rng, conversations=400, paused=PAUSED).rule.threshold
+            )
+            for _ in range(trials)
+        ]
+    )
+    assert int((rates > ALPHA).sum()) <= binom.ppf(1 - 1e-4, trials, spent_delta(DELTA, 1))
     assert rates.mean() / ALPHA > 0.5
 
 
