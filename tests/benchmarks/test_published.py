@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.activations import run as activations
-from benchmarks.calibration import certificates, few_labels, mapie, pace
+from benchmarks.calibration import certificates, conversations, few_labels, mapie, pace
 from benchmarks.calibration import run as calibration
 from benchmarks.load import compare, latency, memory, serving
 from benchmarks.load import run as load
@@ -25,6 +25,7 @@ FILES = ROOT / "docs" / "benchmarks"
 COLUMNS = {
     "activations": activations.COLUMNS,
     "calibration-certificates": certificates.COLUMNS,
+    "calibration-conversations": conversations.COLUMNS,
     "calibration-few-labels": few_labels.COLUMNS,
     "calibration-mapie": mapie.COLUMNS,
     "calibration-pace": pace.COLUMNS,
@@ -179,6 +180,16 @@ def test_the_calls_under_a_pace_are_those_of_the_file() -> None:
         assert f"| {row['rate_without']} | {row['calls_per_request']} | {lost} |" in page
         # 30,000 requests at alpha = .1, and a reserve of 200 calls.
         assert float(row["calls_per_request"]) <= 0.1 + 200 / 30_000
+
+
+def test_the_calls_per_request_are_those_of_the_file() -> None:
+    found = {(row["scores"], row["alpha"]): row for row in read("calibration-conversations")}
+    rows = table("alpha | whole conversations, splits")
+    assert len(rows) == len(conversations.ALPHAS)
+    for alpha, *cells in rows:
+        whole, independent = (found[scores, alpha] for scores in conversations.SCORES)
+        shown = [(whole, "splits"), (whole, "draws"), (independent, "draws")]
+        assert cells == [f"{row[f'{kind}_rate']} / {row[f'{kind}_above_alpha']}" for row, kind in shown]
 
 
 def test_the_simulation_is_as_near_as_the_page_says() -> None:
