@@ -14,7 +14,7 @@ from ctd_guardrail.policy.budget import Certificate, Guarantee, Method, Status, 
 from ctd_guardrail.policy.guarantees import largest_count
 from ctd_guardrail.policy.spending import budget_beside_audit
 from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
-from tests.support.conversations import draw_conversations
+from tests.support.traffic import Conversations
 
 TURN, CONVERSATION = BudgetUnit.TURN, BudgetUnit.CONVERSATION
 
@@ -32,7 +32,7 @@ def counts_above(scores: TurnScores, threshold: float) -> IntArray:
 @pytest.mark.parametrize("first_look", [None, 60])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_threshold_is_the_lowest_of_a_scan_over_all(unit: BudgetUnit, first_look: int | None, seed: int) -> None:
-    scores = draw_conversations(np.random.default_rng(seed), 120, mean=3, most=8)
+    scores = Conversations(mean=3, longest=8).draw(np.random.default_rng(seed), 120).scores
     bets = Bets(scores, 0.05, unit=unit, max_turns=8, first_look=first_look)
     alpha = 0.3 if unit is TURN else 1.2
     sides, scales = bets._sides(alpha), bets._scales(alpha)
@@ -57,7 +57,7 @@ def test_no_capital_is_ever_negative(unit: BudgetUnit) -> None:
 
 @pytest.mark.parametrize("dependence", [0.0, 0.7])
 def test_betting_uses_more_of_the_budget_than_thinning(dependence: float) -> None:
-    scores = draw_conversations(np.random.default_rng(0), 2000, mean=4, most=20, correlation=dependence)
+    scores = Conversations(mean=4, longest=20, correlation=dependence).draw(np.random.default_rng(0), 2000).scores
     bet = certify(scores, 0.1, 0.05)
     thinned = certify(scores, 0.1, 0.05, guarantee=Guarantee.SIMULTANEOUS)
     assert (bet.method, thinned.method) == (Method.BETTING, Method.THINNING)
@@ -76,7 +76,7 @@ def test_conversations_of_one_turn_are_certified_in_closed_form(guarantee: Guara
 
 @pytest.mark.parametrize(("unit", "alpha"), [(TURN, 0.1), (TURN, 0.37), (CONVERSATION, 0.4), (CONVERSATION, 2.5)])
 def test_expected_spends_the_allowance_of_one_more_conversation(unit: BudgetUnit, alpha: float) -> None:
-    scores = draw_conversations(np.random.default_rng(1), 400, mean=4, most=12)
+    scores = Conversations(mean=4, longest=12).draw(np.random.default_rng(1), 400).scores
     certificate = certify(scores, alpha, 0.05, unit=unit, guarantee=Guarantee.EXPECTED, max_turns=15)
     lengths = scores.lengths
     allowance = alpha * lengths if unit is TURN else np.full(lengths.size, alpha)
@@ -97,7 +97,7 @@ def test_expected_on_single_turns_is_the_closed_form_of_before() -> None:
 
 
 def test_a_budget_per_conversation_may_exceed_one_call() -> None:
-    scores = draw_conversations(np.random.default_rng(2), 1500, mean=6, most=20)
+    scores = Conversations(mean=6, longest=20).draw(np.random.default_rng(2), 1500).scores
     certificate = certify(scores, 1.5, 0.05, unit=CONVERSATION)
     calls = counts_above(scores, certificate.threshold)
     assert 1.2 < calls.mean() < 1.5
@@ -119,7 +119,7 @@ def test_a_budget_per_conversation_may_exceed_one_call() -> None:
     ],
 )
 def test_what_conversations_cannot_have_is_refused(arguments: dict[str, object], key: str) -> None:
-    scores = draw_conversations(np.random.default_rng(0), 100, mean=4, most=12)
+    scores = Conversations(mean=4, longest=12).draw(np.random.default_rng(0), 100).scores
     with pytest.raises(ConfigError) as error:
         certify(scores, **{"alpha": 0.1, "delta": 0.05, **arguments})  # type: ignore[arg-type]
     assert error.value.key == key
@@ -139,7 +139,7 @@ def test_the_same_data_give_the_same_certificate_in_any_order_of_turns() -> None
 
 def test_growing_data_keep_what_was_certified() -> None:
     """The best prefix counts, so a longer file of the same series never raises the threshold."""
-    whole = draw_conversations(np.random.default_rng(4), 4000, mean=4, most=12)
+    whole = Conversations(mean=4, longest=12).draw(np.random.default_rng(4), 4000).scores
     assert whole.conversation is not None
     thresholds = []
     for n in (500, 1000, 2500, 4000):
@@ -157,7 +157,7 @@ class TestAlwaysDelegated:
     @pytest.mark.parametrize("guarantee", [Guarantee.EXACT, Guarantee.SIMULTANEOUS, Guarantee.EXPECTED])
     @pytest.mark.parametrize("most", [1, 8])
     def test_they_count_at_every_threshold(self, most: int, guarantee: Guarantee) -> None:
-        scores = draw_conversations(np.random.default_rng(5), 2000, mean=min(most, 3), most=most)
+        scores = Conversations(mean=min(most, 3), longest=most).draw(np.random.default_rng(5), 2000).scores
         some = scores.d.copy()
         some[-60:] = math.inf
         with_some = certify(TurnScores(some, scores.conversation), 0.2, 0.05, guarantee=guarantee)
@@ -167,7 +167,7 @@ class TestAlwaysDelegated:
     @pytest.mark.parametrize("guarantee", [Guarantee.EXACT, Guarantee.SIMULTANEOUS, Guarantee.EXPECTED])
     @pytest.mark.parametrize("most", [1, 8])
     def test_a_budget_that_they_exceed_is_infeasible_and_says_why(self, most: int, guarantee: Guarantee) -> None:
-        scores = draw_conversations(np.random.default_rng(5), 2000, mean=min(most, 3), most=most)
+        scores = Conversations(mean=min(most, 3), longest=most).draw(np.random.default_rng(5), 2000).scores
         d = scores.d.copy()
         d[-d.size // 4 :] = math.inf
         certificate = certify(TurnScores(d, scores.conversation), 0.2, 0.05, guarantee=guarantee)
@@ -190,7 +190,7 @@ def random_problem(rng: np.random.Generator) -> tuple[TurnScores, float, dict[st
     most = 1 if guarantee is Guarantee.NEXT else int(rng.choice([1, 1, 10]))
     if guarantee is Guarantee.SIMULTANEOUS:
         n = min(n, 80)  # its envelope takes a second for each n and delta in the thousands
-    scores = draw_conversations(rng, n, mean=min(most, 4), most=most)
+    scores = Conversations(mean=min(most, 4), longest=most).draw(rng, n).scores
     arguments: dict[str, object] = {"guarantee": guarantee}
     if guarantee is Guarantee.NEXT:
         arguments["horizon"] = int(rng.integers(50, 3000))
@@ -223,7 +223,7 @@ def test_every_alpha_that_a_hint_names_is_feasible() -> None:
 @pytest.mark.parametrize("unit", BudgetUnit)
 @pytest.mark.parametrize("guarantee", [Guarantee.EXACT, Guarantee.EXPECTED])
 def test_the_number_of_conversations_that_an_error_names_is_enough(unit: BudgetUnit, guarantee: Guarantee) -> None:
-    few = draw_conversations(np.random.default_rng(7), 40, mean=4, most=10)
+    few = Conversations(mean=4, longest=10).draw(np.random.default_rng(7), 40).scores
     certificate: Certificate = certify(few, 0.02, 0.05, unit=unit, guarantee=guarantee)
     assert certificate.status is Status.INFEASIBLE
     lengths = np.resize(few.lengths, certificate.n_min)

@@ -15,7 +15,7 @@ import pytest
 from ctd_guardrail.policy.betting import Bets
 from ctd_guardrail.policy.budget import BudgetUnit, Certificate, Guarantee, Status, certify
 from ctd_guardrail.policy.turns import TurnScores
-from tests.support.conversations import draw_conversations, true_rates
+from tests.support.traffic import Conversations
 
 DRAWS = [40, pytest.param(2000, marks=pytest.mark.slow)]
 ALPHA, DELTA = 0.1, 0.05
@@ -31,19 +31,17 @@ class World(NamedTuple):
     drift: float
     used: float
 
+    @property
+    def law(self) -> Conversations:
+        return Conversations(mean=self.mean, longest=self.most, correlation=self.correlation, drift=self.drift)
+
     def draw(self, seed: int) -> TurnScores:
-        return draw_conversations(
-            np.random.default_rng([seed, self.conversations, self.most]),
-            self.conversations,
-            mean=self.mean,
-            most=self.most,
-            correlation=self.correlation,
-            drift=self.drift,
-        )
+        rng = np.random.default_rng([seed, self.conversations, self.most])
+        return self.law.draw(rng, self.conversations).scores
 
     def rates(self, threshold: float) -> tuple[float, float]:
         """Calls per turn and per conversation; none at an infinite threshold."""
-        return true_rates(threshold, mean=self.mean, most=self.most, drift=self.drift)
+        return self.law.rate(threshold), self.law.calls(threshold)
 
 
 # A plain betting rule (WSR, a threshold at a time) uses .801, .771, .887, .810 and .795.

@@ -11,7 +11,6 @@ from scipy.stats import binom
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import MonitorSettings
 from ctd_guardrail.observability.monitor_sink import MonitorSink
-from ctd_guardrail.policy.turns import TurnScores
 from tests.support.deployment import Deployment, by_text, name_turns, serve
 from tests.support.requests import requests
 from tests.support.traffic import Conversations
@@ -32,7 +31,7 @@ def monitor(law: Conversations, rng: np.random.Generator, *, rate: float, conver
     """Watch a stream that delegates a share of its turns, and return the alarms that are raised."""
     calibration = law.draw(rng, CALIBRATION)
     settings = MonitorSettings(ALPHA, delta=DELTA, max_turns=law.longest)
-    kept = KeptMonitors(settings, TurnScores.of(calibration.d, calibration.conversation))
+    kept = KeptMonitors(settings, calibration.scores)
     sink = MonitorSink(kept)
     for event in requests(law.draw(rng, conversations), law.threshold(rate), at_once, rng):
         sink(event)
@@ -73,7 +72,7 @@ async def test_forged_histories_reach_neither_the_alarms_nor_the_recent_scores()
     forged = [f"forged {number}" for number in range(40)]
     kept = KeptMonitors(
         MonitorSettings(ALPHA, delta=DELTA, max_turns=law.longest),
-        TurnScores.of(calibration.d, calibration.conversation),
+        calibration.scores,
     )
     scores = by_text(texts, turns.d) | dict.fromkeys([*forged, *(f"{text}, earlier" for text in forged)], 5.0)
     deployment = Deployment(law.threshold(ALPHA), scores, emit=MonitorSink(kept), max_expert_calls=2)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
+from ctd_guardrail.policy.turns import TurnScores
+
 __all__ = ["Conversations", "Texts", "Turns", "interleave"]
 
 Floats = NDArray[np.float64]
@@ -42,6 +44,11 @@ class Turns(NamedTuple):
         lengths = self.lengths
         return np.arange(self.d.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
+    @property
+    def scores(self) -> TurnScores:
+        """The turns as the data behind a certificate."""
+        return TurnScores.of(self.d, self.conversation)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversations:
@@ -67,7 +74,8 @@ class Conversations:
         shared = rng.normal(size=conversations)[turns.conversation]
         own = rng.normal(size=turns.d.size)
         d = np.sqrt(self.correlation) * shared + np.sqrt(1 - self.correlation) * own + self.drift * turns.place
-        d[rng.random(d.size) < self.unreadable] = np.inf
+        if self.unreadable:
+            d[rng.random(d.size) < self.unreadable] = np.inf
         return turns._replace(d=d)
 
     @property
