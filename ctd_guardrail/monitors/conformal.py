@@ -71,7 +71,7 @@ class ConformalPValues:
         self._reference = fingerprint(reference)
         self._cuts: list[float] = cuts.tolist()
         # Cell 2 i + 1 is the i-th distinct calibration score, cell 2 i the gap below it.
-        self._counts = counts
+        self._cell_counts = counts
         self._total = int(reference.size)
         self._seen = 0
         self._bits = np.random.PCG64([seed, 1])
@@ -85,9 +85,9 @@ class ConformalPValues:
         """
         index = bisect_left(self._cuts, finite_score(d))
         cell = 2 * index + (index < len(self._cuts) and self._cuts[index] == d)
-        above = int(self._counts[cell + 1 :].sum())
-        p = (above + self._uniform() * (int(self._counts[cell]) + 1)) / (self._total + 1)
-        self._counts[cell] += 1
+        above = int(self._cell_counts[cell + 1 :].sum())
+        p = (above + self._uniform() * (int(self._cell_counts[cell]) + 1)) / (self._total + 1)
+        self._cell_counts[cell] += 1
         self._total += 1
         self._seen += 1
         return p
@@ -98,7 +98,7 @@ class ConformalPValues:
             "seed": self.seed,
             "seen": self._seen,
             "reference": self._reference,
-            "counts": self._counts.tolist(),
+            "counts": self._cell_counts.tolist(),
         }
 
     @classmethod
@@ -119,8 +119,8 @@ class ConformalPValues:
 
     def _resume(self, saved: SavedState) -> None:
         saved.check_scores("reference", self._reference)
-        self._counts = saved.numbers("counts", self._counts.shape).astype(np.int64)
-        self._total = int(self._counts.sum())
+        self._cell_counts = saved.numbers("counts", self._cell_counts.shape).astype(np.int64)
+        self._total = int(self._cell_counts.sum())
         self._seen = saved.integer("seen")
         # Each update draws one number. Skipping the earlier draws continues the sequence.
         self._bits.advance(self._seen)

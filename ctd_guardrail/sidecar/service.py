@@ -183,7 +183,7 @@ class Service:
                 prepared = await asyncio.to_thread(read, self._folder)
                 guard = self._current
                 if guard is not None and prepared.has_base_model_of(guard.guard):
-                    reloaded = await self._replace(guard, prepared)
+                    reloaded = await self._exchange(guard, prepared)
                 else:
                     del guard
                     reloaded = await self._restart(prepared)
@@ -197,7 +197,7 @@ class Service:
             log.info("configuration reloaded")
         return reloaded
 
-    async def _replace(self, old: _InService, prepared: Prepared) -> bool:
+    async def _exchange(self, old: _InService, prepared: Prepared) -> bool:
         new = await _load(prepared)
         if not await self._passes(new):
             log.error("reload refused, the old configuration stays: the new one fails its self-test")

@@ -55,10 +55,10 @@ def interval(ranks: ConformalPValues, d: float) -> tuple[float, float]:
     """Update with d and return the interval that its p-value is uniform on."""
     draws = iter([0.0])
     ranks._uniform = lambda: next(draws)
-    before = ranks._counts.copy()
+    before = ranks._cell_counts.copy()
     total = ranks._total
     low = ranks.update(d)
-    same = before[(ranks._counts - before).argmax()]
+    same = before[(ranks._cell_counts - before).argmax()]
     return low, low + (same + 1) / (total + 1)
 
 
@@ -94,11 +94,11 @@ def test_only_the_order_of_the_scores_matters(calibration: list[int], stream: li
 def test_memory_does_not_grow() -> None:
     rng = np.random.default_rng(5)
     ranks = ConformalPValues(rng.standard_normal(100), seed=0)
-    cells = ranks._counts.size
+    cells = ranks._cell_counts.size
     for d in rng.standard_normal(2000).tolist():
         ranks.update(d)
-    assert ranks._counts.size == cells == 201
-    assert ranks._counts.sum() == 2100
+    assert ranks._cell_counts.size == cells == 201
+    assert ranks._cell_counts.sum() == 2100
 
 
 def test_a_large_calibration_set_is_thinned_at_random() -> None:

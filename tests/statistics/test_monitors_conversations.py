@@ -95,7 +95,7 @@ def test_false_rate_alarms_within_delta(name: str, draws: int) -> None:
     assert is_within(int((at > 0).sum()), draws)
 
 
-@pytest.mark.parametrize("name", ["four turns", "ten turns"])
+@pytest.mark.parametrize("name", ["four turns", "four turns, alike, rising", "ten turns", "ten turns, alike, rising"])
 def test_turns_as_if_they_were_independent_alarm_by_chance(name: str, draws: int) -> None:
     law = LAWS[name]
     streams = []
