@@ -107,6 +107,7 @@ def build_watch(
         expected_rate=running.expected_rate,
         unit=running.certificate.unit,
         max_turns=running.certificate.max_turns,
+        max_calls=config.max_expert_calls,
     )
     monitor, audit_log = config.monitor, config.audit_log
 

@@ -138,7 +138,7 @@ class CallRates:
         return sum(calls * number for (_, calls), number in self._counts.items()) / ended if ended else 0.0
 
     def band(
-        self, delta: float, *, max_turns: int, max_calls: int, is_per_conversation: bool = False
+        self, delta: float, *, max_turns: int, max_calls: int | None, is_per_conversation: bool = False
     ) -> tuple[float, float]:
         """Return bounds on a rate that are right at all times together with probability 1 - delta.
 
@@ -147,7 +147,7 @@ class CallRates:
         Args:
             delta: Probability in (0, 1) that a bound is ever wrong.
             max_turns: Largest number of requests of a conversation.
-            max_calls: Largest number of calls of a request.
+            max_calls: Largest number of calls of a request; None: there is no limit, and no upper bound.
             is_per_conversation: Whether the rate is calls per conversation; else calls per request.
 
         Raises:
@@ -157,8 +157,10 @@ class CallRates:
         counts: Counter[tuple[int, int]] = Counter()
         for (requests, calls), number in self._counts.items():
             counts[1 if is_per_conversation else requests, calls] += number
-        bets = RateBets(counts, max_units=1 if is_per_conversation else max_turns, max_calls=max_turns * max_calls)
-        return bets.lower(delta / 2), bets.upper(delta / 2)
+        # A conversation may have been counted under a higher limit on the calls.
+        most = max([max_turns * (max_calls or 1), *(calls for _, calls in counts)])
+        bets = RateBets(counts, max_units=1 if is_per_conversation else max_turns, max_calls=most)
+        return bets.lower(delta / 2), math.inf if max_calls is None else bets.upper(delta / 2)
 
     def state(self) -> State:
         """Return everything as plain JSON values."""

@@ -22,7 +22,7 @@ class Facts:
         expected_rate: Share of the inputs that is expected at the expert, audits included.
         unit: What alpha is a share or a number of.
         max_turns: Largest number of turns of a conversation that the certificate assumes.
-        max_calls: Largest number of calls of a request.
+        max_calls: Largest number of calls of a request; None: no limit.
     """
 
     guard: str
@@ -33,7 +33,7 @@ class Facts:
     expected_rate: float
     unit: BudgetUnit = BudgetUnit.TURN
     max_turns: int = 1
-    max_calls: int = 2
+    max_calls: int | None = 2
 
     @property
     def labels(self) -> dict[str, str]:

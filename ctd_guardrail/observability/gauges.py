@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 
@@ -101,7 +102,8 @@ def _rate_bound(watch: Watch) -> Values:
     low, high = watch.band()
     per = "conversation" if watch.facts.unit is BudgetUnit.CONVERSATION else "request"
     yield _value(low, watch, bound="low", per=per)
-    yield _value(high, watch, bound="high", per=per)
+    if math.isfinite(high):
+        yield _value(high, watch, bound="high", per=per)
 
 
 def _rate_limit(watch: Watch) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final
 
@@ -107,7 +108,7 @@ class Watch:
             "calls_per_judged_turn": rates.per_turn,
             "calls_per_conversation": rates.per_conversation,
             "conversations": rates.conversations,
-            "band": list(self.band()),
+            "band": [bound if math.isfinite(bound) else None for bound in self.band()],
             "alarm_limit": limit,
         }
 

@@ -1,4 +1,5 @@
 import json
+import math
 from collections import Counter
 
 import numpy as np
@@ -44,6 +45,7 @@ def test_a_band_of_single_requests_is_about_as_narrow_as_that_of_a_beta_mixture(
 
 def test_nothing_is_known_at_first() -> None:
     assert CallRates().band(0.05, max_turns=20, max_calls=2) == (0.0, 2.0)
+    assert CallRates().band(0.05, max_turns=20, max_calls=None) == (0.0, math.inf)
     with pytest.raises(ConfigError, match="delta"):
         CallRates().band(0.0, max_turns=1, max_calls=1)
 
@@ -79,6 +81,14 @@ def test_three_rates_of_one_traffic() -> None:
     rates.close(closed(20, 1, is_whole=False))
     assert (rates.requests, rates.turns, rates.calls, rates.conversations) == (3, 3, 3, 2)
     assert (rates.per_request, rates.per_turn, rates.per_conversation) == (1.0, 1.0, 1.5)
+
+
+def test_calls_under_an_earlier_and_higher_limit_stay_within_the_band() -> None:
+    rates = CallRates()
+    for _ in range(100):
+        rates.close(closed(1, 3))
+    low, high = rates.band(0.05, max_turns=1, max_calls=1)
+    assert 0.0 < low <= 3.0 <= high
 
 
 def test_counts_go_on_where_they_were_saved() -> None:

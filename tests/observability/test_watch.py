@@ -59,6 +59,12 @@ def test_the_rail_feeds_its_monitors_and_they_outlive_it(make_rail_folder: Calla
     guard = load_guard(folder, in_service=True)
     assert guard.watch is not None
     assert (guard.watch.rates.requests, guard.watch.rates.calls) == (3, 1)
+    report = json.loads(json.dumps(guard.watch.report()))
+    assert (report["unit"], report["requests"], report["calls"], report["conversations"]) == ("turn", 3, 1, 3)
+    rates = [report[f"calls_per_{unit}"] for unit in ("request", "judged_turn", "conversation")]
+    assert rates == pytest.approx([1 / 3] * 3)
+    assert report["band"][0] < 1 / 3 < report["band"][1]
+    assert report["alarm_limit"] == {"rate": 0.2, "kind": "budget", "delta": 0.05}
     (scores,) = (folder / "state").glob("scores-*.csv")
     # As `ctd-calibrate recalibrate` reads them.
     assert read_scores(scores, "dv").d == pytest.approx([0.0, 0.9, 0.0], abs=0.02)
@@ -83,6 +89,16 @@ def test_a_conversation_goes_on_after_a_restart(make_rail_folder: Callable[..., 
         assert watch.left_out == 0
     ((requests, _, conversations),) = watch.rates.state()["conversations"]
     assert (requests, conversations) == (2, 1)
+
+
+def test_the_rate_alarm_of_an_expected_budget_tests_against_a_bound(make_rail_folder: Callable[..., Path]) -> None:
+    guard = load_guard(make_rail_folder(monitor=MONITOR, guarantee="expected", max_expert_calls=None), in_service=True)
+    assert guard.watch is not None
+    report = guard.watch.report()
+    limit = report["alarm_limit"]
+    assert (limit["kind"], limit["delta"]) == ("calibration_bound", 0.025)
+    assert 0.2 < limit["rate"] < 0.3
+    assert report["band"] == [0.0, None]
 
 
 def test_guards_of_one_configuration_share_their_monitors(make_rail_folder: Callable[..., Path]) -> None:
