@@ -159,7 +159,6 @@ class KeptMonitors:
         if self.state_file is None or self.scores_file is None or self._ahead is None:
             return
         self._saved_at = self._clock()
-        self._has_tried = True
         if not self._may_write():
             return
         if self._save and not self.state_file.exists():
@@ -167,7 +166,7 @@ class KeptMonitors:
             self.monitors = Monitors(self._settings, self._scores)
             self._said.clear()
             self._has_changed = True
-        if not self._has_changed and self._save:
+        if not self._has_changed:
             return
         save = secrets.token_hex(8)
         try:

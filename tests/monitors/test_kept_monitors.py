@@ -91,9 +91,13 @@ def test_saved_monitors_go_on_exactly_where_they_were(tmp_path: Path) -> None:
 
 def test_a_save_is_made_at_the_first_request_and_when_it_is_due(tmp_path: Path) -> None:
     clock = ManualClock()
+    clock.now = -40.0
     monitors = kept(tmp_path, save_every_s=30.0, clock=clock)
+    clock.now = -10.0
     monitors.tick()
-    assert not list(tmp_path.iterdir())
+    clock.now = 0.0
+    monitors.tick()
+    assert not list(tmp_path.glob("*.json"))
     feed(monitors, 5)
     (log,) = tmp_path.glob("*.wal")
     written = log.read_bytes()
