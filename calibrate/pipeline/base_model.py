@@ -60,4 +60,4 @@ def open_workers(config: CalibrateConfig, base_model: BatchedBaseModel) -> Worke
 
 
 def _source(config: CalibrateConfig) -> Factory | None:
-    return None if config.source is None else config.source.made_in(Path())
+    return None if config.source is None else Factory(*config.source.call_in(Path()))

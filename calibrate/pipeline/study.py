@@ -37,6 +37,7 @@ from ctd_guardrail.policy.plan import Budget, plan
 from ctd_guardrail.policy.store import Policy, read_policy
 from ctd_guardrail.policy.turns import BudgetUnit
 from ctd_guardrail.probes.probes import Probes
+from ctd_guardrail.runtime.factory import Factory
 
 __all__ = ["Judged", "PolicyStudy", "choose_rows", "study_policy"]
 
@@ -254,7 +255,7 @@ def _score(
 
 def _open_base_model(policy: Policy, *, device: str, source: PythonSourceConfig | None) -> BatchedBaseModel:
     """Return the base model that the policy was made with."""
-    factory = None if source is None else source.made_in(Path())
+    factory = None if source is None else Factory(*source.call_in(Path()))
     engine = open_base_model(policy.manifest.activations, factory, device=device)
     check_normaliser(policy.manifest)
     check_fingerprint(policy.manifest, engine.fingerprint)

@@ -31,6 +31,7 @@ from ctd_guardrail.policy.manifest import Manifest
 from ctd_guardrail.policy.match import check_fingerprint, check_normaliser
 from ctd_guardrail.policy.plan import Budget, Plan, plan
 from ctd_guardrail.policy.store import MANIFEST_FILE, Policy, read_policy
+from ctd_guardrail.runtime.factory import Factory
 from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.serving.record import check_record, read_record
 from ctd_guardrail.text.refusals import Refusals
@@ -246,7 +247,7 @@ def _open_scorer(config: CtdConfig, manifest: Manifest, probes: Probes, folder: 
     spec = manifest.activations
     if config.base_model is not None:
         spec = spec.model_copy(update={"model": config.base_model, "revision": None})
-    source = None if config.source is None else config.source.made_in(folder)
+    source = None if config.source is None else Factory(*config.source.call_in(folder))
     base_model = open_base_model(spec, source, device=config.device, runtime=runtime)
     check_fingerprint(manifest, base_model.fingerprint)
     return base_model

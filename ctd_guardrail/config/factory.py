@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -10,7 +11,6 @@ from pydantic import AfterValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 from ctd_guardrail.config.types import Section
-from ctd_guardrail.runtime.factory import Factory
 
 __all__ = ["FactoryConfig"]
 
@@ -37,13 +37,13 @@ class FactoryConfig(Section):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of the function. For a secret, give the name of an environment variable."""
 
-    def made_in(self, folder: Path) -> Factory:
-        """Return the factory.
+    def call_in(self, folder: Path) -> tuple[str, Mapping[str, JsonValue]]:
+        """Return the name of the function, with the path of its file made absolute, and its arguments.
 
         Args:
             folder: Folder that the path of its file starts from.
         """
-        return Factory(self.in_folder(folder).factory, self.options)
+        return self.in_folder(folder).factory, self.options
 
     def in_folder(self, folder: Path) -> Self:
         """Return this section with the path of a factory's file made absolute."""

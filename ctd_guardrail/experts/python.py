@@ -12,7 +12,7 @@ from ctd_guardrail.config.experts import PythonExpertConfig
 from ctd_guardrail.errors import ConfigError, ExpertError, ExpertUnavailableError, ExpertVerdictError, InputError
 from ctd_guardrail.experts.protocol import Expert, ExpertScore
 from ctd_guardrail.policy.match import RECORDED
-from ctd_guardrail.runtime.factory import place_of
+from ctd_guardrail.runtime.factory import Factory, place_of
 from ctd_guardrail.text.conversation import Conversation
 
 __all__ = ["PythonExpert"]
@@ -35,7 +35,7 @@ class PythonExpert:
     """
 
     def __init__(self, config: PythonExpertConfig, folder: Path) -> None:
-        factory = config.made_in(folder)
+        factory = Factory(*config.call_in(folder))
         self._expert = _check(factory(section="expert"), factory.name)
         self._identity = _check_identity(self._expert.identity, factory.name)
 

@@ -12,6 +12,7 @@ from ctd_guardrail.activations.python import PythonSource, open_base_model
 from ctd_guardrail.activations.spec import ActivationSpec
 from ctd_guardrail.config.source import PythonSourceConfig
 from ctd_guardrail.errors import ActivationError, ConfigError, CtdError, OverlongError
+from ctd_guardrail.runtime.factory import Factory
 from ctd_guardrail.text.conversation import Conversation
 
 SPEC = ActivationSpec(model="words", layers=(1, 2), max_tokens=20)
@@ -46,7 +47,7 @@ def make(tmp_path: Path) -> Make:
     def make(body: str = "make = Source", **options: Any) -> PythonSource:
         (tmp_path / "source.py").write_text(PRELUDE + body, encoding="utf-8")
         config = PythonSourceConfig(type="python", factory="source.py:make", options=options)
-        return PythonSource(config.made_in(tmp_path), SPEC)
+        return PythonSource(Factory(*config.call_in(tmp_path)), SPEC)
 
     return make
 
@@ -62,10 +63,10 @@ def test_it_serves_the_base_model_as_a_hugging_face_model_does(make: Make) -> No
 def test_guards_of_one_section_share_one_source(make: Make, tmp_path: Path) -> None:
     make()
     config = PythonSourceConfig(type="python", factory="source.py:make")
-    first = open_base_model(SPEC, config.made_in(tmp_path))
-    assert open_base_model(SPEC, config.made_in(tmp_path)) is first
+    first = open_base_model(SPEC, Factory(*config.call_in(tmp_path)))
+    assert open_base_model(SPEC, Factory(*config.call_in(tmp_path))) is first
     other = config.model_copy(update={"options": {"width": 3}})
-    assert open_base_model(SPEC, other.made_in(tmp_path)) is not first
+    assert open_base_model(SPEC, Factory(*other.call_in(tmp_path))) is not first
 
 
 @pytest.mark.parametrize(
