@@ -93,7 +93,7 @@ async def test_an_answer_that_nemo_has_seen_given_reaches_the_server(
 ) -> None:
     folder = make_rail_folder(store=STORE)
     runtime = make_runtime()
-    loading = LoadingGuard(lambda: load_guard(folder, runtime=runtime), runtime=runtime)
+    loading = LoadingGuard(lambda: load_guard(folder, runtime=runtime))
     await loading.check(ODD)
     with Redis.from_url(server.url) as client:
         before = client.dbsize()
