@@ -141,9 +141,10 @@ class CtdConfig(Section):
     word for all causes, or a mapping of causes to words. See docs/failures.md."""
     on_nontext: OnUnreadable = OnUnreadable.BLOCK
     """Treatment of a turn with content other than text: ``block``, ``allow`` (only its text is screened) or
-    ``expert``."""
+    ``expert`` (a call that alpha pays for)."""
     on_overlong: Literal[OnUnreadable.BLOCK, OnUnreadable.EXPERT] = OnUnreadable.BLOCK
-    """Treatment of an input with more tokens than the policy's ``max_tokens``: ``block`` or ``expert``."""
+    """Treatment of an input with more tokens than the policy's ``max_tokens``: ``block`` or ``expert`` (a call that
+    alpha pays for)."""
     on_abstain: Verdict = Verdict.BLOCK
     """Verdict on a score in the abstain band of a policy that has one."""
     history: OnHistory = OnHistory.SCREEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import weakref
 
@@ -12,6 +13,8 @@ from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.observability.events import Arrived, Audited, Event, Origin, Recalled, Routed, Served
 
 __all__ = ["MonitorSink"]
+
+log = logging.getLogger(__name__)
 
 
 class MonitorSink:
@@ -25,6 +28,7 @@ class MonitorSink:
     def __init__(self, kept: KeptMonitors | None, *, max_turns: int = 1) -> None:
         self._kept = kept
         self._arrivals = ArrivalOrder()
+        self._has_warned = False
         self._rates = CallRates()
         self._open = OpenConversations(seed=secrets.randbits(63), max_turns=max_turns)
         if kept is not None:
@@ -47,6 +51,7 @@ class MonitorSink:
             case Arrived() if event.origin is not Origin.SELF_TEST:
                 self._arrivals.begin(event.conversation, event.digest, event.at)
             case Served() if event.origin is not Origin.SELF_TEST:
+                self._check_length(event)
                 is_configured = event.origin is Origin.CONFIGURED
                 for request in self._arrivals.end(
                     Request(*event[:6], earlier=event.earlier, is_configured=is_configured)
@@ -64,6 +69,17 @@ class MonitorSink:
         """Save the monitors if that is due. Runs on the queue's thread."""
         if self._kept is not None:
             self._kept.tick(is_last=is_last)
+
+    def _check_length(self, event: Served) -> None:
+        """Warn once of a conversation that is longer than those of the calibration."""
+        most = self.conversations.max_turns
+        if event.is_placed and event.earlier >= most and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "a conversation has more turns than any of the calibration (%d): neither the certificate of the budget "
+                "nor the alarms hold for such traffic. Calibrate on whole conversations, or set budget.max_turns",
+                most,
+            )
 
     def _serve(self, request: Request) -> None:
         if self._kept is not None:

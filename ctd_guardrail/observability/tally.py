@@ -22,7 +22,7 @@ class TallySnapshot:
         expert_tokens: Tokens of these calls, estimated from the text if the expert does not report them.
         bypasses: Number of decisions for each (reason, failure policy, verdict) in which a failure policy other than
             ``block`` took the guard's place.
-        recalled: Turns that had been judged before; they are not among the decisions.
+        recalled: Turns that had been judged before. They are among the decisions only if an audit judged them again.
         shadow: Decisions whose verdict did not count.
         unscreened_calls: Calls of the main LLM for which the guard had given no verdict.
         requests: Requests, each with one new turn; a request whose turn is recalled is one too.

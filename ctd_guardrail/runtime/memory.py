@@ -84,9 +84,9 @@ class Memory(Protocol):
         """Return the conversation that a request belongs to.
 
         A request without earlier turns begins a conversation. Its name waits under the digest ``now``. A later request
-        takes the name that waits longest under the longest prefix that is known, and lets it wait under its own
-        digest. Two conversations that begin alike may swap names there. Their turns so far are equal, so nothing that
-        is counted by conversation changes.
+        takes the newest name that waits under the longest prefix that is known, and lets it wait under its own digest.
+        Older ones may be of conversations that their users have left. Two conversations that begin alike may swap names
+        there. Their turns so far are equal, so nothing that is counted by conversation changes.
 
         If no name waits, the request is a repetition or shows an edited turn. It gets the name that its own digest, or
         else that prefix, has seen last.
@@ -209,7 +209,7 @@ class LocalMemory:
             found = self._places.get(keyed(prefix, self._key))
             if found is not None:
                 if found.waiting:
-                    found.last = found.waiting.pop(0)
+                    found.last = found.waiting.pop()
                     return found.last, True
                 break
         else:

@@ -52,7 +52,7 @@ if #KEYS == 2 then
 end
 local here = redis.call('GET', KEYS[1])
 for i = 3, #KEYS, 2 do
-  local waiting = redis.call('LPOP', KEYS[i + 1])
+  local waiting = redis.call('RPOP', KEYS[i + 1])
   if waiting then
     redis.call('SET', KEYS[i], waiting, 'PX', keep)
     return wait(waiting, 1)
