@@ -71,6 +71,7 @@ async def test_no_canary_is_found_in_logs_spans_metrics_audit_decisions_counts_a
                 config=config,
                 bounds=BOUNDS,
                 watch=watch,
+                paced=None,
                 runtime=Runtime.default(),
                 build=lambda *parts: delegating(parts[1], emit=parts[2]),
             )

@@ -132,6 +132,6 @@ def marking_guard(context: Context, **settings: Any) -> Guard:
     cascade = word_guard(context=context, **settings)
     bounds = Bounds.of(config.override_bounds, alpha=0.1, delta=0.1, mode=config.mode, on_failure=config.on_failure)
     factory: Any = SimpleNamespace(
-        config=config, bounds=bounds, watch=None, runtime=Runtime.default(), build=lambda *_: cascade
+        config=config, bounds=bounds, watch=None, paced=None, runtime=Runtime.default(), build=lambda *_: cascade
     )
     return Guard(factory, {None: BoundedExpert(cascade._expert)}, folder=Path())
