@@ -35,9 +35,7 @@ class Calls:
     @property
     def realised(self) -> float:
         """Number of calls on the test conversations, in the unit of the budget."""
-        counted, unit = self.counted, self.certificate.unit
-        per = counted.turns if unit is BudgetUnit.TURN else counted.conversations
-        return counted.count_above(self.threshold) / per
+        return self.counted.rate_above(self.threshold, self.certificate.unit)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values."""

@@ -35,7 +35,6 @@ from ctd_guardrail.errors import ConfigError, DataError
 from ctd_guardrail.policy.match import RECORDED, check_fingerprint, check_normaliser
 from ctd_guardrail.policy.plan import Budget, plan
 from ctd_guardrail.policy.store import Policy, read_policy
-from ctd_guardrail.policy.turns import BudgetUnit
 from ctd_guardrail.probes.probes import Probes
 from ctd_guardrail.runtime.factory import Factory
 
@@ -185,10 +184,9 @@ def study_policy(
     is_of_one_law = all(record.sha256 in known for record in dataset.records)
     figures = measure_study(policy_grid(policy, rows), alpha=policy_share(policy), one_law=is_of_one_law)
     running = plan(policy, Budget())
-    threshold, expected = running.rule.threshold, running.expected_rate
-    if running.certificate.unit is BudgetUnit.CONVERSATION:
-        expected = policy.scores.count_above(threshold) / policy.scores.conversations
-    calls = Calls(running.certificate, counted.readable, threshold, expected, policy.unreadable)
+    calls = Calls(
+        running.certificate, counted.readable, running.rule.threshold, running.expected_rate, policy.unreadable
+    )
     return PolicyStudy(figures, policy, rows, judged, dataset, identity, is_of_one_law, calls)
 
 

@@ -126,7 +126,7 @@ def _print_summary(console: Console, guard: Guard) -> None:
     share = counts.delegated / counts.total if counts.total else 0.0
     console.print(
         f"\n{counts.total} inputs, {counts.delegated} to the expert ({share:.1%}); "
-        f"budget: {guard.plan.statement}, {guard.plan.expected_rate:.1%} expected",
+        f"budget: {guard.plan.statement}, {guard.plan.expectation}",
         soft_wrap=True,
     )
     if counts.failures:

@@ -117,7 +117,7 @@ def _budget(guard: Guard) -> Iterator[Finding]:
         "budget",
         f"{guard.plan.statement}, with confidence "
         f"{1 - certificate.delta:.1%} ({certificate.guarantee}, {guard.plan.data}); "
-        f"{guard.plan.expected_rate:.1%} expected",
+        f"{guard.plan.expectation}",
     )
     yield Finding(Outcome.INFO, "smallest alpha", f"{round_up(certificate.alpha_min):f} with these rows at this delta")
 

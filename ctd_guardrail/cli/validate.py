@@ -61,7 +61,7 @@ def _validate(folder: Path, engine: Engine, console: Console) -> None:
     console.print(
         f"[green]ok[/] {rail.file}: {planned.statement}, "
         f"with confidence {1 - certificate.delta:.1%} (lambda {planned.rule.threshold:.4g} from {planned.data}, "
-        f"{planned.expected_rate:.1%} expected)",
+        f"{planned.expectation})",
         soft_wrap=True,
     )
     console.print(f"[dim]memory[/] {describe_memory(rail.config)}", soft_wrap=True)

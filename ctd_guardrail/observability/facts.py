@@ -19,7 +19,7 @@ class Facts:
         alpha: The budget, audits included.
         delta: Probability that calibration misses it.
         threshold: lambda; infinite where nothing is delegated.
-        expected_rate: Share of the inputs that is expected at the expert, audits included.
+        expected_rate: Calls that are expected, audits included, in the unit of alpha.
         unit: What alpha is a share or a number of.
         max_turns: Largest number of turns of a conversation that the certificate assumes.
         max_calls: Largest number of calls of a request; None: no limit.

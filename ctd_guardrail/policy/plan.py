@@ -77,8 +77,8 @@ class Plan:
         certificate: The certificate of the requested budget.
         rule: Decides which inputs the expert judges. Its lambda is that of the certificate, a larger one that the
             criterion prefers, or the one at which the policy's performance risks were certified.
-        expected_rate: Expected share of the turns at the expert, audits included: that of the scores behind the
-            certificate, whatever the unit of alpha.
+        expected_rate: Expected share of the turns at the expert, audits included, or calls per conversation, as the
+            unit of alpha says. It is that of the scores behind the certificate.
         alpha: The requested budget. That of the certificate is smaller if audits are part of it.
     """
 
@@ -93,6 +93,12 @@ class Plan:
         if self.certificate.unit is BudgetUnit.CONVERSATION:
             return f"at most {self.alpha:.4g} calls of the expert per conversation on average"
         return f"at most {self.alpha:.1%} of the inputs reach the expert"
+
+    @property
+    def expectation(self) -> str:
+        """What is expected of the budget, in words for an operator."""
+        is_share = self.certificate.unit is BudgetUnit.TURN
+        return f"{self.expected_rate:.1%} expected" if is_share else f"{self.expected_rate:.4g} expected"
 
     @property
     def data(self) -> str:
@@ -145,7 +151,7 @@ def plan(policy: Policy, budget: Budget) -> Plan:
     if is_of_a_known_law and certificate.method is Method.EXACT_BINOMIAL:
         rate = certificate.mean_rate
     else:
-        rate = scores.rate_above(rule.threshold)
+        rate = scores.rate_above(rule.threshold, certificate.unit)
     return Plan(certificate, rule, audited + (1.0 - audited) * rate, alpha)
 
 

@@ -123,6 +123,6 @@ class TurnScores:
         """Return the number of turns that a threshold delegates."""
         return self.turns - int(np.searchsorted(self.d, threshold, side="right"))
 
-    def rate_above(self, threshold: float) -> float:
-        """Return the share of the turns that a threshold delegates."""
-        return self.count_above(threshold) / self.turns
+    def rate_above(self, threshold: float, unit: BudgetUnit = BudgetUnit.TURN) -> float:
+        """Return the share of the turns that a threshold delegates, or their mean number in a conversation."""
+        return self.count_above(threshold) / (self.turns if unit is BudgetUnit.TURN else self.conversations)

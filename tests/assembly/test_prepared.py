@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ import pytest
 
 from ctd_guardrail.assembly.prepared import read
 from ctd_guardrail.errors import ConfigError, InfeasibleBudgetError, PolicyMismatchError
-from ctd_guardrail.policy.plan import Plan
+from ctd_guardrail.policy.plan import Budget, Plan, plan
 from ctd_guardrail.policy.rule import ThresholdRule, TieBreakingRule
 from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
+from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 from ctd_guardrail.text.normalise import NORMALISER
 
 
@@ -128,3 +130,16 @@ def test_settings_that_would_void_a_performance_certificate_are_refused(
     assert plan_.expected_rate == pytest.approx(0.05)
     with pytest.raises(ConfigError, match="certifies its risks"):
         planned(make_rail_folder(**silent | change))
+
+
+def test_what_is_expected_is_in_the_unit_of_alpha(rail_policy: Path) -> None:
+    conversation = np.repeat(np.arange(400), 3)
+    scores = TurnScores.of(np.random.default_rng(0).normal(size=1200), conversation)
+    policy = dataclasses.replace(read_policy(rail_policy), turns=scores)
+    per_turn = plan(policy, Budget(alpha=0.2))
+    per_conversation = plan(policy, Budget(alpha=0.5, unit=BudgetUnit.CONVERSATION))
+    for found, units in ((per_turn, 1200), (per_conversation, 400)):
+        assert found.expected_rate == (scores.d > found.rule.threshold).sum() / units
+        assert 0.7 < found.expected_rate / found.alpha < 1.0
+    assert per_turn.expectation == f"{per_turn.expected_rate:.1%} expected"
+    assert per_conversation.expectation == f"{per_conversation.expected_rate:.4g} expected"
