@@ -15,7 +15,7 @@ from ctd_guardrail.runtime.runtime import Runtime
 from ctd_guardrail.runtime.shared import Shared
 from ctd_guardrail.runtime.shared_memory import SharedMemory, shared_memories
 
-__all__ = ["address_of", "open_memory", "open_server"]
+__all__ = ["address_of", "ask_memory", "open_memory", "open_server"]
 
 
 def address_of(config: CtdConfig) -> str | None:
@@ -67,3 +67,15 @@ def open_memory(config: CtdConfig, key: SecretBytes | None, runtime: Runtime) ->
         (address_of(config), name, hashlib.sha256(key.get_secret_value()).hexdigest(), keep_s),
         lambda: SharedMemory(server, name=name, key=key, keep_s=keep_s, local=runtime.memory),
     )
+
+
+async def ask_memory(memory: Memory) -> bool:
+    """Ask the server of a memory for an answer. Return whether there is a server.
+
+    Raises:
+        StoreError: It does not answer in time, or with an error.
+    """
+    if not isinstance(memory, SharedMemory):
+        return False
+    await memory.ping()
+    return True

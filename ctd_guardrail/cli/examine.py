@@ -15,14 +15,13 @@ from ctd_guardrail.assembly.folder import RailFolder, read_folder
 from ctd_guardrail.assembly.guard import Guard
 from ctd_guardrail.assembly.prepared import prepare_folder
 from ctd_guardrail.assembly.self_test import SelfTestResult, self_test, try_expert
+from ctd_guardrail.assembly.store import ask_memory
 from ctd_guardrail.cli.memory import describe_memory
 from ctd_guardrail.cli.wiring import Engine, check_wiring
 from ctd_guardrail.config.section import CtdConfig
 from ctd_guardrail.config.source import VllmSourceConfig
 from ctd_guardrail.decision import Mode, OnFailure
 from ctd_guardrail.errors import CtdError, StoreError
-from ctd_guardrail.policy.budget import round_up
-from ctd_guardrail.runtime.shared_memory import SharedMemory
 
 __all__ = ["Finding", "Outcome", "examine"]
 
@@ -119,7 +118,7 @@ def _budget(guard: Guard) -> Iterator[Finding]:
         f"{1 - certificate.delta:.1%} ({certificate.guarantee}, {guard.plan.data}); "
         f"{guard.plan.expectation}",
     )
-    yield Finding(Outcome.INFO, "smallest alpha", f"{round_up(certificate.alpha_min):f} with these rows at this delta")
+    yield Finding(Outcome.INFO, "smallest alpha", f"{guard.plan.smallest_alpha} with these rows at this delta")
 
 
 def _base_model(guard: Guard) -> Iterator[Finding]:
@@ -166,14 +165,16 @@ def _settings(guard: Guard) -> Iterator[Finding]:
 
 async def _memory(guard: Guard) -> Finding:
     text = describe_memory(guard.config)
-    if isinstance(guard.memory, SharedMemory):
-        try:
-            await guard.memory.ping()
-        except StoreError as error:
-            # Without it the rail works: each process remembers by itself.
-            return Finding(Outcome.WARNING, "memory", f"{text}. {error}")
-        return Finding(Outcome.OK, "memory", f"{text}; the server answers")
-    return Finding(Outcome.INFO, "memory", text)
+    try:
+        has_server = await ask_memory(guard.memory)
+    except StoreError as error:
+        # Without it the rail works: each process remembers by itself.
+        return Finding(Outcome.WARNING, "memory", f"{text}. {error}")
+    return (
+        Finding(Outcome.OK, "memory", f"{text}; the server answers")
+        if has_server
+        else Finding(Outcome.INFO, "memory", text)
+    )
 
 
 def _failures(config: CtdConfig) -> Finding:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ctd_guardrail.budget import read_policy
 from ctd_guardrail.cli.console import exit_on_error
-from ctd_guardrail.policy.store import read_policy
 from ctd_guardrail.serving.record import serve_command
 
 __all__ = ["export"]

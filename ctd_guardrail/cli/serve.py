@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -117,21 +116,11 @@ def serve(
             tls_key=tls_key,
         )
         if metrics:
-            settings = _with_metrics(settings)
+            settings = settings.with_metrics()
 
         from ctd_guardrail.sidecar import server  # noqa: PLC0415  # an extra
 
         asyncio.run(server.serve(config, settings, on_listening=lambda url: console.print(f"listening on {url}")))
-
-
-def _with_metrics(settings: ServeSettings) -> ServeSettings:
-    try:
-        from ctd_guardrail.observability.prometheus import CONTENT_TYPE, Exposition  # noqa: PLC0415  # an extra
-    except ModuleNotFoundError as error:
-        raise DependencyError(
-            f"package {error.name!r} is not installed", hint="Run: pip install 'ctd-guardrail[prometheus]'"
-        ) from error
-    return replace(settings, metrics=Exposition().text, metrics_type=CONTENT_TYPE)
 
 
 def _log_to_stderr(*, verbose: bool) -> None:

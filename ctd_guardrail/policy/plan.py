@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pydantic import SecretBytes
 
 from ctd_guardrail.errors import ConfigError
-from ctd_guardrail.policy.budget import Certificate, Method, Status, certify, infeasible
+from ctd_guardrail.policy.budget import Certificate, Method, Status, certify, infeasible, round_up
 from ctd_guardrail.policy.guarantees import Guarantee
 from ctd_guardrail.policy.manifest import PerformanceRecord
 from ctd_guardrail.policy.rule import DelegationRule, ThresholdRule, TieBreakingRule
@@ -99,6 +99,11 @@ class Plan:
         """What is expected of the budget, in words for an operator."""
         is_share = self.certificate.unit is BudgetUnit.TURN
         return f"{self.expected_rate:.1%} expected" if is_share else f"{self.expected_rate:.4g} expected"
+
+    @property
+    def smallest_alpha(self) -> str:
+        """The smallest alpha that these scores can certify at this delta, in digits for an operator."""
+        return f"{round_up(self.certificate.alpha_min):f}"
 
     @property
     def data(self) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pydantic import SecretStr
+
+from ctd_guardrail.errors import DependencyError
 
 __all__ = ["DETECTOR", "Limits", "Problem", "ServeSettings"]
 
@@ -66,6 +68,20 @@ class ServeSettings:
     tls_key: Path | None = None
     metrics: Callable[[], bytes] | None = None
     metrics_type: str = "text/plain"
+
+    def with_metrics(self) -> Self:
+        """Return these settings with a metrics route for Prometheus.
+
+        Raises:
+            DependencyError: The extra ``prometheus`` is not installed.
+        """
+        try:
+            from ctd_guardrail.observability.prometheus import CONTENT_TYPE, Exposition  # noqa: PLC0415  # an extra
+        except ModuleNotFoundError as error:
+            raise DependencyError(
+                f"package {error.name!r} is not installed", hint="Run: pip install 'ctd-guardrail[prometheus]'"
+            ) from error
+        return replace(self, metrics=Exposition().text, metrics_type=CONTENT_TYPE)
 
 
 class Problem(Exception):  # noqa: N818  # an answer to the client, named as in RFC 9457
