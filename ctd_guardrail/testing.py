@@ -56,6 +56,7 @@ _TAU: Final = 0.5
 _BAND: Final = 0.1
 _DEADLINE_S: Final = 0.2
 _ALPHA: Final = 0.1
+_LAMBDA: Final = 0.95  # above the certified threshold, below the d of a delegated input
 _DELTA: Final = 0.05
 _NO_HASH: Final = "0" * 64
 # Delegation values of the rows that the policy's budget is certified on. Scripted ones lie at their ends.
@@ -279,7 +280,7 @@ class _Scorer:
 
 def _policy(expert: str, *, abstains: bool) -> Policy:
     """Return a policy without probes. With an abstain band, its threshold is fixed."""
-    performance = PerformanceRecord(risks=(), threshold=0.0, band=_BAND) if abstains else None
+    performance = PerformanceRecord(risks=(), threshold=_LAMBDA, band=_BAND) if abstains else None
     manifest = Manifest(
         created_at=datetime.now(UTC),
         versions={},

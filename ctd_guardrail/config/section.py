@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ctd_guardrail.config.experts import (
@@ -82,15 +82,16 @@ class CtdConfig(Section):
 
     policy: Path
     """Folder of the policy that ``ctd-calibrate run`` wrote, relative to the configuration's folder."""
+    # Before alpha, whose range depends on it.
+    unit: BudgetUnit | None = None
+    """What alpha bounds: calls per ``turn``, a share, or calls per ``conversation``, a mean number. By default the
+    policy's."""
     alpha: Alpha | None = None
     """Budget: the largest share of the turns that goes to the expert, or the mean number of calls per conversation. By
     default the policy's. Another alpha needs no calibration. Under ``guarantee: exact``, one that was chosen after its
     results were seen is not covered; ``simultaneous`` covers it."""
     delta: Share | None = None
     """Probability that the calibration misses the budget. By default the policy's. Fix it before you see results."""
-    unit: BudgetUnit | None = None
-    """What alpha bounds: calls per ``turn``, a share, or calls per ``conversation``, a mean number. By default the
-    policy's."""
     guarantee: Guarantee = Guarantee.EXACT
     """Meaning of alpha: ``exact``, ``simultaneous``, ``expected`` or ``next``, see docs/guarantees.md."""
     horizon: Count | None = None
@@ -191,6 +192,17 @@ class CtdConfig(Section):
         if not isinstance(expert, OpenAIExpertConfig):
             return {None: expert}
         return {None: expert, **{name: address.of(expert) for name, address in self.experts.items()}}
+
+    @field_validator("alpha")
+    @classmethod
+    def _is_a_share(cls, alpha: float | None, info: ValidationInfo) -> float | None:
+        if alpha is not None and alpha >= 1.0 and info.data.get("unit") is not BudgetUnit.CONVERSATION:
+            raise PydanticCustomError(
+                "alpha",
+                "a share of the turns must be less than 1",
+                {"hint": "Use a share such as 0.1, or `unit: conversation`"},
+            )
+        return alpha
 
     @model_validator(mode="after")
     def _named_experts_can_be_chosen(self) -> CtdConfig:

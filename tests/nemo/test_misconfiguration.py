@@ -99,7 +99,8 @@ MISTAKES = [
     one("custom_data.ctd.expert.base_ulr", "Did you mean `base_url`?", SOUND.replace("base_url", "base_ulr")),
     one("custom_data.ctd.expert.type", "Use one of openai", SOUND.replace("type: openai", "type: opnai")),
     # Values out of range.
-    changed("alpha", "", "alpha: 10"),
+    changed("alpha", "unit: conversation", "alpha: 10"),
+    changed("alpha", "unit: conversation", "alpha: 10, unit: turn"),
     changed("delta", "", "delta: five percent"),
     changed("mode", "", "mode: observe"),
     changed("on_overlong", "", "on_overlong: allow"),
