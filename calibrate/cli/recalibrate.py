@@ -36,6 +36,13 @@ def recalibrate(
     drop_risks: Annotated[
         bool, typer.Option("--drop-risks", help="Give up the policy's certificate of performance risks.")
     ] = False,
+    with_unread: Annotated[
+        bool,
+        typer.Option(
+            "--with-unread",
+            help="The file holds every turn that went to the expert unread, as `expert`, even if there were none.",
+        ),
+    ] = False,
     max_turns: Annotated[
         int | None,
         typer.Option(help="Largest number of turns of a future conversation; by default the policy's, or the file's."),
@@ -72,6 +79,7 @@ def recalibrate(
             max_turns=max_turns,
             is_growing=growing,
             drops_risks=drop_risks,
+            holds_unread=with_unread,
         )
     answer = {
         **certificate_json(result.certificate),

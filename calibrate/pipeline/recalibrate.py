@@ -94,6 +94,7 @@ def recalibrate_policy(
     max_turns: int | None = None,
     is_growing: bool = False,
     drops_risks: bool = False,
+    holds_unread: bool = False,
 ) -> Recalibration:
     """Certify the budget on new scores, keep the old policy in ``history/``, and put the new one in its place.
 
@@ -107,6 +108,8 @@ def recalibrate_policy(
         is_growing: Whether the scores may be continued: a later recalibration on the same scores and more spends no
             delta. If the last recalibration was such a one, these must continue its scores.
         drops_risks: Whether a certificate of performance risks may be given up.
+        holds_unread: Whether the scores hold every turn that went to the expert unread, even if there were none. Scores
+            with such a turn do.
 
     Raises:
         ConfigError: alpha or delta lies outside its range, delta differs from the one that earlier recalibrations
@@ -124,8 +127,21 @@ def recalibrate_policy(
                 key="drop_risks",
                 hint="Use --drop-risks to hold the budget alone from now on, or calibrate a new policy",
             )
+        if policy.manifest.performance is not None and policy.manifest.performance.band > 0.0:
+            raise ConfigError(
+                "the policy abstains in a band, and without its risk certificate it would decide about these inputs",
+                key="drop_risks",
+                hint="Calibrate a new policy",
+            )
         return _recalibrate(
-            folder, policy, traffic, alpha=alpha, delta=delta, max_turns=max_turns, is_growing=is_growing
+            folder,
+            policy,
+            traffic,
+            alpha=alpha,
+            delta=delta,
+            max_turns=max_turns,
+            is_growing=is_growing,
+            holds_unread=holds_unread,
         )
 
 
@@ -138,6 +154,7 @@ def _recalibrate(
     delta: float | None,
     max_turns: int | None,
     is_growing: bool,
+    holds_unread: bool,
 ) -> Recalibration:
     manifest, in_force = policy.manifest, policy.manifest.in_force
     past = manifest.recalibrations
@@ -194,6 +211,7 @@ def _recalibrate(
         growing=look.growing,
         continues=look.continues,
         drops_risks=manifest.performance is not None,
+        holds_unread=holds_unread or turns.always > 0,
     )
     # The unreadable turns of the calibration belong to its own conversations. The new scores hold those of theirs.
     changed = manifest.model_copy(update={"recalibrations": (*past, record), "performance": None})

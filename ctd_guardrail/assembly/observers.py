@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import SecretBytes
 
+from ctd_guardrail.assembly.budget import budget_of
 from ctd_guardrail.config.observability import AuditLogConfig, MonitorConfig, RolloutConfig
 from ctd_guardrail.config.section import SECTION, CtdConfig
 from ctd_guardrail.errors import ConfigError
@@ -112,7 +113,9 @@ def build_watch(
     monitor, audit_log = config.monitor, config.audit_log
 
     def make() -> Watch:
-        kept = None if monitor is None else _keep(facts, policy.scores, running.certificate, folder, monitor)
+        # With the turns that go to the expert unread: the calls of the traffic include theirs.
+        scores = policy.scores_with(budget_of(config).unreadable)
+        kept = None if monitor is None else _keep(facts, scores, running.certificate, folder, monitor)
         if kept is not None:
             _continue_conversations(kept, runtime.memory)
         written = None

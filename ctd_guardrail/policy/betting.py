@@ -57,6 +57,8 @@ _FIRST_ESTIMATE: Final = 8
 # From this number of conversations on, the number that is needed is a bound and a margin on it.
 _MOST_TRIED: Final = 20_000
 _MARGIN: Final = 1.05
+# exp(-x) is above zero up to here. A capital so small never comes back.
+_LARGEST_EXPONENT: Final = 700.0
 _SQRT_TWO_PI: Final = math.sqrt(2.0 * math.pi)
 
 
@@ -239,7 +241,7 @@ class Bets:
 
 def _hedge(to_go: FloatArray) -> FloatArray:
     """Return phi(z) / (1 - Phi(z)) at the z that a standard normal exceeds with probability exp(-to_go)."""
-    chance = np.exp(-to_go)
+    chance = np.exp(-np.minimum(to_go, _LARGEST_EXPONENT))
     z = ndtri(chance)
     hedge: FloatArray = np.exp(-0.5 * z * z) / (_SQRT_TWO_PI * chance)
     return hedge

@@ -239,7 +239,7 @@ def _longest(scores: TurnScores, max_turns: int | None) -> int:
         raise ConfigError(
             f"max_turns = {max_turns} is below the longest conversation of the data, {longest} turns",
             key="max_turns",
-            hint=f"Set it to {longest} or more, or leave it out",
+            hint=f"Set max_turns to {longest} or more",
         )
     return longest if max_turns is None else max_turns
 

@@ -119,6 +119,7 @@ class RecalibrationRecord(BaseModel):
             otherwise.
         continues: Whether the file continues that of the last recalibration, so that no delta was spent.
         drops_risks: Whether this recalibration gave up the certificate of performance risks.
+        holds_unread: Whether the scores hold the turns that went to the expert unread.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -139,6 +140,7 @@ class RecalibrationRecord(BaseModel):
     growing: str | None = None
     continues: bool = False
     drops_risks: bool = False
+    holds_unread: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -160,6 +162,7 @@ class InForce:
         looks: Number of recalibrations that spent a part of delta.
         first_look: For data that grow without another look: number of conversations when they were first certified.
             None for other data.
+        holds_unread: Whether the scores hold the turns that went to the expert unread, or the policy states them apart.
     """
 
     alpha: float
@@ -170,6 +173,7 @@ class InForce:
     conversations: int | None
     looks: int
     first_look: int | None
+    holds_unread: bool
 
 
 class RiskBound(BaseModel):
@@ -266,6 +270,7 @@ class Manifest(BaseModel):
             conversations=turns if record.conversations is None else record.conversations,
             looks=sum(not past.continues for past in self.recalibrations),
             first_look=self._first_look,
+            holds_unread=last is None or last.holds_unread,
         )
 
     @property

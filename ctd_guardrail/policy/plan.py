@@ -123,11 +123,13 @@ def plan(policy: Policy, budget: Budget) -> Plan:
 
     Raises:
         InfeasibleBudgetError: The calibration scores cannot certify alpha at delta.
-        ConfigError: ``horizon`` does not fit ``guarantee``, the criterion needs labels that the policy lacks, the tie
-            key is not usable, a setting would void the policy's performance certificate, or the threshold that would
-            run lies below the certified one.
+        ConfigError: The unit is another one than the policy's and alpha is missing, the scores in force lack turns that
+            go to the expert unread, ``horizon`` does not fit ``guarantee``, the criterion needs labels that the policy
+            lacks, the tie key is not usable, a setting would void the policy's performance certificate, or the
+            threshold that would run lies below the certified one.
     """
     in_force = policy.manifest.in_force
+    _check_units(budget, policy)
     alpha = in_force.alpha if budget.alpha is None else budget.alpha
     delta = in_force.delta if budget.delta is None else budget.delta
     audited = budget.audit_share
@@ -158,6 +160,24 @@ def plan(policy: Policy, budget: Budget) -> Plan:
     else:
         rate = scores.rate_above(rule.threshold, certificate.unit)
     return Plan(certificate, rule, audited + (1.0 - audited) * rate, alpha)
+
+
+def _check_units(budget: Budget, policy: Policy) -> None:
+    """Refuse a unit without its alpha, and calls that the scores of a recalibration do not hold."""
+    in_force = policy.manifest.in_force
+    if budget.unit not in (None, in_force.unit) and budget.alpha is None:
+        raise ConfigError(
+            f"the policy's alpha, {in_force.alpha:g}, is per {in_force.unit}, and not per {budget.unit}",
+            key=budget.key("unit"),
+            hint="Write alpha beside unit, or leave unit out",
+        )
+    if budget.unreadable and not in_force.holds_unread:
+        cause = min(budget.unreadable)
+        raise ConfigError(
+            "the scores of the last recalibration do not state the turns that go to the expert unread",
+            key=budget.key(f"on_{cause}"),
+            hint="Recalibrate with --with-unread on scores recorded under this setting, or block these turns",
+        )
 
 
 def _alpha_of_rule(budget: Budget, policy: Policy, alpha: float) -> float:

@@ -76,6 +76,8 @@ class SignedDecisions:
     def read(self, name: str, entry: bytes) -> Decision | None:
         """Return the decision of an entry, or None if it is not signed with this key under this name.
 
+        An entry of another version that this one cannot read is None as well.
+
         Args:
             name: Name of the entry.
             entry: What :meth:`write` returned, or what someone else has written.
@@ -83,8 +85,11 @@ class SignedDecisions:
         signature, value = entry[:_BYTES], entry[_BYTES:]
         if not hmac.compare_digest(signature, self._sign(name, value)):
             return None
-        verdict, route, reason, mode, p, d, p_expert = json.loads(value)
-        return Decision(Verdict(verdict), Route(route), Reason(reason), p, d, p_expert, Mode(mode))
+        try:
+            verdict, route, reason, mode, p, d, p_expert = json.loads(value)
+            return Decision(Verdict(verdict), Route(route), Reason(reason), p, d, p_expert, Mode(mode))
+        except (ValueError, TypeError):
+            return None  # of a replica with another version
 
     def _sign(self, name: str, value: bytes) -> bytes:
         return hashlib.blake2b(f"{name}\n".encode() + value, key=self._signing_key, digest_size=_BYTES).digest()

@@ -143,3 +143,13 @@ def test_what_is_expected_is_in_the_unit_of_alpha(rail_policy: Path) -> None:
         assert 0.7 < found.expected_rate / found.alpha < 1.0
     assert per_turn.expectation == f"{per_turn.expected_rate:.1%} expected"
     assert per_conversation.expectation == f"{per_conversation.expected_rate:.4g} expected"
+
+
+def test_another_unit_than_the_policy_s_needs_its_own_alpha(rail_policy: Path) -> None:
+    conversation = np.repeat(np.arange(400), 3)
+    scores = TurnScores.of(np.random.default_rng(0).normal(size=1200), conversation)
+    policy = dataclasses.replace(read_policy(rail_policy), turns=scores)
+    with pytest.raises(ConfigError, match="is per turn, and not per conversation") as caught:
+        plan(policy, Budget(unit=BudgetUnit.CONVERSATION, section="custom_data.ctd"))
+    assert caught.value.key == "custom_data.ctd.unit"
+    assert plan(policy, Budget(unit=BudgetUnit.TURN)) == plan(policy, Budget())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -22,6 +23,7 @@ from ctd_guardrail.observability.metrics import DOORS, Metrics
 from ctd_guardrail.observability.queue import event_queue
 from ctd_guardrail.policy.spending import budget_beside_audit
 from ctd_guardrail.policy.store import read_policy, write_policy
+from ctd_guardrail.policy.unreadable import Unreadable, UnreadableTurns
 from ctd_guardrail.runtime.runtime import Runtime
 from tests.support.runtimes import as_default
 
@@ -99,6 +101,28 @@ def test_the_rate_alarm_of_an_expected_budget_tests_against_a_bound(make_rail_fo
     assert (limit["kind"], limit["delta"]) == ("calibration_bound", 0.025)
     assert 0.2 < limit["rate"] < 0.3
     assert report["band"] == [0.0, None]
+
+
+def test_that_bound_includes_the_turns_that_go_to_the_expert_unread(
+    make_rail_folder: Callable[..., Path], rail_policy: Path, tmp_path: Path
+) -> None:
+    policy = read_policy(rail_policy)
+    n = policy.scores.turns
+    fields = policy.manifest.model_dump(exclude={"tensors_sha256"})
+    unreadable = UnreadableTurns(n + np.arange(n // 20), np.ones(n // 20, dtype=np.bool_))
+    write_policy(tmp_path / "policy", fields, policy.probe, policy.calibration, unreadable=unreadable)
+
+    def limit(on_overlong: str) -> float:
+        changes = {"policy": str(tmp_path / "policy"), "on_overlong": on_overlong, "guarantee": "expected"}
+        guard = load_guard(make_rail_folder(monitor=MONITOR, **changes), in_service=True)
+        assert guard.watch is not None
+        scores = guard.policy.scores_with({Unreadable.OVERLONG} if on_overlong == "expert" else ())
+        realised = scores.rate_above(guard.plan.rule.threshold)
+        found: float = guard.watch.report()["alarm_limit"]["rate"]
+        assert realised < found < 0.3
+        return found
+
+    assert limit("expert") == pytest.approx(limit("block"), rel=0.1)
 
 
 def test_guards_of_one_configuration_share_their_monitors(make_rail_folder: Callable[..., Path]) -> None:

@@ -15,8 +15,9 @@ from ctd_guardrail.errors import ConfigError
 from ctd_guardrail.policy.budget import Guarantee, max_exceedances
 from ctd_guardrail.policy.plan import Budget, plan
 from ctd_guardrail.policy.spending import spent_delta
-from ctd_guardrail.policy.store import CalibrationScores, read_policy
+from ctd_guardrail.policy.store import CalibrationScores, read_policy, write_policy
 from ctd_guardrail.policy.turns import TurnScores
+from ctd_guardrail.policy.unreadable import Unreadable
 from ctd_guardrail.runtime.lock import LOCK_FILE
 from tests.support.artefacts import edit
 from tests.support.policies import write_plain_policy
@@ -215,6 +216,30 @@ class TestDefaults:
         assert plan(read_policy(policy), Budget(alpha=0.1)).alpha == 0.1
 
 
+class TestUnreadTurns:
+    """Turns that go to the expert unread are calls, so the scores must hold them."""
+
+    UNREAD = Budget(unreadable=frozenset({Unreadable.OVERLONG}), section="custom_data.ctd")
+
+    def test_scores_that_may_lack_them_are_refused_where_the_expert_gets_them(
+        self, policy: Path, tmp_path: Path
+    ) -> None:
+        plan(read_policy(policy), self.UNREAD)  # calibration states them
+        _run(policy, _scores(tmp_path / "1.csv", 2000, seed=1))
+        plan(read_policy(policy), Budget())
+        with pytest.raises(ConfigError, match="do not state the turns that go to the expert unread") as caught:
+            plan(read_policy(policy), self.UNREAD)
+        assert caught.value.key == "custom_data.ctd.on_overlong"
+
+    def test_scores_that_have_some_or_are_said_to_hold_them_run(self, policy: Path, tmp_path: Path) -> None:
+        _run(policy, _scores(tmp_path / "1.csv", 2000, seed=1), "--with-unread")
+        assert plan(read_policy(policy), self.UNREAD).certificate.always == 0
+        file = _scores(tmp_path / "2.csv", 2000, seed=2)
+        file.write_text(file.read_text() + "expert,u0\nexpert,u1\n")
+        _run(policy, file)
+        assert plan(read_policy(policy), self.UNREAD).certificate.always == 2
+
+
 class TestRisks:
     """A policy that certifies risks has its own threshold, which new traffic may put over the budget."""
 
@@ -243,6 +268,19 @@ class TestRisks:
         planned = plan(again, Budget())
         assert planned.rule.threshold == answer["threshold"] == planned.certificate.threshold
         assert planned.expected_rate < 0.2
+
+    def test_a_policy_that_abstains_is_refused_because_its_band_would_open(
+        self, structured: Path, tmp_path: Path
+    ) -> None:
+        policy = read_policy(structured)
+        assert policy.manifest.performance is not None
+        banded = policy.manifest.performance.model_copy(update={"band": 0.1})
+        fields = policy.manifest.model_copy(update={"performance": banded}).model_dump(exclude={"tensors_sha256"})
+        write_policy(structured, fields, policy.probe, policy.calibration)
+        result, _ = _run(structured, _scores(tmp_path / "1.csv", 2000, seed=1), "--drop-risks")
+        assert result.exit_code == 2
+        assert "abstains in a band" in result.stderr
+        assert read_policy(structured).manifest.performance == banded
 
     def test_a_threshold_below_the_certified_one_never_runs(self, structured: Path) -> None:
         """As a policy that an earlier version recalibrated has it: 47.9% of the turns for a budget of 20%."""
