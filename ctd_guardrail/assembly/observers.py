@@ -108,7 +108,7 @@ def build_watch(
         expected_rate=running.expected_rate,
         unit=running.certificate.unit,
         max_turns=running.certificate.max_turns,
-        max_calls=config.max_expert_calls,
+        max_calls=_most_calls(config),
     )
     monitor, audit_log = config.monitor, config.audit_log
 
@@ -130,6 +130,12 @@ def build_watch(
         return Watch(facts, load_s=load_s, paced=paced, kept=kept, audit_log=written, runtime=runtime)
 
     return shared_watch((str(folder.resolve()), facts, monitor, audit_log, config.pace), make, runtime=runtime)
+
+
+def _most_calls(config: CtdConfig) -> int | None:
+    """Return the largest number of calls of a request, with its audits; None: no limit."""
+    is_audited = config.monitor is not None and config.monitor.audit_share > 0.0
+    return None if config.max_expert_calls is None else config.max_expert_calls * (2 if is_audited else 1)
 
 
 def _keep(

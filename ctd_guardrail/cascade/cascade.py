@@ -14,7 +14,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -181,13 +181,12 @@ class Cascade:
             fail(outcome, reason_of(error), type(error).__name__, settings)
             return self._report(outcome, request_id)
         usage = Usage()
-        take = unlimited if self._calls is None else countdown(self._calls)
-        request = Request(mode, principal, request_id, self._deadline(), take, usage)
+        request = Request(mode, principal, request_id, self._deadline(), self._limit(), self._limit(), usage)
         arrival = None
-        if self._origin is not Origin.SELF_TEST and conversation.messages:
-            before, now = await conversation.place()
-            arrival = self._arrive(await self._memory.place(before, now), len(before))
         try:
+            if self._origin is not Origin.SELF_TEST and conversation.messages:
+                before, now = await conversation.place()
+                arrival = self._arrive(await self._memory.place(before, now), len(before))
             decision = await self._dialogue.judge(
                 conversation,
                 apart,
@@ -197,6 +196,10 @@ class Cascade:
                 origin=self._origin,
                 characters=_CHARACTERS_PER_TOKEN * self._scorer.spec.max_tokens,
             )
+        except Exception as error:  # noqa: BLE001  # a memory of the operator may raise; fails closed, whatever it is
+            outcome = Outcome(mode)
+            fail(outcome, reason_of(error), type(error).__name__, settings)
+            return self._report(outcome, request_id)
         finally:
             # A request that was cancelled has cost its calls too.
             if arrival is not None:
@@ -207,6 +210,9 @@ class Cascade:
             return self._report(outcome, request_id)
         # A remembered decision may have been made in the other mode.
         return decision if decision.mode is mode else replace(decision, mode=mode)
+
+    def _limit(self) -> Callable[[], bool]:
+        return unlimited if self._calls is None else countdown(self._calls)
 
     def _deadline(self) -> float | None:
         after_s = self.settings.deadline_s
@@ -220,9 +226,11 @@ class Cascade:
     def _serve(self, usage: Usage, arrival: _Arrival) -> None:
         """Report what the request has used."""
         (name, digest, is_placed), at, earlier = arrival
-        calls = usage.calls if self._calls is None else min(usage.calls, self._calls)
+        calls, audits = usage.calls, usage.audits
+        if self._calls is not None:
+            calls, audits = min(calls, self._calls), min(audits, self._calls)
         scores = tuple(usage.scores)
-        self._emit(Served(name, digest, scores, calls, is_placed, at, self._origin, earlier, usage.by_rule))
+        self._emit(Served(name, digest, scores, calls + audits, is_placed, at, self._origin, earlier, usage.by_rule))
 
     def _mode_for(self, conversation: Conversation, principal: str | None) -> Mode:
         rollout = self.settings.rollout
@@ -251,7 +259,8 @@ class Cascade:
             return
         is_due = self.settings.rule.delegates(d, unit.conversation)
         is_audited = self._draw_audit()
-        request.usage.calls += is_due or is_audited
+        request.usage.calls += is_due
+        request.usage.audits += is_audited and not is_due
         request.usage.by_rule += is_due
         if unit.is_turn:
             request.usage.scores.append(d)
@@ -295,6 +304,9 @@ class Cascade:
         """
         outcome.is_judged = not is_due
         alone = outcome.verdict
+        if not is_due:
+            # A coin must not use up the calls that later units may need.
+            request = request._replace(take=request.take_audit)
         try:
             await self._delegate(unit, p, request, outcome)
             if is_due:
@@ -313,7 +325,7 @@ class Cascade:
         """Audit a remembered decision, and return the one that stands. The expert is not asked what it has answered."""
         settings, p, d = self.settings, known.p, known.d
         if known.p_expert is None and p is not None and d is not None:
-            request.usage.calls += 1
+            request.usage.audits += 1
             outcome = Outcome(request.mode)
             outcome.add_scores(p, d)
             outcome.conclude(*settings.judge(p, Reason.PROBE_SAFE, Reason.PROBE_UNSAFE))

@@ -206,7 +206,8 @@ class _Walk:
 
     async def _judge_turn(self, turn: Turn, digest: str, history: History, *, is_newest: bool) -> tuple[Decision, bool]:
         """Return the decision about a turn, and whether an earlier request was refused for it."""
-        known = await self._recall(digest) if turn.is_text else None
+        key = _key(digest, is_text=turn.is_text)
+        known = await self._recall(key)
         if known is None:
             return await self._judge_now(history.unit(turn), digest, is_text=turn.is_text, is_turn=True), False
         was_refused = known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
@@ -216,7 +217,7 @@ class _Walk:
             known = await self._audit(Unit(history.unit(turn), digest), known)
         if known.mode is not self._mode is Mode.ENFORCE:
             # From now on the user has seen the refusal.
-            await self._remember(digest, replace(known, mode=self._mode))
+            await self._remember(key, replace(known, mode=self._mode))
         return known, was_refused
 
     async def _audit(self, unit: Unit, known: Decision) -> Decision:
@@ -224,7 +225,9 @@ class _Walk:
         decision = await self._judge.audit(unit, known)
         if decision is not known:
             self._count_time(decision)
-            await self._remember(unit.digest, decision)
+            # A refusal that the user has seen stays one, also if this request is in shadow mode.
+            has_counted = known.mode is Mode.ENFORCE
+            await self._remember(unit.digest, replace(decision, mode=known.mode) if has_counted else decision)
         return decision
 
     async def _judge_answers(self, answers: Sequence[Message]) -> Decision | None:
@@ -239,17 +242,17 @@ class _Walk:
         """Judge a text as one turn of a user. Return None if this request has done so, or the main LLM gave it."""
         unit = Conversation((replace(message, role="user"),))
         digest = unit.digest()
-        if digest in self._passed:
+        key = _key(digest, is_text=message.is_text)
+        if key in self._passed:
             return None
-        decision = await self._recall(digest) if message.is_text else None
+        decision = await self._recall(key)
         if decision is None and message.role == "assistant" and await self._was_said(message):
             return None
         if decision is None:
             decision = await self._judge_now(unit, digest, is_text=message.is_text, is_turn=False)
         else:
             self._emit(Recalled(self._origin))
-        if message.is_text:
-            self._passed.add(digest)
+        self._passed.add(key)
         return decision
 
     async def _judge_now(self, unit: Conversation, digest: str, *, is_text: bool, is_turn: bool) -> Decision:
@@ -257,8 +260,7 @@ class _Walk:
         obstacle = _obstacle(self._characters, is_text=is_text)
         decision = await self._judge.decide(Unit(unit, digest, obstacle, is_turn))
         self._count_time(decision)
-        if is_text:
-            await self._remember(digest, decision)
+        await self._remember(_key(digest, is_text=is_text), decision)
         return decision
 
     def _count_time(self, decision: Decision) -> None:
@@ -275,7 +277,7 @@ class _Walk:
             history = History(self._dialogue.settings.context)
             for turn in turns:
                 if not turn.is_blank:
-                    yield history.digest(turn)
+                    yield _key(history.digest(turn), is_text=turn.is_text)
                 history.add(turn)
 
         if len(turns) > 1 and self._dialogue.judgement_key is not None:
@@ -319,6 +321,15 @@ class _Walk:
         if not dialogue.refusals.answer(turn):
             return False
         return was_refused or (dialogue.receipts is not None and dialogue.receipts.prove(turn, digest))
+
+
+def _key(digest: str, *, is_text: bool) -> str:
+    """Return the key under which a unit is remembered.
+
+    The expert sees a note in the place of content other than text, and nothing of the content. So its answer depends on
+    the text and the note. A note that a user has typed is another unit: the probes read it.
+    """
+    return digest if is_text else f"{digest}:nontext"
 
 
 def _obstacle(characters: int, *, is_text: bool) -> InputError | None:

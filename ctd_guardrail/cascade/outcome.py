@@ -17,15 +17,17 @@ class Usage:
     Attributes:
         scores: Delegation values of the user's turns that it judged, in order; +inf for one that goes to the expert
             because the probes cannot read it.
-        calls: Units that go to the expert: by the rule, by the coin, or because the probes cannot read them.
+        calls: Units that go to the expert by the rule, or because the probes cannot read them.
+        audits: Other units that go to the expert by the coin.
         by_rule: Those among them that the rule delegates.
     """
 
-    __slots__ = ("by_rule", "calls", "scores")
+    __slots__ = ("audits", "by_rule", "calls", "scores")
 
     def __init__(self) -> None:
         self.scores: list[float] = []
         self.calls = 0
+        self.audits = 0
         self.by_rule = 0
 
 
@@ -38,6 +40,7 @@ class Request(NamedTuple):
         request_id: Its id at the door; None if the door has none.
         deadline: Time of the running event loop at which the decision is due; None: no deadline.
         take: Takes one of the calls of the expert that the request may make; False if none is left.
+        take_audit: The same for calls that only the coin asks for.
         usage: What it has used so far.
     """
 
@@ -46,6 +49,7 @@ class Request(NamedTuple):
     request_id: str | None
     deadline: float | None
     take: Callable[[], bool]
+    take_audit: Callable[[], bool]
     usage: Usage
 
 

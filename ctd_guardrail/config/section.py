@@ -117,7 +117,7 @@ class CtdConfig(Section):
     max_expert_calls: Count | None = 2
     """Most calls of the expert for one request; ``null``: no limit. A request shows earlier turns too, and those that
     are not remembered are judged again. Turns beyond the limit fail with ``cap_exhausted``: a forged history cannot buy
-    a call for each of its turns."""
+    a call for each of its turns. Audits have as many calls of their own."""
     breaker: Annotated[Count | None, BeforeValidator(_refuse_a_section)] = 5
     """Timeouts and transient faults in a row after which the expert is not called for 10 seconds; inputs then fail with
     ``breaker_open``. ``null`` switches the breaker off."""

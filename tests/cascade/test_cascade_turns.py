@@ -251,10 +251,11 @@ async def test_other_content_than_text_is_blocked_or_left_out_or_the_experts() -
     for _ in range(2):
         decision = await delegated.check(IMAGE)
         assert (decision.verdict, decision.route, decision.reason) == ("allow", "expert", "expert_safe")
-    assert delegated.judge.seen == ["fine\n[content that is not text]"] * 2
-    assert delegated.cascade.tally.snapshot().delegated == 2
+    assert delegated.judge.seen == ["fine\n[content that is not text]"]  # remembered the second time
+    assert delegated.cascade.tally.snapshot().delegated == 1
     delegated.judge.is_down = True
-    assert (await delegated.check(IMAGE)).reason is Reason.EXPERT_UNAVAILABLE
+    other = [{"type": "text", "text": "also fine"}, *IMAGE[1:]]
+    assert (await delegated.check(other)).reason is Reason.EXPERT_UNAVAILABLE
 
 
 @pytest.mark.parametrize("unreadable", [IMAGE, "fine " * 300], ids=["an image", "overlong"])

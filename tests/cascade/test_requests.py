@@ -9,11 +9,13 @@ from scipy.stats import binom
 
 from ctd_guardrail.activations.scorer import Scored
 from ctd_guardrail.activations.spec import ActivationSpec
-from ctd_guardrail.decision import Decision, OnUnreadable, Reason, Route, Verdict
+from ctd_guardrail.decision import Decision, Mode, OnUnreadable, Reason, Route, Verdict
 from ctd_guardrail.errors import ExpertUnavailableError, OverlongError
 from ctd_guardrail.experts.protocol import ExpertScore
 from ctd_guardrail.observability.events import Audited, Event, Origin, Recalled, Served
-from ctd_guardrail.text.conversation import Conversation
+from ctd_guardrail.runtime.memory import LocalMemory
+from ctd_guardrail.text.conversation import Context, Conversation
+from ctd_guardrail.text.refusals import DEFAULT_REFUSALS
 from tests.support.cascades import make_cascade
 from tests.support.waiting import eventually
 
@@ -172,3 +174,70 @@ async def test_an_audit_without_an_answer_leaves_the_remembered_verdict() -> Non
     second = await traffic.ask("harm -0.5")
     assert first.verdict is second.verdict is Verdict.ALLOW
     assert [event.is_missed for event in traffic.of(Audited)] == [True]
+
+
+IMAGE = {"role": "user", "content": [{"type": "text", "text": "look 0.0"}, {"type": "image_url", "image_url": {}}]}
+
+
+async def test_a_turn_with_content_other_than_text_is_asked_about_once() -> None:
+    traffic = Traffic(on_nontext=OnUnreadable.EXPERT, max_expert_calls=2)
+    history: list[Message] = []
+    for number in range(5):
+        history += [IMAGE | {"content": [{"type": "text", "text": f"look {number}"}, *IMAGE["content"][1:]]}]
+        assert (await traffic.cascade.check(history)).verdict is Verdict.ALLOW
+        traffic.cascade.note_answer("yes -1")
+        history += [{"role": "assistant", "content": "yes -1"}]
+    assert (await traffic.cascade.check([*history, *messages("text -0.5")])).verdict is Verdict.ALLOW
+    assert [each.calls for each in traffic.served] == [1, 1, 1, 1, 1, 0]
+    assert traffic.served[-1].scores == (-0.5,)
+
+
+async def test_a_typed_note_is_another_unit_than_the_content_that_it_stands_for() -> None:
+    traffic = Traffic(on_nontext=OnUnreadable.EXPERT)
+    await traffic.cascade.check([IMAGE])
+    (asked,) = traffic.expert.asked
+    typed = await traffic.ask(f"{asked.messages[0].content} -0.5")
+    again = await traffic.cascade.check([IMAGE])
+    assert (typed.route, again.route) == (Route.PROBE, Route.EXPERT)
+    assert len(traffic.expert.asked) == 1
+
+
+async def test_audits_use_up_no_call_that_a_later_turn_needs() -> None:
+    traffic = Traffic(audit_share=1.0 - 2.0**-52, max_expert_calls=2)
+    decision = await traffic.ask("a -0.5", "yes -1", "b -0.5", "yes -1", "c 0.5")
+    assert (decision.verdict, decision.reason) == (Verdict.ALLOW, Reason.EXPERT_SAFE)
+    (served,) = traffic.served
+    assert served.calls == len(traffic.expert.asked) == 3
+
+
+async def test_an_audit_in_shadow_mode_leaves_a_refusal_a_refusal() -> None:
+    share = 1.0 - 2.0**-52
+    enforcing = Traffic()
+    shadow = Traffic(enforcing.expert, mode=Mode.SHADOW, audit_share=share)
+    harmful = "harm 0.5"
+    assert (await enforcing.ask(harmful)).is_blocking
+    await shadow.ask(harmful)
+    later = await enforcing.ask(harmful, DEFAULT_REFUSALS[0], "fine -0.5")
+    assert later.verdict is Verdict.ALLOW
+
+
+class Broken(LocalMemory):
+    """A memory whose methods raise."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        setattr(self, name, self._raise)
+
+    async def _raise(self, *_: object) -> Any:
+        raise ConnectionError("text of a user")
+
+
+@pytest.mark.parametrize("name", ["place", "recall", "remember", "prefetch", "knows_answer"])
+async def test_a_memory_that_raises_blocks_and_nothing_leaves_the_cascade(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = Context.LAST_TURN if name == "knows_answer" else Context.CONVERSATION
+    traffic = Traffic(memory=Broken(name), context=context)
+    decision = await traffic.ask("a -0.5", "maybe -1", "b -0.5", "perhaps -1", "c -0.5")
+    assert (decision.verdict, decision.reason) == (Verdict.BLOCK, Reason.INTERNAL_ERROR)
+    assert "text of a user" not in caplog.text
