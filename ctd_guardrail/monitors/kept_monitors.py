@@ -94,9 +94,11 @@ class KeptMonitors:
         self.conversation_key = b""
         self._said: set[str] = set()
         self._save = ""  # the name of the save that the log follows; empty: this process writes no log
+        self._known = ""  # the name of the save that these monitors continue
         self._has_tried = False
         self._has_changed = False
         self.monitors = self._read() or Monitors(settings, scores)
+        self._inherited = self.monitors.rates.requests
         self._say_alarms()
         self._saved_at = clock()
 
@@ -172,11 +174,12 @@ class KeptMonitors:
         try:
             write_whole(self.scores_file, self.monitors.recent.csv())
             write_state(self.state_file, {_SAVE: save, _KEY: self.conversation_key.hex()} | self.monitors.state())
+            # From here on the log follows this state, also if its old lines cannot be removed: they name another one.
+            self._save = self._known = save
+            self._has_changed = False
             self._ahead.clear()
         except OSError as error:
             self._say_unsaved(error)
-            return
-        self._save, self._has_changed = save, False
 
     def _may_write(self) -> bool:
         if self._writer is None or self._writer.is_locked:
@@ -194,7 +197,31 @@ class KeptMonitors:
         except OSError as error:
             self._say_unsaved(error)
             return False
+        self._continue_from_other()
         return True
+
+    def _continue_from_other(self) -> None:
+        """Continue from the state that another process has saved since this one read it."""
+        key, seen = self.conversation_key, self._known
+        try:
+            state = None if self.state_file is None else read_state(self.state_file)
+        except (DataError, OSError):
+            return
+        if state is None or state.get(_SAVE, "") == seen:
+            return
+        newer = self._read()
+        # The names of conversations are under the key of this process's memory.
+        self.conversation_key = key
+        if newer is not None:
+            log.warning(
+                "another process has saved %s since these monitors began: they continue from its state, without the %d "
+                "requests of this process so far",
+                self.state_file,
+                self.monitors.rates.requests - self._inherited,
+            )
+            self.monitors, self._inherited = newer, newer.rates.requests
+            self._said.clear()
+            self._say_alarms()
 
     def _read(self) -> Monitors | None:
         if self.state_file is None or self._ahead is None:
@@ -206,6 +233,7 @@ class KeptMonitors:
             save, key = str(state.pop(_SAVE, "")), str(state.pop(_KEY, ""))
             monitors = Monitors.from_state(state, self._settings, self._scores)
             self.conversation_key = bytes.fromhex(key)
+            self._known = save
             updates = self._ahead.read(save)
             for update in updates:
                 _apply(monitors, update)

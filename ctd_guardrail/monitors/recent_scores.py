@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from ctd_guardrail.errors import DataError
@@ -12,16 +11,10 @@ from ctd_guardrail.monitors.state import SavedState, State, pack_scores, unpack_
 
 __all__ = ["COLUMNS", "RecentScores"]
 
+_MOST_OPEN: Final = 8_192
+
 COLUMNS: Final = ("dv", "conversation")
 """Names of the columns, which ``ctd-calibrate recalibrate`` reads by default."""
-
-
-@dataclass(slots=True)
-class _Followed:
-    """The judged turns of a conversation, and whether they are written."""
-
-    scores: list[float] = field(default_factory=list)
-    is_released: bool = False
 
 
 class RecentScores:
@@ -31,10 +24,11 @@ class RecentScores:
     not only the delegated ones: a certificate is about a random turn. For the same reason a turn that follows a pause
     joins its conversation, although the alarms have closed it: late turns may have other scores than early ones.
 
-    A conversation is written when it has been released, so that short ones are not preferred.
+    A conversation is written when it has been released, so that short ones are not preferred. Those that have not are
+    kept beside, at most 8,192: the oldest one goes.
 
     Args:
-        capacity: Number of scores that are kept, at least 1. A single conversation may have more.
+        capacity: Number of scores that are written, at least 1. A single conversation may have more.
         max_turns: Largest number of turns of a conversation. Later turns are left out. With 1, there is no such limit:
             the certificate is about single turns.
     """
@@ -42,49 +36,50 @@ class RecentScores:
     def __init__(self, capacity: int, *, max_turns: int = 1) -> None:
         self._capacity = capacity
         self._max_turns = max_turns
-        self._conversations: dict[str, _Followed] = {}  # in order of their beginning
-        self._size = 0
+        self._open: dict[str, list[float]] = {}  # the oldest first
+        self._released: dict[str, list[float]] = {}
+        self._written = 0
 
     def __len__(self) -> int:
         """Return the number of scores that are written."""
-        return sum(len(each.scores) for each in self._conversations.values() if each.is_released)
+        return self._written
 
     def update(self, request: Request) -> None:
         """Take the scores of a request, if its conversation is followed from its first turn."""
         if not request.is_placed:
             return
-        followed = self._conversations.get(request.conversation)
+        name = request.conversation
+        followed = self._released.get(name, self._open.get(name))
         if followed is None:
             if request.earlier and self._max_turns > 1:
                 return
-            followed = self._conversations[request.conversation] = _Followed()
-        room = None if self._max_turns == 1 else self._max_turns - len(followed.scores)
+            followed = self._open[name] = []
+            if len(self._open) > _MOST_OPEN:
+                del self._open[next(iter(self._open))]
+        room = None if self._max_turns == 1 else self._max_turns - len(followed)
         taken = request.scores[:room]
-        followed.scores += taken
-        self._drop_oldest(len(taken))
+        followed += taken
+        if name in self._released:
+            self._count(len(taken))
 
     def release(self, name: str) -> None:
         """Write a conversation from now on. One without a score is dropped."""
-        followed = self._conversations.get(name)
-        if followed is not None and followed.scores:
-            followed.is_released = True
-        elif followed is not None:
-            del self._conversations[name]
+        followed = self._open.pop(name, None)
+        if followed:
+            self._released[name] = followed
+            self._count(len(followed))
 
-    def _drop_oldest(self, added: int) -> None:
-        self._size += added
-        # Conversations without a score take room too.
-        while max(self._size, len(self._conversations)) > self._capacity and len(self._conversations) > 1:
-            oldest = next(iter(self._conversations))
-            self._size -= len(self._conversations.pop(oldest).scores)
+    def _count(self, added: int) -> None:
+        self._written += added
+        while self._written > self._capacity and len(self._released) > 1:
+            self._written -= len(self._released.pop(next(iter(self._released))))
 
     def csv(self) -> str:
-        """Return the scores as a CSV file, in order of the beginning of their conversations.
+        """Return the scores as a CSV file, in the order in which their conversations were released.
 
         A turn that the base model could not read and that went to the expert has the word ``expert`` for its score.
         """
-        written = ((name, each) for name, each in self._conversations.items() if each.is_released)
-        rows = [f"{d},{name}" for name, each in written for d in pack_scores(each.scores)]
+        rows = [f"{d},{name}" for name, scores in self._released.items() for d in pack_scores(scores)]
         return "\n".join([",".join(COLUMNS), *rows, ""])
 
     def state(self) -> State:
@@ -93,7 +88,9 @@ class RecentScores:
             "capacity": self._capacity,
             "max_turns": self._max_turns,
             "conversations": [
-                [name, each.is_released, *pack_scores(each.scores)] for name, each in self._conversations.items()
+                [name, is_released, *pack_scores(scores)]
+                for is_released, some in ((True, self._released), (False, self._open))
+                for name, scores in some.items()
             ],
         }
 
@@ -113,8 +110,9 @@ class RecentScores:
         for row in saved.lists("conversations"):
             match row:
                 case [str(name), bool(is_released), *scores]:
-                    recent._conversations[name] = _Followed(list(unpack_scores(scores)), is_released)
-                    recent._drop_oldest(len(scores))
+                    recent._open[name] = list(unpack_scores(scores))
+                    if is_released:
+                        recent.release(name)
                 case _:
                     raise DataError("saved state of recent scores has a damaged row", hint="Start new monitors")
         return recent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -40,7 +41,12 @@ class WriteAheadLog:
             self._stream = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             # The last guard may go at any time, without a call of `close`.
             self._release = weakref.finalize(self, os.close, self._stream)
-        os.write(self._stream, json.dumps([save, *update], allow_nan=False).encode() + b"\n")
+        line = json.dumps([save, *update], allow_nan=False).encode() + b"\n"
+        before = os.fstat(self._stream).st_size
+        if os.write(self._stream, line) != len(line):
+            # The next line would be glued to the half one, and reading stops there.
+            os.truncate(self._stream, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def clear(self) -> None:
         """Remove all lines.

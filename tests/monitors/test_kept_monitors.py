@@ -17,6 +17,7 @@ import pytest
 from ctd_guardrail.monitors.conversations import Request
 from ctd_guardrail.monitors.kept_monitors import KeptMonitors
 from ctd_guardrail.monitors.monitors import Monitors, MonitorSettings
+from ctd_guardrail.monitors.write_ahead import WriteAheadLog
 from ctd_guardrail.policy.turns import BudgetUnit, TurnScores
 from tests.support.clocks import ManualClock
 
@@ -293,3 +294,34 @@ def test_after_a_kill_between_saves_the_numbers_are_those_of_an_uninterrupted_pr
             break
         update(uninterrupted)
     assert resumed.state() == uninterrupted.state()
+
+
+def test_a_log_that_cannot_be_cleared_loses_no_later_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monitors = kept(tmp_path)
+    feed(monitors, 5)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(WriteAheadLog, "clear", fail)
+        monitors.save()
+    feed(monitors, 7, seed=1)
+    assert kept(tmp_path).monitors.state() == monitors.monitors.state()
+
+
+def test_a_process_that_began_earlier_continues_the_state_of_the_one_that_has_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = kept(tmp_path)
+    feed(first, 6)
+    second = kept(tmp_path)  # begins while the first one runs, as in a rolling restart
+    feed(second, 2, seed=1)
+    feed(first, 30, seed=2)
+    first.close()
+    second.save()
+    assert "they continue from its state, without the" in caplog.text
+    assert second.monitors.state() == first.monitors.state()
+    feed(second, 3, seed=3)
+    second.save()
+    assert kept(tmp_path).monitors.rates.requests == 39

@@ -33,14 +33,26 @@ def test_a_conversation_longer_than_the_buffer_is_kept_whole() -> None:
     assert recent.csv() == "dv,conversation\n0.1,b\n0.2,b\n0.3,b\n"
 
 
-def test_a_conversation_is_written_when_it_is_released_and_in_order_of_its_beginning() -> None:
+def test_conversations_are_written_in_the_order_of_their_release() -> None:
     recent = RecentScores(9, max_turns=5)
     recent.update(request("a", 0.1))
     recent.update(request("b", 0.2))
     recent.release("b")
     assert recent.csv() == "dv,conversation\n0.2,b\n"
     recent.release("a")
-    assert recent.csv() == "dv,conversation\n0.1,a\n0.2,b\n"
+    assert recent.csv() == "dv,conversation\n0.2,b\n0.1,a\n"
+
+
+def test_conversations_that_go_on_take_no_room_from_those_that_are_written() -> None:
+    recent = RecentScores(4, max_turns=20)
+    recent.update(request("long", *[0.0] * 9))
+    for number in range(6):
+        recent.update(request(f"open {number}", 0.5))
+    for number in range(3):
+        serve(recent, str(number), 0.1, 0.2)
+    assert recent.csv() == "dv,conversation\n0.1,1\n0.2,1\n0.1,2\n0.2,2\n"
+    recent.release("long")
+    assert len(recent) == 9
 
 
 def test_a_turn_after_a_pause_joins_its_conversation() -> None:
@@ -60,11 +72,11 @@ def test_late_turns_of_an_unknown_conversation_are_left_out(late: Request) -> No
     assert len(recent) == 0
 
 
-def test_conversations_without_scores_take_room() -> None:
+def test_conversations_that_go_on_are_bounded() -> None:
     recent = RecentScores(3)
-    for name in "abcdefgh":
-        recent.update(request(name))
-    assert len(recent.state()["conversations"]) == 3
+    for number in range(8_200):
+        recent.update(request(str(number)))
+    assert len(recent.state()["conversations"]) == 8_192
 
 
 def test_the_buffer_goes_on_where_it_was_saved() -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,17 @@ def test_numbers_that_json_lacks_are_refused_and_leave_no_line(tmp_path: Path) -
     with pytest.raises(ValueError, match="JSON"):
         log.append("s", [float("nan")])
     assert log.read("s") == []
+
+
+def test_a_line_that_is_cut_on_a_full_disk_leaves_the_log_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = WriteAheadLog(tmp_path / "log")
+    written.append("save", ["first"])
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda stream, line: write(stream, line[:5]))
+        with pytest.raises(OSError, match="No space left"):
+            written.append("save", ["second"])
+    written.append("save", ["third"])
+    assert written.read("save") == [["first"], ["third"]]
