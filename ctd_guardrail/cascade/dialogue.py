@@ -210,7 +210,7 @@ class _Walk:
         known = await self._recall(key)
         if known is None:
             return await self._judge_now(history.unit(turn), digest, is_text=turn.is_text, is_turn=True), False
-        was_refused = known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
+        was_refused = _is_refusal(known)
         is_audited = is_newest and self._judge.draw_audit()
         self._emit(Recalled(self._origin, is_newest, is_audited))
         if is_audited:
@@ -226,8 +226,8 @@ class _Walk:
         if decision is not known:
             self._count_time(decision)
             # A refusal that the user has seen stays one, also if this request is in shadow mode.
-            has_counted = known.mode is Mode.ENFORCE
-            await self._remember(unit.digest, replace(decision, mode=known.mode) if has_counted else decision)
+            mode = Mode.ENFORCE if _is_refusal(known) else decision.mode
+            await self._remember(unit.digest, replace(decision, mode=mode))
         return decision
 
     async def _judge_answers(self, answers: Sequence[Message]) -> Decision | None:
@@ -330,6 +330,11 @@ def _key(digest: str, *, is_text: bool) -> str:
     the text and the note. A note that a user has typed is another unit: the probes read it.
     """
     return digest if is_text else f"{digest}:nontext"
+
+
+def _is_refusal(known: Decision) -> bool:
+    """Return whether the user has seen a refusal for a remembered decision."""
+    return known.verdict is Verdict.BLOCK and known.mode is Mode.ENFORCE
 
 
 def _obstacle(characters: int, *, is_text: bool) -> InputError | None:

@@ -210,15 +210,37 @@ async def test_audits_use_up_no_call_that_a_later_turn_needs() -> None:
     assert served.calls == len(traffic.expert.asked) == 3
 
 
+class Strict(Parts):
+    """Parts whose probes alone block text with "bad" in it."""
+
+    async def run(self, unit: Conversation, head: Any) -> Scored:
+        d = float(unit.messages[-1].content.split()[-1])
+        p = 0.9 if "bad" in unit.messages[-1].content else 0.1
+        return Scored(np.array([[p, d]]), queue_ms=0.0, forward_ms=0.0)
+
+
 async def test_an_audit_in_shadow_mode_leaves_a_refusal_a_refusal() -> None:
-    share = 1.0 - 2.0**-52
-    enforcing = Traffic()
-    shadow = Traffic(enforcing.expert, mode=Mode.SHADOW, audit_share=share)
-    harmful = "harm 0.5"
+    memory = LocalMemory()
+    enforcing = Traffic(Strict(), memory=memory)
+    shadow = Traffic(Strict(), memory=memory, mode=Mode.SHADOW, audit_share=1.0 - 2.0**-52)
+    harmful = "bad harm -0.5"
     assert (await enforcing.ask(harmful)).is_blocking
     await shadow.ask(harmful)
+    assert len(shadow.of(Audited)) == 1
     later = await enforcing.ask(harmful, DEFAULT_REFUSALS[0], "fine -0.5")
     assert later.verdict is Verdict.ALLOW
+
+
+async def test_an_audit_in_shadow_mode_makes_no_refusal_of_an_allowed_turn() -> None:
+    memory = LocalMemory()
+    enforcing = Traffic(Strict(), memory=memory)
+    shadow = Traffic(Strict(), memory=memory, mode=Mode.SHADOW, audit_share=1.0 - 2.0**-52)
+    missed = "harm -0.5"
+    assert not (await enforcing.ask(missed)).is_blocking
+    await shadow.ask(missed)
+    assert [event.is_missed for event in shadow.of(Audited)] == [True]
+    later = await enforcing.ask(missed, DEFAULT_REFUSALS[0], "fine -0.5")
+    assert later.verdict is Verdict.BLOCK
 
 
 class Broken(LocalMemory):
