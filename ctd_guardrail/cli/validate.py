@@ -11,10 +11,10 @@ from rich.markup import escape
 
 from ctd_guardrail.assembly.folder import read_folder
 from ctd_guardrail.assembly.prepared import prepare_folder
+from ctd_guardrail.assembly.root import configurations_of, guarded_configurations, has_server_init
 from ctd_guardrail.cli.console import exit_on_error
 from ctd_guardrail.cli.memory import describe_memory
 from ctd_guardrail.cli.wiring import Engine, check_wiring, notes
-from ctd_guardrail.nemo.root import configurations_of, guarded_configurations, has_server_init
 
 __all__ = ["validate"]
 

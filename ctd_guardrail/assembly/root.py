@@ -1,7 +1,4 @@
-"""A root of several configurations, as NeMo's server reads it: a client may name each subfolder.
-
-This module does not import NeMo.
-"""
+"""A root of several configurations, as NeMo's server reads it: a client may name each subfolder."""
 
 from __future__ import annotations
 
