@@ -95,6 +95,7 @@ class KeptMonitors:
         self._said: set[str] = set()
         self._save = ""  # the name of the save that the log follows; empty: this process writes no log
         self._known = ""  # the name of the save that these monitors continue
+        self._repeated = 0  # the updates after it that they have repeated from the log
         self._has_tried = False
         self._has_changed = False
         self.monitors = self._read() or Monitors(settings, scores)
@@ -176,6 +177,7 @@ class KeptMonitors:
             write_state(self.state_file, {_SAVE: save, _KEY: self.conversation_key.hex()} | self.monitors.state())
             # From here on the log follows this state, also if its old lines cannot be removed: they name another one.
             self._save = self._known = save
+            self._repeated = 0
             self._has_changed = False
             self._ahead.clear()
         except OSError as error:
@@ -207,7 +209,13 @@ class KeptMonitors:
             state = None if self.state_file is None else read_state(self.state_file)
         except (DataError, OSError):
             return
-        if state is None or state.get(_SAVE, "") == seen:
+        if state is None or self._ahead is None:
+            return
+        try:
+            has_more = len(self._ahead.read(seen)) > self._repeated  # of a process that was killed before it saved
+        except OSError:
+            return
+        if state.get(_SAVE, "") == seen and not has_more:
             return
         newer = self._read()
         # The names of conversations are under the key of this process's memory.
@@ -233,8 +241,8 @@ class KeptMonitors:
             save, key = str(state.pop(_SAVE, "")), str(state.pop(_KEY, ""))
             monitors = Monitors.from_state(state, self._settings, self._scores)
             self.conversation_key = bytes.fromhex(key)
-            self._known = save
             updates = self._ahead.read(save)
+            self._known, self._repeated = save, len(updates)
             for update in updates:
                 _apply(monitors, update)
         except (DataError, OSError, ValueError) as error:

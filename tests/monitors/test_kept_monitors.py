@@ -310,15 +310,19 @@ def test_a_log_that_cannot_be_cleared_loses_no_later_update(tmp_path: Path, monk
     assert kept(tmp_path).monitors.state() == monitors.monitors.state()
 
 
+@pytest.mark.parametrize("ends", ["closed", "killed"])
 def test_a_process_that_began_earlier_continues_the_state_of_the_one_that_has_gone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ends: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = kept(tmp_path)
     feed(first, 6)
     second = kept(tmp_path)  # begins while the first one runs, as in a rolling restart
     feed(second, 2, seed=1)
     feed(first, 30, seed=2)
-    first.close()
+    if ends == "closed":
+        first.close()
+    else:
+        first._release()  # the system releases the lock of a killed process, which saves nothing more
     second.save()
     assert "they continue from its state, without the" in caplog.text
     assert second.monitors.state() == first.monitors.state()
